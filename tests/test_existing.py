@@ -80,3 +80,14 @@ def test_a_run_that_diverges_does_not_stop_the_others(make: Make) -> None:
     assert [row["strategy"] for row in rows] == ["seqft"]
     assert len(small.failures) == 1
     assert "wild, order default, seed 0 failed: alpha: the loss is nan at step 2" in small.failures[0]
+
+
+def test_test_rows_have_no_part_in_a_study_that_is_scored_on_validation_rows(make: Make, tasks: Path) -> None:
+    data = {"batch_size": 4, "max_length": 64, "score_on": "validation"}
+    first = make(data=data)
+    first.run()
+    scores = (first.folder / UNTOUCHED / "scores.csv").stat().st_mtime_ns
+    change_answers(tasks)
+    second = make(data=data, seeds=[0, 1])  # goes on, and scores the untouched model once
+    second.run()
+    assert (second.folder / UNTOUCHED / "scores.csv").stat().st_mtime_ns == scores

@@ -25,7 +25,7 @@ FLOORS = (
     ("scoring",),
     ("data", "module", "callbacks"),
     ("loop",),
-    ("tiny", "conformance", "testing", "assembly", "plan", "existing"),
+    ("tiny", "conformance", "testing", "assembly", "refusals", "plan", "existing"),
     ("study", "report"),
     ("cli", "__main__"),
 )

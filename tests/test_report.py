@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from io import StringIO
 from pathlib import Path
@@ -16,7 +17,8 @@ from workbench.cli import app, guarded
 from workbench.components import ConfigError
 from workbench.display import score_table
 from workbench.files import read_csv
-from workbench.report import SUMMARY, comparison_table, find_runs, matrix_table, write_summary
+from workbench.report import SUMMARY, comparison_table, domain_table, find_runs, matrix_table, write_summary
+from workbench.results import RunFolder
 
 HEADER = (
     "strategy,order,seed,OP,BWT,FWT,forgetting,learning_accuracy,general_delta,trainable_parameters,"
@@ -108,6 +110,46 @@ def test_a_matrix_as_it_is_printed(tmp_path: Path) -> None:
     cells = printed(matrix_table(fill(tmp_path), 120))
     assert cells[0] == ["0", "0.10", "0.20", "0.10", "0.50"]
     assert cells[3] == ["3", "0.50", "0.60", "0.70", "0.30"]
+
+
+def test_the_commonest_answer_stands_above_a_matrix(tmp_path: Path) -> None:
+    run = fill(tmp_path)
+    first = run.environment()["protocol"]["order"][0]
+    run.add_to_environment("protocol", {"majority": {first: ["A", 0.375]}})
+    table = matrix_table(run, 120)
+    assert printed(table)[0] == ["majority", "0.38", "–", "–", "–"]
+    assert "commonest answer" in str(table.caption)
+
+
+def altered(run: RunFolder, cell: str, value: str) -> RunFolder:
+    """The run with another value in one cell of its scores, given as "after,on,metric,"."""
+    file = run.path / "scores.csv"
+    text, count = re.subn(rf"(?m)^{cell}[^,]+", f"{cell}{value}", file.read_text(encoding="utf-8"))
+    assert count == 1
+    file.write_text(text, encoding="utf-8")
+    return RunFolder(run.path)
+
+
+def test_domain_by_domain(tmp_path: Path) -> None:
+    """Learnt is the diagonal and the end the last row, averaged over two seeds that differ in one cell."""
+    runs = [fill(tmp_path / "one", seed=0), fill(tmp_path / "two", seed=1)]
+    runs[1] = altered(runs[1], "3,a,accuracy,", "0.1")  # 0.5 in the other
+    learnt = [f"{value:.2f}" for value in runs[0].matrix()[1:].diagonal()]
+    rows = {cells[0]: cells[1:] for cells in printed(domain_table(runs, 120))}
+    assert list(rows) == ["untouched", "lora, learnt", "lora, end"]
+    assert rows["untouched"] == ["0.10", "0.20", "0.10", "0.50"]
+    assert rows["lora, learnt"] == [*learnt, "–"]
+    assert rows["lora, end"] == ["0.30", "0.60", "0.70", "0.30"]
+
+
+def test_what_is_learnt_together_has_no_turn_and_labels_have_a_floor(tmp_path: Path) -> None:
+    run = fill(tmp_path)
+    run = altered(run, "1,a,accuracy,", "nan")
+    run.add_to_environment("protocol", {"majority": {"b": ["A", 0.375]}, "scored_on": "validation"})
+    table = domain_table([run], 120)
+    assert [cells[0] for cells in printed(table)] == ["untouched", "lora, end", "majority"]
+    assert printed(table)[-1] == ["majority", "–", "0.38", "–", "–"]
+    assert str(table.caption).startswith("scored on validation rows; learnt: ")
 
 
 def test_the_command_rebuilds_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

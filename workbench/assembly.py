@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from workbench.config import Component, ConfigError, StudyConfig, import_class, 
 from workbench.data import ContinualDataModule
 from workbench.encoding import TextPolicy
 from workbench.fingerprint import fingerprint_model, fingerprint_tasks
-from workbench.imports import did_you_mean
 from workbench.loop import MakeTrainer, count_parameters
 from workbench.module import OptimizerFactory
 from workbench.strategy import Composition, ContinualStrategy
@@ -42,7 +42,7 @@ class Assembly:
     """The objects that a study's config names, built when they are first needed.
 
     Args:
-        config: Already checked (`workbench.config.check` and `built_problems`).
+        config: Already checked (`workbench.config.check` and `workbench.refusals.built_problems`).
     """
 
     def __init__(self, config: StudyConfig) -> None:
@@ -52,8 +52,15 @@ class Assembly:
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
-        """The benchmark's tasks by name."""
-        return {task.name: task for task in map(self.benchmark.__getitem__, range(len(self.benchmark)))}
+        """The benchmark's tasks by name, with the rows that `data.score_on` chooses as their test rows.
+
+        The validation rows take the test's place here, before anything else sees a task: so nothing that is
+        chosen by their scores has seen the test rows.
+        """
+        tasks = list(map(self.benchmark.__getitem__, range(len(self.benchmark))))
+        if self.config.data.score_on == "validation":
+            tasks = [replace(task, test=task.validation) for task in tasks]
+        return {task.name: task for task in tasks}
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -193,69 +200,6 @@ class Assembly:
         if task is not None:
             built["max_epochs"] = self.epochs(strategy, task)
         return TRAINER_DEFAULTS | built
-
-
-def built_problems(config: StudyConfig, known: Sequence[str]) -> list[str]:
-    """What only the built benchmark and strategies can tell, left out where their classes are wrong already.
-
-    Args:
-        config: Of the right shape.
-        known: Problems that were found before.
-    """
-    sections = {problem.partition(":")[0] for problem in known}
-    problems = []
-    if not any(section.startswith("benchmark") for section in sections):
-        problems += _benchmark_problems(config)
-    if not any(section.startswith("strategies") for section in sections):
-        problems += _strategy_problems(config)
-    return problems
-
-
-def benchmark_refusal(component: Component | Mapping[str, Any]) -> list[str]:
-    """Why a benchmark cannot be built: its data are not there or not as they should be."""
-    try:
-        instantiate(component)
-    except (ValueError, OSError) as error:
-        return [f"benchmark: {line}" for line in str(error).splitlines()]
-    return []
-
-
-def _benchmark_problems(config: StudyConfig) -> list[str]:
-    """Its own refusal; orders and tasks that it does not have."""
-    if refusal := benchmark_refusal(config.benchmark):
-        return refusal
-    benchmark: Benchmark = instantiate(config.benchmark)
-    names = [benchmark[index].name for index in range(len(benchmark))]
-    problems = [
-        f"orders: {type(benchmark).__name__} has no order {order!r}.{did_you_mean(order, benchmark.orders)} "
-        f"There are {', '.join(benchmark.orders)}."
-        for order in config.orders or ()
-        if order not in benchmark.orders
-    ]
-    for strategy in config.strategies:
-        problems += [
-            f"per_task: {type(benchmark).__name__} has no task {task!r}.{did_you_mean(task, names)} "
-            f"There are {', '.join(names)}."
-            for task in config.tasks(strategy)
-            if task not in names
-        ]
-    return list(dict.fromkeys(problems))
-
-
-def _strategy_problems(config: StudyConfig) -> list[str]:
-    """What the strategies refuse as they are built."""
-    problems = []
-    for name, strategy in config.strategies.items():
-        try:
-            members = [instantiate(component) for component in strategy.components]
-            wrong = [member for member in members if not isinstance(member, ContinualStrategy)]
-            if wrong:
-                problems.append(f"strategies.{name}: {type(wrong[0]).__name__} is no ContinualStrategy.")
-            elif len(members) > 1:
-                Composition(members)
-        except ValueError as error:
-            problems.append(f"strategies.{name}: {error}")
-    return problems
 
 
 def _choose_threads(backbone: Backbone) -> None:

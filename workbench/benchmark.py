@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from datasets import Dataset
 from torchmetrics import Metric
@@ -72,6 +72,23 @@ class Task:
     def is_corpus(self) -> bool:
         """Whether the rows are plain text, learnt whole and scored in nats per byte."""
         return "text" in self.test.column_names
+
+    def rows_to_mix(self) -> list[dict[str, Any]]:
+        """The training rows as they can stand among another task's: a corpus' text, or prompt, answer and limit.
+
+        Each row carries `max_new_tokens`, so that its answer is cut where this task cuts it and not where the
+        other one does.
+        """
+        if self.is_corpus:
+            return [{"text": row["text"]} for row in self.train]
+        return [
+            {
+                "prompt": row["prompt"],
+                "answer": row["answer"],
+                "max_new_tokens": row.get("max_new_tokens") or self.max_new_tokens,
+            }
+            for row in self.train
+        ]
 
     @property
     def primary(self) -> str:

@@ -68,8 +68,11 @@ def list_() -> None:
 def report(folder: Path) -> None:
     """Rebuild summary.csv from the run folders under FOLDER, and print the tables."""
     module = import_module("workbench.report")
-    for finished in module.find_runs(folder):
+    runs = module.find_runs(folder)
+    for finished in runs:
         output().print(module.matrix_table(finished, output().width))
+    if len(runs) > 1:
+        output().print(module.domain_table(runs, output().width))
     show(folder, module.write_summary(folder))
 
 

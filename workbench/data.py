@@ -129,7 +129,7 @@ class ContinualDataModule(LightningDataModule):
         Args:
             backbone: Encodes them.
             position: Of the task in the curriculum; it enters the order of rows.
-            task: Whose limits apply.
+            task: Whose limits apply, but to rows that carry their own in a column "max_new_tokens".
             rows: Text; no rows means that nothing is trained.
         """
         self.rows = EncodedRows(backbone.encode(rows, task.max_new_tokens)) if len(rows) else None

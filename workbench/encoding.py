@@ -117,9 +117,13 @@ class Encoder:
     def encode(self, rows: Dataset, max_new_tokens: int | None = None) -> Dataset:
         """Rows of {"prompt", "answer"} or {"text"} to rows of tokens.
 
+        A row may carry limits of its own: where rows of several tasks stand together, as in replay, each is cut
+        where it was cut in its own task.
+
         Args:
-            rows: The text; a text longer than the limit becomes several rows, so that none is lost.
-            max_new_tokens: The longest answer in tokens. None: as long as the longest one there.
+            rows: The text; a text longer than the limit becomes several rows, so that none is lost. An integer
+                column "max_new_tokens" is, where it is not None, that row's own longest answer.
+            max_new_tokens: The longest answer in tokens of the other rows. None: as long as the longest one there.
 
         Returns:
             Columns input_ids (list of int), prompt_length (tokens that carry no label), row (the index in
@@ -129,17 +133,17 @@ class Encoder:
             encoded = [part for index, row in enumerate(rows) for part in self._text_parts(row["text"], index)]
         else:
             longest = max_new_tokens or self._longest_answer(rows)
-            limits = self.limits(longest) if len(rows) else (1, 1)
-            encoded = [self._pair(row, index, limits) for index, row in enumerate(rows)]
+            encoded = [self._pair(row, index, row.get("max_new_tokens") or longest) for index, row in enumerate(rows)]
         columns = ("input_ids", "prompt_length", "row", "prompt_cut", "answer_cut")
         return Dataset.from_dict({name: [row[name] for row in encoded] for name in columns})
 
     def _longest_answer(self, rows: Dataset) -> int:
         return max((len(self._tokens(row["answer"], special=False)) + 1 for row in rows), default=1)
 
-    def _pair(self, row: Mapping[str, str], index: int, limits: tuple[int, int]) -> dict[str, Any]:
-        prompt, prompt_cut = self.prompt(row["prompt"], limits[0])
-        answer, answer_cut = self.answer(row["answer"], limits[1])
+    def _pair(self, row: Mapping[str, Any], index: int, max_new_tokens: int) -> dict[str, Any]:
+        prompt_limit, answer_limit = self.limits(max_new_tokens)
+        prompt, prompt_cut = self.prompt(row["prompt"], prompt_limit)
+        answer, answer_cut = self.answer(row["answer"], answer_limit)
         return _row(prompt + answer, len(prompt), index, (prompt_cut, answer_cut))
 
     def _text_parts(self, text: str, index: int) -> list[dict[str, Any]]:

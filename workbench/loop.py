@@ -18,6 +18,7 @@ from workbench.data import ContinualDataModule
 from workbench.display import Display
 from workbench.module import ContinualModule
 from workbench.results import RunFolder
+from workbench.scoring import majority_answer
 from workbench.seeding import seed_all
 
 MakeTrainer = Callable[[Task, list[Callback]], Trainer]
@@ -146,7 +147,11 @@ def scored_rows(items: Sequence[Task], tasks: Sequence[Task]) -> list[int | None
 
 
 def matrix_layout(data: ContinualDataModule) -> dict[str, Any]:
-    """What the names in `scores.csv` mean: columns in order, probes, the corpus, each one's primary metric."""
+    """What the names in `scores.csv` mean: columns in order, probes, the corpus, each one's primary metric.
+
+    "majority" holds, for each domain of labels, the commonest answer and what it would score.
+    """
+    majority = {task.name: majority_answer(task) for task in data.tasks}
     return {
         "order": [task.name for task in data.tasks],
         "probes": [task.name for task in data.probes],
@@ -154,6 +159,7 @@ def matrix_layout(data: ContinualDataModule) -> dict[str, Any]:
         "primary": {task.name: task.primary for task in data.tested},
         "test_rows": {task.name: len(task.test) for task in data.tested},
         "training_rows": {task.name: len(task.train) for task in data.tasks},
+        "majority": {name: list(found) for name, found in majority.items() if found},
     }
 
 

@@ -35,7 +35,7 @@ class StrategyEstimate:
 
     Args:
         trainable: What trains, in words.
-        steps: Optimizer steps of one run.
+        steps: Optimizer steps of one run, without those over rows that the strategy mixes in.
         train_seconds: Of one run.
         score_seconds: Of one run, if every answer were as long as it may be.
     """

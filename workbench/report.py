@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -66,9 +66,15 @@ def protocol_note(run: RunFolder) -> str:
     several = f"{rows[0]}" if len(rows) == 1 else f"{rows[0]} to {rows[-1]}"
     return (
         f"{protocol['backbone']}; {protocol['benchmark']}, {len(protocol['order'])} tasks of {several} training rows; "
-        f"long prompts cut: {protocol['text']['truncation']}; template {protocol['text']['template']}; "
-        f"decoding {protocol['decoding']}; precision {protocol['precision']}"
+        f"{_split_note(protocol)}long prompts cut: {protocol['text']['truncation']}; "
+        f"template {protocol['text']['template']}; decoding {protocol['decoding']}; precision {protocol['precision']}"
     )
+
+
+def _split_note(protocol: Mapping[str, Any]) -> str:
+    """Says which rows were scored where it is not the test rows: such numbers are for choosing, not for citing."""
+    split = protocol.get("scored_on", "test")
+    return "" if split == "test" else f"scored on {split} rows; "
 
 
 def comparison_table(rows: Sequence[dict[str, Any]], title: str, note: str, width: int = WIDE) -> Table:
@@ -136,11 +142,58 @@ def matrix_table(run: RunFolder, width: int) -> Table:
         scored.setdefault(protocol["primary"][name], []).append(name)
     title = f"{protocol['strategy']}, order {protocol['order_name']}, seed {protocol['seed']}"
     table = score_table(title, columns, width)
-    table.caption = f"{table.caption}\n" + "; ".join(f"{metric}: {', '.join(on)}" for metric, on in scored.items())
+    metrics = "; ".join(f"{metric}: {', '.join(on)}" for metric, on in scored.items())
+    table.caption = f"{table.caption}\n{_split_note(protocol)}{metrics}"
+    majority = protocol.get("majority", {})
+    if majority:
+        table.caption = f"{table.caption}\nmajority: what the commonest answer alone would score in a domain of labels"
+        floors = (majority.get(name, ("", math.nan))[1] for name in columns)
+        table.add_row("majority", *(number(value, 2) for value in floors), end_section=True)
     for after in range(len(protocol["order"]) + 1):
         values = [run.value(after, name, protocol["primary"][name]) for name in columns]
         table.add_row(str(after), *(number(value, 2) for value in values))
     return table
+
+
+def domain_table(runs: Sequence[RunFolder], width: int) -> Table:
+    """Each strategy on each domain, right after it was learnt and in the end; means over seeds and orders.
+
+    Args:
+        runs: Finished runs of one study.
+        width: Characters that the table may take.
+    """
+    layout = runs[0].environment()["protocol"]
+    names = [*layout["order"], *layout["probes"]]
+    table = score_table("domain by domain, mean over seeds and orders", names, width)
+    legend = str(table.caption).partition("; ")[2]
+    meaning = "learnt: right after the domain; end: after the last one"
+    table.caption = f"{_split_note(layout)}{meaning}" + (f"; {legend}" if legend else "")
+    table.columns[0].justify, table.columns[0].header, table.columns[0].no_wrap = "left", "", False
+    measured: dict[str, list[dict[str, float]]] = {}
+    for run in runs:
+        for row, scores in _moments(run).items():
+            measured.setdefault(row, []).append(scores)
+    majority = layout.get("majority", {})
+    measured["majority"] = [{name: majority.get(name, ("", math.nan))[1] for name in names}]
+    for row, found in measured.items():
+        means = [_mean([scores.get(name, math.nan) for scores in found]) for name in names]
+        if not all(map(math.isnan, means)):
+            table.add_row(row, *(number(value, 2) for value in means))
+    return table
+
+
+def _moments(run: RunFolder) -> dict[str, dict[str, float]]:
+    """Primary scores untouched, when a domain was learnt, and in the end; probes are never learnt."""
+    protocol = run.environment()["protocol"]
+    order, primary, strategy = protocol["order"], protocol["primary"], protocol["strategy"]
+    tested = [*order, *protocol["probes"]]
+    learnt = {name: run.value(after, name, primary[name]) for after, name in enumerate(order, start=1)}
+    in_turn = not any(map(math.isnan, learnt.values()))  # where tasks are learnt together, none has a turn
+    return {
+        "untouched": {name: run.value(0, name, primary[name]) for name in tested},
+        f"{strategy}, learnt": learnt if in_turn else {},
+        f"{strategy}, end": {name: run.value(len(order), name, primary[name]) for name in tested},
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -29,7 +29,7 @@ class BackboneConfig:
     """The model that a study starts from.
 
     Args:
-        path: A folder or hub id of a LLaMA-family model; "mini" is the shipped one.
+        path: A folder or hub id of a LLaMA-family model; "mini" and "micro" are the shipped ones.
         dtype: What its weights are loaded as; None: float32.
         end_token: What ends an answer; None: the tokenizer's end token.
     """
@@ -41,7 +41,7 @@ class BackboneConfig:
 
 @dataclass
 class DataConfig:
-    """How rows become batches.
+    """How rows become batches, and which of them are scored.
 
     Args:
         batch_size: Rows in a batch of training.
@@ -53,6 +53,9 @@ class DataConfig:
         template: What is written around a prompt.
         truncation: Where a prompt that is too long is cut.
         eval_batch_size: Rows in a batch of scoring.
+        score_on: The split of each task that is scored, wherever a task is: "validation" while learning rates and
+            the like are chosen, so that the test rows have no part in the choice. Probes and the general corpus
+            are scored on their test rows all the same.
     """
 
     batch_size: int = field(default=32, metadata={"least": 1})
@@ -63,6 +66,7 @@ class DataConfig:
     template: Literal["none", "alpaca", "chat"] = "none"
     truncation: Literal["left", "middle"] = "left"
     eval_batch_size: int = field(default=64, metadata={"least": 1})
+    score_on: Literal["test", "validation"] = "test"
 
 
 @dataclass

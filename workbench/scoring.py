@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from datasets import Dataset
+from torchmetrics import Metric
 
 from workbench.backbone import Backbone
 from workbench.benchmark import NATS_PER_BYTE, Task
@@ -60,14 +65,39 @@ def score_task(backbone: Backbone, strategy: ContinualStrategy, task: Task) -> T
             predictions = strategy.answer(backbone, task, prompts)
     if len(predictions) != len(prompts):
         raise ValueError(f"{task.name}: {len(predictions)} answers came back for {len(prompts)} prompts.")
-    metrics = {}
-    for name, scorer in task.scorers.items():
-        metric = copy.deepcopy(scorer).to("cpu")
-        metric.reset()
-        metric.update(prompts, predictions, answers)
-        metrics[name] = float(metric.compute())
+    metrics = {name: judge(scorer, prompts, predictions, answers) for name, scorer in task.scorers.items()}
     rows = [
         {"prompt": prompt, "prediction": prediction, "answer": answer}
         for prompt, prediction, answer in zip(prompts, predictions, answers, strict=True)
     ]
     return TaskScore(task.name, task.primary, metrics, len(rows), nats / max(tokens, 1), tokens, rows, cut)
+
+
+def judge(metric: Metric, prompts: Sequence[str], predictions: Sequence[str], answers: Sequence[str]) -> float:
+    """One metric over some answers; the task's own object is left as it was."""
+    metric = copy.deepcopy(metric).to("cpu")
+    metric.reset()
+    metric.update(prompts, predictions, answers)
+    return float(metric.compute())
+
+
+def majority_answer(task: Task) -> tuple[str, float] | None:
+    """What a model scores that always gives the commonest answer: the floor of a domain of labels.
+
+    The answer is chosen on training rows: the commonest one, or the commonest first character, where a label begins
+    a longer answer; whichever scores better there.
+
+    Returns:
+        The answer and its primary score on the scored rows; None where answers are no labels, which is where no
+        metric is called "valid", or where there is nothing to choose from.
+    """
+    if "valid" not in task.scorers or not len(task.train):
+        return None
+    known: list[str] = task.train["answer"][:]
+    candidates = [Counter(kind).most_common(1)[0][0] for kind in (known, [answer[:1] for answer in known])]
+
+    def score(rows: Dataset, constant: str) -> float:
+        return judge(task.scorers[task.primary], rows["prompt"][:], [constant] * len(rows), rows["answer"][:])
+
+    best = max(candidates, key=lambda constant: score(task.train, constant))
+    return best, score(task.test, best)

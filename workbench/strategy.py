@@ -19,18 +19,20 @@ class ContinualStrategy(nn.Module):
     """A continual-learning method, as the hooks that it needs and no others.
 
     Hooks that compute return values; the three that shape the model (`setup`, `before_task`,
-    `after_task`) change the backbone and nothing else. A strategy stands beside the backbone and keeps no
-    reference to it; its buffers follow the device and reach the checkpoint. What `setup` and
+    `after_task`) change the backbone and the strategy's own state, and nothing else. A strategy stands beside the
+    backbone and keeps no reference to it; its buffers follow the device and reach the checkpoint. What `setup` and
     `before_task` do to the structure is a function of the arguments and of the tasks begun so far.
 
     Attributes:
         reference: The paper, as one would cite it in a table.
         task_id_at_test: Whether `answer` looks at which task a prompt comes from. Then the scores are not
             comparable with those of methods that do not, and every table says so.
+        composable: Whether it may stand in a list with others.
     """
 
     reference: ClassVar[str] = ""
     task_id_at_test: ClassVar[bool] = False
+    composable: ClassVar[bool] = True
 
     def curriculum(self, tasks: Sequence[Task], general: Task | None) -> Sequence[Task]:
         """What is learnt, in order; an inserted task whose name is not in `tasks` is never scored."""
@@ -43,7 +45,11 @@ class ContinualStrategy(nn.Module):
         """Before each task, while no optimizer exists: grow, freeze, run a teacher over the batches."""
 
     def training_data(self, task: Task, rows: Dataset) -> Dataset:
-        """The rows to train on, of text; replay mixes here. No rows: no training."""
+        """The rows to train on, of text; replay mixes here. No rows: no training.
+
+        A row whose answer may be longer than this task's says so in an integer column "max_new_tokens"; where that
+        is None or not there, the task's own limit applies (see `Task.rows_to_mix`).
+        """
         return rows
 
     def penalties(self, backbone: Backbone, batch: Batch, output: Output) -> dict[str, Tensor]:
@@ -68,11 +74,14 @@ class Composition(ContinualStrategy):
         members: In the order in which they act.
 
     Raises:
-        ValueError: More than one member answers in its own way; in `setup`, one freezes what another trains.
+        ValueError: A member stands alone; more than one answers in its own way; in `setup`, one freezes what another
+            trains.
     """
 
     def __init__(self, members: Sequence[ContinualStrategy]) -> None:
         super().__init__()
+        if len(members) > 1 and (alone := [type(member).__name__ for member in members if not member.composable]):
+            raise ValueError(f"{alone[0]} cannot be combined with other strategies.")
         own_answer = [type(member).__name__ for member in members if _overrides(member, "answer")]
         if len(own_answer) > 1:
             raise ValueError(f"{' and '.join(own_answer)} each answer in their own way; combine at most one.")

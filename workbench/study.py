@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from workbench.assembly import Assembly, benchmark_refusal, built_problems
+from workbench.assembly import Assembly
 from workbench.config import ConfigError, StudyConfig, check, check_parts, check_surroundings, dump, load
 from workbench.data import ContinualDataModule
 from workbench.display import Display
@@ -21,6 +21,7 @@ from workbench.files import only_process, write_whole
 from workbench.loop import MakeTrainer, learn_in_sequence, score_untouched
 from workbench.module import ContinualModule
 from workbench.plan import Plan, make_plan
+from workbench.refusals import benchmark_refusal, built_problems
 from workbench.report import write_summary
 from workbench.results import RunFolder
 from workbench.strategy import ContinualStrategy, needs_task_id
@@ -206,6 +207,7 @@ class Study:
             "decoding": "greedy",
             "precision": config.trainer.get("precision", "32-true"),
             "text": vars(self.assembly.text_policy),
+            "scored_on": config.data.score_on,
             "benchmark": config.benchmark.class_path,
             "benchmark_notes": self.assembly.benchmark_notes,
         }

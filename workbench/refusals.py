@@ -1,0 +1,87 @@
+"""What only the built benchmark and strategies refuse, told before a folder is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from workbench.benchmark import Benchmark
+from workbench.config import Component, StudyConfig, instantiate
+from workbench.imports import did_you_mean
+from workbench.strategy import Composition, ContinualStrategy
+
+
+def built_problems(config: StudyConfig, known: Sequence[str]) -> list[str]:
+    """What only the built benchmark and strategies can tell, left out where their classes are wrong already.
+
+    Args:
+        config: Of the right shape.
+        known: Problems that were found before.
+    """
+    sections = {problem.partition(":")[0] for problem in known}
+    problems = []
+    if not any(section.startswith("benchmark") for section in sections):
+        problems += _benchmark_problems(config)
+    if not any(section.startswith("strategies") for section in sections):
+        problems += _strategy_problems(config)
+    return problems
+
+
+def benchmark_refusal(component: Component | Mapping[str, Any]) -> list[str]:
+    """Why a benchmark cannot be built: its data are not there or not as they should be."""
+    try:
+        instantiate(component)
+    except (ValueError, OSError) as error:
+        return [f"benchmark: {line}" for line in str(error).splitlines()]
+    return []
+
+
+def _benchmark_problems(config: StudyConfig) -> list[str]:
+    """Its own refusal; orders and tasks that it does not have."""
+    if refusal := benchmark_refusal(config.benchmark):
+        return refusal
+    benchmark: Benchmark = instantiate(config.benchmark)
+    names = [benchmark[index].name for index in range(len(benchmark))]
+    problems = [
+        f"orders: {type(benchmark).__name__} has no order {order!r}.{did_you_mean(order, benchmark.orders)} "
+        f"There are {', '.join(benchmark.orders)}."
+        for order in config.orders or ()
+        if order not in benchmark.orders
+    ]
+    for strategy in config.strategies:
+        problems += [
+            f"per_task: {type(benchmark).__name__} has no task {task!r}.{did_you_mean(task, names)} "
+            f"There are {', '.join(names)}."
+            for task in config.tasks(strategy)
+            if task not in names
+        ]
+    return list(dict.fromkeys(problems)) + _split_problems(config, benchmark)
+
+
+def _split_problems(config: StudyConfig, benchmark: Benchmark) -> list[str]:
+    """Tasks without the rows that the study is to score; probes and the general corpus need none."""
+    if config.data.score_on == "test":
+        return []
+    tasks = [benchmark[index] for index in range(len(benchmark))]
+    empty = [task.name for task in tasks if len(task.validation) == 0]
+    if not empty:
+        return []
+    has = "has" if len(empty) == 1 else "have"
+    remedy = "Give the benchmark some, or leave data.score_on at test."
+    return [f"data.score_on: validation, but {', '.join(empty)} {has} no validation rows. {remedy}"]
+
+
+def _strategy_problems(config: StudyConfig) -> list[str]:
+    """What the strategies refuse as they are built."""
+    problems = []
+    for name, strategy in config.strategies.items():
+        try:
+            members = [instantiate(component) for component in strategy.components]
+            wrong = [member for member in members if not isinstance(member, ContinualStrategy)]
+            if wrong:
+                problems.append(f"strategies.{name}: {type(wrong[0]).__name__} is no ContinualStrategy.")
+            elif len(members) > 1:
+                Composition(members)
+        except ValueError as error:
+            problems.append(f"strategies.{name}: {error}")
+    return problems
