@@ -6,10 +6,13 @@ from importlib import import_module
 
 _HOMES = {
     "BlockExpansion": "block_expansion",
+    "Joint": "joint",
     "LoRA": "lora",
+    "PerTaskFT": "per_task_ft",
+    "Replay": "replay",
     "SeqFT": "seqft",
 }
-__all__ = ["BlockExpansion", "LoRA", "SeqFT"]
+__all__ = ["BlockExpansion", "Joint", "LoRA", "PerTaskFT", "Replay", "SeqFT"]
 
 
 def __getattr__(name: str) -> object:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 import strategies
-from strategies import BlockExpansion, LoRA, SeqFT
+from strategies import BlockExpansion, Joint, LoRA, Replay, SeqFT
 from workbench import conformance
 from workbench.backbone import Backbone
 from workbench.batch import Batch
@@ -45,8 +45,16 @@ def test_each_policy_of_lora_conforms(policy: Any) -> None:
     assert check_strategy(lambda: LoRA(policy=policy)) == SENTENCES
 
 
-def test_a_composition_conforms() -> None:
-    assert check_strategy(lambda: Composition([SeqFT(), BlockExpansion(groups=2)])) == SENTENCES
+@pytest.mark.parametrize(
+    "members",
+    [
+        lambda: [SeqFT(), BlockExpansion(groups=2)],
+        lambda: [LoRA(), Replay()],
+        lambda: [BlockExpansion(groups=2), Joint()],
+    ],
+)
+def test_a_composition_conforms(members: Callable[[], list[ContinualStrategy]]) -> None:
+    assert check_strategy(lambda: Composition(members())) == SENTENCES
 
 
 class Uncited(ContinualStrategy):
