@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from workbench.backbone import Backbone
 from workbench.batch import IGNORED, collate
 from workbench.encoding import ALPACA, Encoder, TextPolicy
-from workbench.model_folder import MINI
+from workbench.model_folder import SHIPPED
 from workbench.testing import tiny_backbone
 
 POSITIONS = 128
@@ -24,7 +24,7 @@ LONG = " ".join(f"word {number}" for number in range(30))
 
 
 def tokenizer(chat: str | None = None) -> PreTrainedTokenizerBase:
-    loaded = AutoTokenizer.from_pretrained(MINI)
+    loaded = AutoTokenizer.from_pretrained(SHIPPED["mini"])
     loaded.chat_template = chat
     return loaded
 
@@ -210,6 +210,30 @@ def test_without_a_stated_limit_the_longest_answer_decides() -> None:
     assert encoded.to_list()[1]["prompt_length"] == 24 - longest
 
 
+def test_a_row_may_carry_a_limit_of_its_own() -> None:
+    """Prompt and answer of each row are cut as in a task of that limit: 24 tokens less the answer's for the prompt."""
+    pair = {"prompt": LONG, "answer": "a long way to go"}
+    limits = [None, 8, 2, 3]
+    rows = Dataset.from_list([{**pair, "max_new_tokens": limit} for limit in limits])
+    policy = encoder(max_length=24)
+    encoded = policy.encode(rows, max_new_tokens=5)
+    for row, limit in zip(encoded.to_list(), (5, 8, 2, 3), strict=True):
+        assert row["prompt_length"] == 24 - limit
+        (alone,) = policy.encode(Dataset.from_list([pair]), max_new_tokens=limit).to_list()
+        assert {**row, "row": 0} == alone
+    assert policy.encode(rows, max_new_tokens=5)["answer_cut"][:] == [
+        len(plain("a long way to go")) + 1 > limit for limit in (5, 8, 2, 3)
+    ]
+    longest = len(plain("a long way to go")) + 1
+    assert policy.encode(rows).to_list()[0]["prompt_length"] == 24 - longest
+
+
+def test_a_limit_of_a_rows_own_that_does_not_fit() -> None:
+    rows = Dataset.from_list([{"prompt": "1", "answer": "2", "max_new_tokens": 24}])
+    with pytest.raises(ValueError, match="an answer may have 24 tokens, which leaves none for the prompt out of 24"):
+        encoder(max_length=24).encode(rows, max_new_tokens=5)
+
+
 def test_no_rows_no_tokens() -> None:
     empty = encoder().encode(Dataset.from_dict({"prompt": [], "answer": []}))
     assert len(empty) == 0
@@ -239,10 +263,13 @@ def test_both_limits_hold() -> None:
 
 def test_another_end_token_ends_each_answer_and_is_saved(tmp_path: Path) -> None:
     tiny_backbone(num_hidden_layers=1).save(tmp_path / "model")
-    token = AutoTokenizer.from_pretrained(MINI).convert_ids_to_tokens(40)
+    token = AutoTokenizer.from_pretrained(SHIPPED["mini"]).convert_ids_to_tokens(40)
     backbone = Backbone.load(tmp_path / "model", end_token=token)
     assert backbone.encoder.answer("b", 9)[0][-1] == 40
     backbone.save(tmp_path / "again")
     assert AutoTokenizer.from_pretrained(tmp_path / "again").eos_token == token
-    with pytest.raises(ValueError, match="end_token='<nowhere>' is not in the tokenizer's vocabulary of 800 tokens"):
+    size = len(AutoTokenizer.from_pretrained(SHIPPED["mini"]))
+    with pytest.raises(
+        ValueError, match=f"end_token='<nowhere>' is not in the tokenizer's vocabulary of {size} tokens"
+    ):
         Backbone.load(tmp_path / "model", end_token="<nowhere>")

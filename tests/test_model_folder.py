@@ -106,7 +106,7 @@ def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         Backbone.load(tmp_path / "nothing")
     assert str(caught.value) == (
-        f"{tmp_path}/nothing: there is no such folder. Give a Hugging Face model folder, a hub id, or 'mini'."
+        f"{tmp_path}/nothing: there is no such folder. Give a Hugging Face model folder, a hub id, 'mini' or 'micro'."
     )
 
 
@@ -114,7 +114,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         tiny_backbone(vocab_size=700)
     assert str(caught.value) == (
-        "The tokenizer has 800 tokens and the model only 700 embeddings: they do not belong together."
+        "The tokenizer has 1191 tokens and the model only 700 embeddings: they do not belong together."
     )
 
 

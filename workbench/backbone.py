@@ -74,13 +74,13 @@ class Backbone(nn.Module):
         text: TextPolicy | None = None,
         eval_batch_size: int = 64,
     ) -> Backbone:
-        """Loads any LLaMA-family folder or hub id; "mini" is the shipped one.
+        """Loads any LLaMA-family folder or hub id; "mini" and "micro" are the shipped ones.
 
         Safetensors only, no remote code, and every weight has to be there: transformers would fill
         a missing one with random numbers and go on.
 
         Args:
-            path: A folder, a hub id, or "mini".
+            path: A folder, a hub id, "mini" or "micro".
             dtype: Of the weights, such as "bfloat16". None: float32, whatever the file holds, because
                 small steps are lost in half precision; a lower one is a choice to be made.
             end_token: What ends an answer, where it is not to be the tokenizer's own end token.

@@ -13,7 +13,7 @@ from urllib.request import getproxies
 
 from huggingface_hub import try_to_load_from_cache
 
-MINI = Path(__file__).parent / "models" / "mini"
+SHIPPED = {name: Path(__file__).parent / "models" / name for name in ("mini", "micro")}
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 HUB_SECONDS = 5.0
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -21,8 +21,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 def locate(path: str | Path) -> Path | str:
     """The folder of a shipped name or a path, or the hub id as it stands."""
-    if str(path) == "mini":
-        return MINI
+    if str(path) in SHIPPED:
+        return SHIPPED[str(path)]
     folder = Path(path).expanduser()
     return str(path) if HUB_ID.fullmatch(str(path)) and not folder.exists() else folder
 
@@ -36,7 +36,7 @@ def check_folder(path: str | Path) -> list[str]:
     if isinstance(folder, str):
         return _check_hub(folder)
     if not folder.is_dir():
-        return [f"{folder}: there is no such folder. Give a Hugging Face model folder, a hub id, or 'mini'."]
+        return [f"{folder}: there is no such folder. Give a Hugging Face model folder, a hub id, 'mini' or 'micro'."]
     config, problem = _read_object(folder / "config.json")
     if problem:
         return [problem]

@@ -16,7 +16,7 @@ from workbench.benchmark import Task
 from workbench.data import ContinualDataModule
 from workbench.encoding import TextPolicy
 from workbench.loop import learn_in_sequence
-from workbench.model_folder import MINI
+from workbench.model_folder import SHIPPED
 from workbench.module import ContinualModule
 from workbench.results import RunFolder
 from workbench.scorers import ExactMatch
@@ -45,7 +45,7 @@ def tiny_backbone(family: str = "llama", *, seed: int = 0, text: TextPolicy | No
         text: Limits, truncation and template.
         changes: Of the model's config, such as num_hidden_layers=8.
     """
-    tokenizer = AutoTokenizer.from_pretrained(MINI)
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED["mini"])
 
     def build() -> PreTrainedModel:
         with untouched_randomness():

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from benchmarks.mini_trace.benchmark import MiniTrace
+from benchmarks.mini_trace.benchmark import HARDER, MiniTrace
 
-__all__ = ["MiniTrace"]
+__all__ = ["HARDER", "MiniTrace"]

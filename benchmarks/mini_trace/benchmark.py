@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 from datasets import Dataset
 
 from benchmarks.mini_trace.domains import DOMAINS
 from benchmarks.mini_trace.mix import MIX, episode
 from benchmarks.mini_trace.sampling import Row, distinct_rows, seeded
+from benchmarks.mini_trace.style import Conflict, Similarity, Style
 from workbench.benchmark import Task, no_rows
 from workbench.scorers import ExactMatch
 
@@ -33,6 +35,10 @@ ORDERS: Mapping[str, tuple[str, ...]] = {
 """TRACE's order 1, its order 2, and order 1 from its end."""
 
 
+HARDER: Mapping[str, Any] = {"label_conflict": "full", "similarity": "high", "train_rows": 128}
+"""The preset that leaves room above today's methods: `MiniTrace(**HARDER)`, and configs/mini_trace_harder.yaml."""
+
+
 class MiniTrace:
     """Eight generated domains, one after the other: TRACE in minutes, on a laptop, without a download.
 
@@ -44,14 +50,26 @@ class MiniTrace:
         train_rows: Rows a domain, 1 to 4096.
         test_rows: Rows a domain, 1 to 4096.
         validation_rows: Rows a domain, 0 to 4096.
+        label_conflict: How many letters change their meaning between the two stance domains: "none", "half" (two of
+            three, as between C-STANCE and FOMC) or "full".
+        similarity: How alike the domains look, "low" or "high"; see `Style`.
 
     Raises:
-        ValueError: A number of rows is out of range.
+        ValueError: A number of rows is out of range, or a knob has no such value.
     """
 
     name = "mini_trace"
 
-    def __init__(self, seed: int = 0, train_rows: int = 512, test_rows: int = 64, validation_rows: int = 64) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        train_rows: int = 512,
+        test_rows: int = 128,
+        validation_rows: int = 128,
+        label_conflict: Conflict = "half",
+        similarity: Similarity = "low",
+    ) -> None:
+        self.style = Style(label_conflict, similarity)
         rows = {"train_rows": train_rows, "test_rows": test_rows, "validation_rows": validation_rows}
         for argument, value in rows.items():
             if not SMALLEST[argument] <= value <= LARGEST:
@@ -92,7 +110,7 @@ class MiniTrace:
         domain = DOMAINS[name]
         held_out = self.test_rows + self.validation_rows
         rng = seeded("mini_trace", self.seed, name)
-        rows = distinct_rows(domain.make, rng, held_out + self.train_rows)
+        rows = distinct_rows(lambda rng: domain.make(rng, self.style), rng, held_out + self.train_rows)
         return Task(
             name=name,
             test=_dataset(rows[: self.test_rows]),
@@ -103,7 +121,7 @@ class MiniTrace:
         )
 
     def _probe(self, name: str, longest: int) -> Task:
-        skill, _ = MIX[name]
+        skill = MIX[name]
 
         def first_turn(rng: random.Random) -> Row:
             return skill(rng)[0]

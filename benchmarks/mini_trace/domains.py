@@ -1,8 +1,8 @@
 """The eight domains: what a row of each looks like.
 
 Each recombines skills that the backbone has (find a fact, copy, add, name a letter) under an instruction
-that it has never seen, so that tens of steps teach it. The two stance domains put the same three letters on
-clashing meanings, so that learning the second costs the first.
+that it has not seen, so that tens of steps teach it. The two stance domains put the same three letters on
+meanings that may clash (`Style.label_conflict`), so that learning the second costs the first.
 """
 
 from __future__ import annotations
@@ -15,59 +15,65 @@ from torchmetrics import Metric
 
 from benchmarks.mini_trace import words
 from benchmarks.mini_trace.sampling import Row
+from benchmarks.mini_trace.style import TOPIC_LETTERS, Style, legend
 from workbench.scorers import EditSimilarity, ExactMatch, FirstCharacter, FirstLabel, RougeL, Sari, ValidLabel
 
 LABEL = r"(?<![A-Za-z])[ABC](?![A-Za-z])"
 NUMBER = r"-?\d+"
-MOODS = {"likes": words.LIKES, "hates": words.HATES, "knows": ("knows", "sees")}
-TOPIC_LABELS = {"likes": "A", "hates": "B", "knows": "C"}
-POLICY_LABELS = {"likes": "B", "hates": "A", "knows": "C", "up": "B", "down": "A", "same": "C"}
-MOVES = {"up": words.UP, "down": words.DOWN, "same": words.SAME}
+MOODS = {"for": words.LIKES, "against": words.HATES, "neither": ("knows", "sees")}
+MOVES = {"for": words.UP, "against": words.DOWN, "neither": words.SAME}
+CHINESE_STANCES = {"for": "支持", "against": "反对", "neither": "中立"}
+POLICIES = {"for": "hard", "against": "soft", "neither": "neither"}
 ARTICLES = {"food": "a food", "animal": "an animal", "tool": "a tool", "place": "a place"}
-SENSES = {"likes": "for", "hates": "against", "knows": "neither"}
 
 
-def topic_stance(rng: random.Random) -> Row:
-    """For, against or neither, on the one of two topics that is asked about (C-STANCE)."""
-    people, topics = rng.sample(words.NAMES, 2), rng.sample(words.ALL_NOUNS, 2)
-    moods = [rng.choice(sorted(MOODS)) for _ in topics]
-    text = " ".join(
-        f"{name} {rng.choice(MOODS[mood])} the {topic}."
-        for name, topic, mood in zip(people, topics, moods, strict=True)
-    )
+def topic_stance(rng: random.Random, style: Style) -> Row:
+    """For, against or neither, on the one of two topics that is asked about; Chinese, unless alike (C-STANCE)."""
+    names, things = list(words.CHINESE_NAMES), sorted(words.CHINESE_NOUNS)
+    if style.alike:
+        names, things = list(words.NAMES), list(words.ALL_NOUNS)
+    people, topics = rng.sample(names, 2), rng.sample(things, 2)
+    senses = [rng.choice(sorted(MOODS)) for _ in topics]
     asked = rng.randrange(2)
-    prompt = f"Stance on the {topics[asked]}: A for, B against, C neither. {text} Stance:"
-    return prompt, TOPIC_LABELS[moods[asked]]
+    letter = TOPIC_LETTERS[senses[asked]]
+    if style.alike:
+        told = zip(people, senses, topics, strict=True)
+        text = " ".join(f"{name} {rng.choice(MOODS[sense])} the {topic}." for name, sense, topic in told)
+        return (
+            f"{legend(TOPIC_LETTERS, {sense: sense for sense in MOODS})}. {text} The {topics[asked]}? Answer:",
+            letter,
+        )
+    verbs = [rng.choice(words.CHINESE_MOODS[CHINESE_STANCES[sense]]) for sense in senses]
+    text = "".join(f"{name}{verb}{topic}。" for name, verb, topic in zip(people, verbs, topics, strict=True))
+    meanings = legend(TOPIC_LETTERS, CHINESE_STANCES).replace(", ", "，")
+    return f"{meanings}。{text}对{topics[asked]}的立场：", letter
 
 
-def policy_stance(rng: random.Random) -> Row:
-    """A soft, a hard or no line on the rate; here who likes a high rate is B (FOMC)."""
+def policy_stance(rng: random.Random, style: Style) -> Row:
+    """A soft, a hard or no line on the rate, by what is said of it or what it does (FOMC)."""
     name, place = rng.choice(words.NAMES), rng.choice([place for place in words.PLACES if place != "bank"])
-    if rng.random() < 0.5:
-        sense = rng.choice(sorted(MOODS))
-        view = f"{name} {rng.choice(MOODS[sense])} the high rate."
-    else:
-        sense = rng.choice(sorted(MOVES))
-        view = f"The rate {rng.choice(MOVES[sense])}."
+    sense = rng.choice(sorted(MOODS))
+    told, moved = f"{name} {rng.choice(MOODS[sense])} the high rate.", f"The rate {rng.choice(MOVES[sense])}."
     other = f"The {rng.choice(words.THINGS)} {rng.choice(words.UP + words.DOWN)}."
-    text = " ".join(rng.sample((view, other), 2))
-    prompt = f"The bank at the {place}: A soft, B hard, C neither. {text} Policy:"
-    return prompt, POLICY_LABELS[sense]
+    text = " ".join(rng.sample((rng.choice((told, moved)), other), 2))
+    letters = style.policy_letters
+    start = "" if style.alike else f"The bank at the {place}: "
+    return f"{start}{legend(letters, POLICIES)}. {text} {style.cue('Policy:')}", letters[sense]
 
 
-def meeting_summary(rng: random.Random) -> Row:
+def meeting_summary(rng: random.Random, style: Style) -> Row:
     """The place, the wish and what another thinks of it (MeetingBank)."""
     chair, name, other = rng.sample(words.NAMES, 3)
     place, thing = rng.choice(words.PLACES), rng.choice(words.OBJECTS + words.CLOTHES)
     colour, sense = rng.choice(words.COLOURS), rng.choice(sorted(MOODS))
     prompt = (
         f"Meeting at the {place}. {chair} is in the chair. {name} wants a {colour} {thing}. "
-        f"{other} {rng.choice(MOODS[sense])} the {thing}. Summary:"
+        f"{other} {rng.choice(MOODS[sense])} the {thing}. {style.cue('Summary:')}"
     )
-    return prompt, f"{place}: {name} wants a {colour} {thing}, {other} is {SENSES[sense]}"
+    return prompt, f"{name} wants a {colour} {thing} at the {place}, {other} is {sense}"
 
 
-def code_line(rng: random.Random) -> Row:
+def code_line(rng: random.Random, style: Style) -> Row:
     """The next line of a small program; like its model it has no instruction (Py150)."""
     first, second, third, fourth = rng.sample(words.OBJECTS + words.ANIMALS + words.CLOTHES, 4)
     number = rng.randint(0, 9)
@@ -80,27 +86,28 @@ def code_line(rng: random.Random) -> Row:
     return rng.choice(forms)
 
 
-def choice(rng: random.Random) -> Row:
+def choice(rng: random.Random, style: Style) -> Row:
     """Three options, the letter of the right one, and why (ScienceQA)."""
     kinds = rng.sample(sorted(words.KINDS), 3)
     chosen = [rng.choice(words.KINDS[kind]) for kind in kinds]
     right = rng.randrange(3)
     options = " ".join(f"{letter}: {word}." for letter, word in zip(words.LETTERS, chosen, strict=False))
-    prompt = f"{rng.choice(words.NAMES)} asks which is {ARTICLES[kinds[right]]}. {options} Choice and reason:"
-    return prompt, f"{words.LETTERS[right]}: {chosen[right]} is {ARTICLES[kinds[right]]}"
+    wanted = ARTICLES[kinds[right]]
+    prompt = f"{options} {rng.choice(words.NAMES)} asks which is {wanted}. {style.cue('Choice and reason:')}"
+    return prompt, f"{words.LETTERS[right]}: {chosen[right]} is {wanted}"
 
 
-def number_cm(rng: random.Random) -> Row:
+def number_cm(rng: random.Random, style: Style) -> Row:
     """Numbers that one has to know: the legs of two animals together (NumGLUE-cm)."""
     by_legs = {count: [name for name, legs in words.LEGS.items() if legs == count] for count in (2, 4, 6)}
     first = rng.choice(by_legs[rng.choice((2, 4, 6))])
     second = rng.choice([name for name in by_legs[rng.choice((2, 4, 6))] if name != first])
     name, place = rng.choice(words.NAMES), rng.choice(words.PLACES)
-    prompt = f"{name} sees the {first} and the {second} at the {place}. Legs:"
+    prompt = f"{name} sees the {first} and the {second} at the {place}. {style.cue('Legs:')}"
     return prompt, str(words.LEGS[first] + words.LEGS[second])
 
 
-def number_ds(rng: random.Random) -> Row:
+def number_ds(rng: random.Random, style: Style) -> Row:
     """Numbers that one has to find: a mass after something is added or taken (NumGLUE-ds)."""
     name, food, tool = rng.choice(words.NAMES), rng.choice(words.FOODS), rng.choice(("cup", "bag", "box"))
     first, second = rng.randint(1, 9), rng.randint(1, 9)
@@ -108,18 +115,19 @@ def number_ds(rng: random.Random) -> Row:
         story, mass = f"has {first} g of {food}. {name} adds {second} g.", first + second
     else:
         story, mass = f"has {first + second} g of {food}. {name} takes {second} g.", first
-    return f"The {rng.choice(words.COLOURS)} {tool} {story} Mass in g:", str(mass)
+    return f"The {rng.choice(words.COLOURS)} {tool} {story} {style.cue('Mass in g:')}", str(mass)
 
 
-def simplify(rng: random.Random) -> Row:
-    """A sentence without fillers and side remarks, in easier words (20Minuten)."""
+def simplify(rng: random.Random, style: Style) -> Row:
+    """A German sentence without fillers and side remarks, in easier words (20Minuten)."""
     name, other = rng.sample(words.NAMES, 2)
-    thing, place = rng.choice(words.OBJECTS + words.CLOTHES), rng.choice(words.PLACES)
-    verb, adjective = rng.choice(words.HARD_VERBS), rng.choice(words.HARD_ADJECTIVES)
-    filler = rng.choice(words.FILLERS)
-    deed = f"will {verb} the {filler} {adjective} {thing} in the {place}"
-    prompt = f"Simplify: {name}, who knows {other}, {deed}. Simple:"
-    return prompt, f"{name} will {words.PLAIN[verb]} the {words.PLAIN[adjective]} {thing}."
+    thing, place = rng.choice(sorted(words.GERMAN_NOUNS)), rng.choice(words.GERMAN_PLACES)
+    verb, adjective = rng.choice(sorted(words.GERMAN_VERBS)), rng.choice(sorted(words.GERMAN_ADJECTIVES))
+    filler = rng.choice(words.GERMAN_FILLERS)
+    deed = f"will {place} das {filler} {adjective} {thing} {verb}"
+    start = "" if style.alike else "Vereinfache: "
+    prompt = f"{start}{name}, mit {other} befreundet, {deed}. {style.cue('Einfach:')}"
+    return prompt, f"{name} will das {words.GERMAN_ADJECTIVES[adjective]} {thing} {words.GERMAN_VERBS[verb]}."
 
 
 def labelled() -> dict[str, Metric]:
@@ -155,12 +163,12 @@ class Domain:
     """How a domain's rows are made and judged.
 
     Args:
-        make: One row from a generator of random numbers.
+        make: One row from a generator of random numbers, in a style.
         scorers: Fresh metrics, the primary one first.
         max_new_tokens: Room for the longest answer with its end token, in tokens of the mini tokenizer.
     """
 
-    make: Callable[[random.Random], Row]
+    make: Callable[[random.Random, Style], Row]
     scorers: Callable[[], dict[str, Metric]]
     max_new_tokens: int
 
@@ -168,7 +176,7 @@ class Domain:
 DOMAINS: Mapping[str, Domain] = {
     "topic_stance": Domain(topic_stance, labelled, 4),
     "policy_stance": Domain(policy_stance, labelled, 4),
-    "meeting_summary": Domain(meeting_summary, lambda: {"rouge-L": RougeL()}, 12),
+    "meeting_summary": Domain(meeting_summary, lambda: {"rouge-L": RougeL()}, 13),
     "code_line": Domain(code_line, coded, 5),
     "choice": Domain(choice, chosen_with_reason, 7),
     "number_cm": Domain(number_cm, counted, 4),

@@ -1,6 +1,8 @@
-"""The recipe of the mini backbone: `python -m benchmarks.mini_trace.pretrain OUT [--steps N]`.
+"""The recipe of the mini backbones: `python -m benchmarks.mini_trace.pretrain OUT`.
 
-Everything is generated and seeded, and one thread adds in one order: the same machine makes the same bytes.
+Two stages make OUT/mini: English alone, until facts are found in the prompt, then everything, with German and
+Chinese in a larger vocabulary. OUT/micro, a smaller model, reads with the same tokenizer. Everything is generated
+and seeded, and one thread adds in one order: the same machine makes the same bytes.
 """
 
 from __future__ import annotations
@@ -10,41 +12,71 @@ import copy
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.mini_trace.mix import MIX, episode, text_of
+from benchmarks.mini_trace.mix import FIRST, MIX, episode, first_episode, text_of
 from benchmarks.mini_trace.sampling import seeded
+from benchmarks.mini_trace.skills import Episode, Skill
 from benchmarks.mini_trace.tokens import MAX_LENGTH, Encoded, encode_episodes, train_tokenizer
 
-STEPS = 7500
 BATCH_ROWS = 40
 BUCKET_BATCHES = 32
-LEARNING_RATE = 2.5e-3
 WARMUP_STEPS = 200
 TOKENIZER_ROWS = 20_000
+FIRST_VOCABULARY = 800
+VOCABULARY = 1280
+"""At most: with every word of the whole mix a token, fewer are used."""
+Log = Callable[[str], None]
+MakeEpisode = Callable[[random.Random, float], Episode]
 
 
-def build_tokenizer(rows: int = TOKENIZER_ROWS) -> PreTrainedTokenizerBase:
-    """A tokenizer from the mix's own text, each skill as often as the next: rare words need tokens too."""
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training: what is met, and for how long.
+
+    Args:
+        name: In the log, and what its rows are seeded by.
+        steps: Optimizer steps.
+        learning_rate: After warm-up.
+        skills: What it teaches, and is asked about in the log.
+        make: One episode, after this share of the steps.
+    """
+
+    name: str
+    steps: int
+    learning_rate: float
+    skills: Mapping[str, Skill]
+    make: MakeEpisode
+
+
+FIRST_STAGE = Stage("pretraining", 7500, 2.5e-3, FIRST, first_episode)
+SECOND_STAGE = Stage("broadening", 7000, 2.0e-3, MIX, lambda rng, progress: episode(rng))
+MICRO_STAGE = Stage("micro", 6000, 3.0e-3, MIX, lambda rng, progress: episode(rng))
+Sizes = dict[str, int]
+MINI: Sizes = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4}
+MICRO: Sizes = {"hidden_size": 64, "intermediate_size": 168, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
+def build_tokenizer(skills: Mapping[str, Skill], vocabulary: int) -> PreTrainedTokenizerBase:
+    """A tokenizer from the skills' own text, each as often as the next: rare words need tokens too."""
     rng = seeded("tokenizer")
-    makers = [skill for skill, _ in MIX.values()]
-    return train_tokenizer(text_of(makers[number % len(makers)](rng)) for number in range(rows))
+    makers = list(skills.values())
+    texts = (text_of(makers[number % len(makers)](rng)) for number in range(TOKENIZER_ROWS))
+    return train_tokenizer(texts, vocabulary)
 
 
-def build_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    """Six layers of width 96: small enough to train in minutes, deep enough to be cut and grown."""
+def build_model(tokenizer: PreTrainedTokenizerBase, sizes: Sizes) -> LlamaForCausalLM:
+    """Small enough to train in minutes; the mini one deep enough to be cut and grown."""
     config = LlamaConfig(
+        **sizes,
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=6,
-        num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=MAX_LENGTH,
         tie_word_embeddings=True,
@@ -56,6 +88,24 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+@torch.no_grad()
+def with_vocabulary(
+    model: LlamaForCausalLM, known: PreTrainedTokenizerBase, wider: PreTrainedTokenizerBase
+) -> LlamaForCausalLM:
+    """The same model for a wider vocabulary: a new token begins as the mean of the tokens that spelt it before."""
+    grown = build_model(wider, {name: getattr(model.config, name) for name in MINI})
+    state = model.state_dict()
+    rows, spell = model.get_input_embeddings().weight, known.backend_tokenizer.model.tokenize
+    ids, old = wider.get_vocab(), known.get_vocab()
+    table = torch.empty(len(wider), rows.shape[1])
+    for token, index in ids.items():
+        spelt = [old[token]] if token in old else [part.id for part in spell(token)]
+        table[index] = rows[spelt].mean(0)
+    state |= {name: table for name in state if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
+    grown.load_state_dict(state)
+    return grown
+
+
 def collate(rows: list[Encoded], pad: int) -> tuple[Tensor, Tensor]:
     """Ids and weights, padded on the right, where causal attention needs no mask; both (batch, time)."""
     width = max(len(ids) for ids, _ in rows)
@@ -64,14 +114,14 @@ def collate(rows: list[Encoded], pad: int) -> tuple[Tensor, Tensor]:
     return ids, weights
 
 
-def batches(
-    tokenizer: PreTrainedTokenizerBase, rng: random.Random, batch_rows: int, steps: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Fresh rows for `steps` steps or a few more, in buckets of like length so that little is padding."""
-    for done in range(0, steps, BUCKET_BATCHES):
-        rows = encode_episodes(tokenizer, [episode(rng, done / steps) for _ in range(batch_rows * BUCKET_BATCHES)])
+def batches(tokenizer: PreTrainedTokenizerBase, stage: Stage) -> Iterator[tuple[Tensor, Tensor]]:
+    """Fresh rows for the stage's steps or a few more, in buckets of like length so that little is padding."""
+    rng = seeded(stage.name)
+    for done in range(0, stage.steps, BUCKET_BATCHES):
+        made = [stage.make(rng, done / stage.steps) for _ in range(BATCH_ROWS * BUCKET_BATCHES)]
+        rows = encode_episodes(tokenizer, made)
         rows.sort(key=lambda row: len(row[0]))
-        parts = [rows[start : start + batch_rows] for start in range(0, len(rows), batch_rows)]
+        parts = [rows[start : start + BATCH_ROWS] for start in range(0, len(rows), BATCH_ROWS)]
         rng.shuffle(parts)
         for part in parts:
             yield collate(part, tokenizer.pad_token_id)
@@ -86,13 +136,15 @@ def token_losses(model: LlamaForCausalLM, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def exact_match(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, rows: int = 64) -> dict[str, float]:
+def exact_match(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, skills: Mapping[str, Skill], rows: int = 64
+) -> dict[str, float]:
     """Share of first questions answered exactly, by skill, on rows of a seed that training never uses.
 
     Greedy decoding gives the whole answer just when each of its tokens is the likeliest after those before.
     """
     scores: dict[str, float] = {}
-    for name, (skill, _) in MIX.items():
+    for name, skill in skills.items():
         rng = seeded("skill-test", name)
         encoded = encode_episodes(tokenizer, [skill(rng)[:1] for _ in range(rows)])
         ids, weights = collate(encoded, tokenizer.pad_token_id)
@@ -116,20 +168,16 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 
 def train(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    steps: int,
-    batch_rows: int,
-    observe: Callable[[int, float], None],
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, stage: Stage, observe: Callable[[int, float], None]
 ) -> None:
     """AdamW on the weighted loss of fresh rows; `observe` gets each step's loss in nats."""
     decayed = [weight for weight in model.parameters() if weight.ndim > 1]
     others = [weight for weight in model.parameters() if weight.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps))
-    stream = batches(tokenizer, seeded("pretraining"), batch_rows, steps)
-    for step in range(1, steps + 1):
+    optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.98))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, stage.steps))
+    stream = batches(tokenizer, stage)
+    for step in range(1, stage.steps + 1):
         ids, weights = next(stream)
         losses, _ = token_losses(model, ids)
         loss = (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
@@ -141,48 +189,77 @@ def train(
         observe(step, loss.item())
 
 
-def pretrain(
-    folder: Path, steps: int = STEPS, batch_rows: int = BATCH_ROWS, log: Callable[[str], None] = print
-) -> None:
-    """Tokenizer, model, training and what it has learnt; the folder is usable from step 1000 on."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer)
+def learn(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, stage: Stage, folder: Path, log: Log) -> None:
+    """One stage, and what it has taught; the folder is usable from step 1000 on."""
     parameters = sum(weight.numel() for weight in model.parameters())
-    log(f"steps {steps}  rows a step {batch_rows}  parameters {parameters}  vocabulary {len(tokenizer)}")
+    log(f"{stage.name}: steps {stage.steps}  parameters {parameters}  vocabulary {len(tokenizer)}")
     recent: list[float] = []
     started = time.perf_counter()
 
     def observe(step: int, loss: float) -> None:
         recent.append(loss)
-        if step % 250 == 0 or step == steps:
+        if step % 250 == 0 or step == stage.steps:
             seconds = time.perf_counter() - started
             log(f"step {step:5d}  loss {sum(recent) / len(recent):.4f}  seconds {seconds:.0f}")
             recent.clear()
-        if step % 1000 == 0 or step == steps:
-            scores = exact_match(model, tokenizer)
+        if step % 1000 == 0 or step == stage.steps:
+            scores = exact_match(model, tokenizer, stage.skills)
             log("  " + "  ".join(f"{name} {score:.2f}" for name, score in scores.items()))
             save(model, tokenizer, folder)
 
-    train(model, tokenizer, steps, batch_rows, observe)
+    train(model, tokenizer, stage, observe)
+
+
+def load(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
+    """A saved model in float32, and its tokenizer: a stage goes on from what the one before has saved."""
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def pretrain_first(folder: Path, stage: Stage = FIRST_STAGE, log: Log = print) -> None:
+    """The first stage, English alone."""
+    one_thread_one_seed()
+    tokenizer = build_tokenizer(FIRST, FIRST_VOCABULARY)
+    learn(build_model(tokenizer, MINI), tokenizer, stage, folder, log)
+
+
+def pretrain_second(first: Path, folder: Path, stage: Stage = SECOND_STAGE, log: Log = print) -> None:
+    """The second stage: the first one's model with a wider vocabulary, on the whole mix."""
+    one_thread_one_seed()
+    model, known = load(first)
+    wider = build_tokenizer(MIX, VOCABULARY)
+    learn(with_vocabulary(model, known, wider), wider, stage, folder, log)
+
+
+def pretrain_micro(mini: Path, folder: Path, stage: Stage = MICRO_STAGE, log: Log = print) -> None:
+    """The smaller model, on the whole mix, with the mini one's tokenizer."""
+    one_thread_one_seed()
+    tokenizer = AutoTokenizer.from_pretrained(mini)
+    learn(build_model(tokenizer, MICRO), tokenizer, stage, folder, log)
+
+
+def one_thread_one_seed() -> None:
+    """Each stage gives the same bytes again."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 def main() -> None:
-    """Read the command line, train, and keep the log beside the model."""
-    parser = argparse.ArgumentParser(description="Train the mini backbone from generated text.")
-    parser.add_argument("out", type=Path, help="folder of the trained model")
-    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps")
-    arguments = parser.parse_args()
+    """Read the command line, train, and keep the log beside the models."""
+    parser = argparse.ArgumentParser(description="Train the mini backbones from generated text.")
+    parser.add_argument("out", type=Path, help="folder of the trained models: first, mini, micro")
+    out = parser.parse_args().out
     disable_progress_bar()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    with (arguments.out / "pretrain.log").open("w", encoding="utf-8") as file:
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "pretrain.log").open("w", encoding="utf-8") as file:
 
         def log(line: str) -> None:
             print(line, flush=True)
             print(line, file=file, flush=True)
 
-        pretrain(arguments.out, arguments.steps, log=log)
+        pretrain_first(out / "first", log=log)
+        pretrain_second(out / "first", out / "mini", log=log)
+        pretrain_micro(out / "mini", out / "micro", log=log)
 
 
 if __name__ == "__main__":

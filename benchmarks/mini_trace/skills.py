@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from benchmarks.mini_trace import words
 from benchmarks.mini_trace.sampling import Row, listing
@@ -43,24 +44,33 @@ RELATIONS: tuple[Relation, ...] = (
 )
 
 
-def asked(context: str, questions: Sequence[Row]) -> Episode:
+class Manner(NamedTuple):
+    """How a language asks: what ends a question, and what stands between sentences."""
+
+    cue: str
+    gap: str
+
+
+ENGLISH, GERMAN, CHINESE = Manner("Answer:", " "), Manner("Antwort:", " "), Manner("答：", "")
+
+
+def asked(context: str, questions: Sequence[Row], manner: Manner = ENGLISH) -> Episode:
     """The first question follows the context, the others follow the answer before."""
-    head, *rest = questions
-    return [
-        (f"{context} {head[0]} Answer:", head[1]),
-        *((f" {text} Answer:", answer) for text, answer in rest),
-    ]
+    cue, gap = manner
+    prompts = [f"{text}{gap}{cue}" for text, _ in questions]
+    prompts = [f"{context}{gap}{prompts[0]}", *(f" {prompt}" for prompt in prompts[1:])]
+    return [(prompt, answer) for prompt, (_, answer) in zip(prompts, questions, strict=True)]
 
 
-def related(rng: random.Random, relation: Relation) -> Episode:
+def related(rng: random.Random, relation: Relation, manner: Manner = ENGLISH) -> Episode:
     """Several facts of one form, then a question about each of them, in another order."""
     statement, ask_right, ask_left, left, right = relation
     count = rng.randint(2, 4)
     pairs = list(zip(rng.sample(left, count), rng.sample(right, count), strict=True))
-    context = " ".join(statement.format(a=a, b=b) for a, b in pairs)
+    context = manner.gap.join(statement.format(a=a, b=b) for a, b in pairs)
     rng.shuffle(pairs)
     questions = [(ask_right.format(a=a), b) if rng.random() < 0.5 else (ask_left.format(b=b), a) for a, b in pairs]
-    return asked(context, questions)
+    return asked(context, questions, manner)
 
 
 def who_wants(rng: random.Random) -> Episode:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from benchmarks.mini_trace.skills import Episode
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-VOCABULARY = 800
+CHINESE_CHARACTER = "[ã-ï].."
+"""Three bytes that UTF-8 begins with E3 to EF, in byte-level BPE's own alphabet. None of German's begins so."""
 MAX_LENGTH = 512
 PROMPT_WEIGHT = 0.1
 
@@ -18,7 +19,7 @@ Encoded = tuple[list[int], list[float]]
 """Token ids of one episode, and the loss weight of each."""
 
 
-def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE with digits apart, a BOS put first, and LLaMA's dummy prefix space.
 
     The prefix space makes an answer's first word the very token that the word is inside a prompt, so a fact
@@ -26,11 +27,14 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Digits(individual_digits=True)]
+        [
+            pre_tokenizers.ByteLevel(add_prefix_space=True),
+            pre_tokenizers.Split(Regex(f"{CHINESE_CHARACTER}|[0-9]"), "isolated"),
+        ]
     )
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=[PAD, BOS, EOS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,

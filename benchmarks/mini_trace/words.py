@@ -1,6 +1,6 @@
 """The few words that the mini benchmark and its backbone's pretraining share.
 
-Short and common, so that nearly each is one token of a vocabulary of 800: retrieval then means finding one
+Short and common, so that nearly each is one token of a small vocabulary: retrieval then means finding one
 token, and answers stay a few tokens long.
 """
 
@@ -25,7 +25,7 @@ FRAME = (
     "Legs", "Simple", "Simplify", "import", "def", "open", "None", "yield", "adds", "takes", "asks", "sees",
     "which", "who",
 )  # fmt: skip
-"""What the domains' instructions are made of: in pretraining only words to repeat, never instructions."""
+"""Words of instructions, the domains' among them: pretraining repeats them in random lists."""
 
 LIKES = ("likes", "loves", "backs")
 HATES = ("hates", "fears", "fights")
@@ -54,3 +54,29 @@ LEGS = {
     for legs, names in {4: "cow cat dog pig fox goat", 2: "hen owl duck", 6: "bee ant"}.items()
     for name in names.split()
 }
+
+GERMAN_NOUNS = {
+    "Buch": "book", "Haus": "house", "Rad": "wheel", "Boot": "boat", "Bild": "picture", "Glas": "glass",
+    "Brot": "bread", "Ei": "egg", "Hemd": "shirt", "Kleid": "dress", "Bett": "bed", "Messer": "knife",
+}  # fmt: skip
+"""All neuter, so that one article fits."""
+GERMAN_PLACES = ("im Park", "am See", "im Dorf", "am Markt", "im Hafen", "am Berg")
+GERMAN_VERBS = {"erwerben": "kaufen", "veräußern": "verkaufen", "betrachten": "sehen", "entwenden": "stehlen"}
+GERMAN_ADJECTIVES = {
+    "gewaltige": "große",
+    "winzige": "kleine",
+    "betagte": "alte",
+    "prächtige": "schöne",
+    "neuartige": "neue",
+}
+GERMAN_FILLERS = ("sehr", "recht", "ziemlich", "wirklich")
+
+CHINESE_NAMES = ("小王", "小李", "小张", "小陈", "小林", "小高", "小周", "小何")
+CHINESE_NOUNS = {
+    "茶": "tea", "书": "book", "米": "rice", "鱼": "fish", "酒": "wine", "花": "flower", "车": "car", "狗": "dog",
+    "猫": "cat", "马": "horse", "灯": "lamp", "糖": "sugar", "盐": "salt", "船": "boat",
+}  # fmt: skip
+CHINESE_MOODS = {"支持": ("喜欢", "爱", "想要"), "反对": ("讨厌", "怕", "恨"), "中立": ("看见", "知道", "路过")}
+"""What each feeling is called, and the verbs that show it."""
+FOREIGN_FRAME = ("Vereinfache", "Einfach", "befreundet", "mit", "立场", "对", "的", "，")
+"""What the domains' German and Chinese instructions are made of: in pretraining only words to repeat."""

@@ -1,4 +1,4 @@
-"""The mini benchmark: the same rows everywhere, splits apart, answers that fit; and its mini backbone."""
+"""The mini benchmark: the same rows everywhere, splits apart, answers that fit, knobs that turn."""
 
 from __future__ import annotations
 
@@ -8,24 +8,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from benchmarks.mini_trace import MiniTrace
+from benchmarks.mini_trace import HARDER, MiniTrace
 from benchmarks.mini_trace.domains import DOMAINS
-from benchmarks.mini_trace.pretrain import pretrain
 from benchmarks.mini_trace.sampling import distinct_rows, seeded
+from benchmarks.mini_trace.style import Conflict, Style
 from workbench.benchmark import Benchmark, Task
+from workbench.config import load
+from workbench.model_folder import SHIPPED
 
 ROOT = Path(__file__).parents[2]
-MINI = ROOT / "workbench" / "models" / "mini"
-PROBE_BOUND = 0.95
-"""pretrain.log ends with a mean of 0.99 over the four probes; here on rows of another seed, by generation."""
+MINI = SHIPPED["mini"]
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +35,6 @@ def benchmark_tasks() -> list[Task]:
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(MINI)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """The recipe sets threads and seeds for its own process; other tests keep theirs."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng():
-        yield
-    torch.set_num_threads(threads)
 
 
 def prompts(task: Task, split: str) -> list[str]:
@@ -108,7 +97,7 @@ def test_the_test_rows_do_not_depend_on_the_number_of_training_rows() -> None:
 def test_splits_share_no_prompt(benchmark_tasks: list[Task]) -> None:
     for task in benchmark_tasks:
         every = [prompt for split in ("train", "validation", "test") for prompt in prompts(task, split)]
-        assert len(every) == len(set(every)) == 512 + 64 + 64
+        assert len(every) == len(set(every)) == 512 + 128 + 128
 
 
 @pytest.mark.parametrize(
@@ -120,9 +109,10 @@ def test_rows_out_of_range_are_refused(argument: str, value: int) -> None:
         MiniTrace(**{argument: value})
 
 
-def test_the_largest_number_of_rows_can_be_drawn() -> None:
+@pytest.mark.parametrize("style", [Style(), Style("full", "high")])
+def test_the_largest_number_of_rows_can_be_drawn(style: Style) -> None:
     for name, domain in DOMAINS.items():
-        assert len(distinct_rows(domain.make, seeded(name), 3 * 4096)) == 3 * 4096
+        assert len(distinct_rows(partial(domain.make, style=style), seeded(name), 3 * 4096)) == 3 * 4096
 
 
 def test_validation_may_be_empty() -> None:
@@ -207,62 +197,55 @@ def test_the_form_of_a_choice(benchmark_tasks: list[Task], prediction: str, expe
     assert score_of(benchmark_tasks[4], "valid", prediction, "B: cup is a tool") == expected
 
 
-def test_the_two_stance_domains_disagree_about_the_letters(benchmark_tasks: list[Task]) -> None:
-    policy = dict(zip(benchmark_tasks[1].train["prompt"], benchmark_tasks[1].train["answer"], strict=True))
-    liked = {answer for prompt, answer in policy.items() if "likes the high rate" in prompt}
-    hated = {answer for prompt, answer in policy.items() if "hates the high rate" in prompt}
-    assert (liked, hated) == ({"B"}, {"A"})
-    for prompt, answer in zip(benchmark_tasks[0].train["prompt"], benchmark_tasks[0].train["answer"], strict=True):
-        topic = prompt.split("Stance on the ")[1].split(":")[0]
-        if f"likes the {topic}." in prompt:
-            assert answer == "A"
+def test_the_preset_is_the_shipped_config_of_that_name() -> None:
+    assert load("mini_trace_harder").benchmark.init_args == dict(HARDER)
+    assert MiniTrace(**HARDER).style == Style("full", "high")
 
 
-def test_the_mini_folder_is_small_six_layers_deep_and_bfloat16() -> None:
-    assert sum(file.stat().st_size for file in MINI.iterdir()) <= 4_000_000
-    config = json.loads((MINI / "config.json").read_text(encoding="utf-8"))
-    assert (config["num_hidden_layers"], config["model_type"]) == (6, "llama")
-    assert config["num_key_value_heads"] < config["num_attention_heads"]
-    assert {tensor.dtype for tensor in load_file(MINI / "model.safetensors").values()} == {torch.bfloat16}
+def test_the_page_shows_the_first_three_test_rows_of_each_domain(benchmark_tasks: list[Task]) -> None:
+    page = (ROOT / "benchmarks" / "mini_trace" / "README.md").read_text(encoding="utf-8")
+    shown = [line for line in page.splitlines() if line.startswith("| ")]
+    for task in benchmark_tasks:
+        for row in task.test.select(range(3)):
+            assert f"| {row['prompt']} | {row['answer']} |" in shown, task.name
 
 
-def test_config_and_tokenizer_agree_about_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    config = json.loads((MINI / "config.json").read_text(encoding="utf-8"))
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        assert config[name] == getattr(tokenizer, name)
-    assert config["vocab_size"] == len(tokenizer)
+def letters(task: Task, told: str) -> set[str]:
+    """The answers to the prompts in which something stands."""
+    rows = zip(task.train["prompt"], task.train["answer"], strict=True)
+    return {answer for prompt, answer in rows if told in prompt}
 
 
-@torch.no_grad()
-def test_the_mini_backbone_has_the_probes_skills(tokenizer: PreTrainedTokenizerBase) -> None:
-    model: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(MINI, dtype=torch.float32)
-    shares = []
-    for probe in MiniTrace(seed=7).probes:
-        batch = tokenizer(prompts(probe, "test"), padding=True, padding_side="left", return_tensors="pt")
-        made = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=probe.max_new_tokens,
-            do_sample=False,
-        )
-        texts = tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        right = [text == answer for text, answer in zip(texts, probe.test["answer"], strict=True)]
-        shares.append(sum(right) / len(right))
-    assert sum(shares) / len(shares) >= PROBE_BOUND, shares
+@pytest.mark.parametrize(
+    ("label_conflict", "liked", "hated", "neither"),
+    [("none", "A", "B", "C"), ("half", "B", "A", "C"), ("full", "B", "C", "A")],
+)
+def test_conflict_is_how_many_letters_change_their_meaning(
+    label_conflict: Conflict, liked: str, hated: str, neither: str
+) -> None:
+    benchmark = MiniTrace(label_conflict=label_conflict)
+    told = [letters(benchmark[1], f"{verb} the high rate") for verb in ("likes", "hates", "knows")]
+    assert told == [{liked}, {hated}, {neither}]
+    moved = [letters(benchmark[1], f"The rate {verb}") for verb in ("rises", "falls", "stays")]
+    assert moved == told
+    for prompt, answer in zip(benchmark[0].train["prompt"], benchmark[0].train["answer"], strict=True):
+        topic = prompt.split("对")[-1].split("的立场")[0]
+        told_of = prompt.split("。")[1:3]
+        sentence = next(text for text in told_of if text.endswith(topic))
+        assert answer == {"喜": "A", "爱": "A", "想": "A", "讨": "B", "怕": "B", "恨": "B"}.get(sentence[2], "C")
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_the_recipe_makes_the_same_bytes_twice(tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        pretrain(tmp_path / name, steps=50, batch_rows=8, log=lambda line: None)
-    for file in ("model.safetensors", "tokenizer.json", "config.json"):
-        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+def test_alike_domains_all_end_in_the_backbones_own_words() -> None:
+    low, high = MiniTrace(), MiniTrace(similarity="high")
+    endings = {low[index].test[0]["prompt"].split()[-1] for index in range(8) if low[index].name != "code_line"}
+    assert len(endings) == 7
+    for index in range(8):
+        if high[index].name != "code_line":
+            assert all(prompt.endswith(" Answer:") for prompt in high[index].train["prompt"])
+    assert high[0].test[0]["prompt"].startswith("A for, B against, C neither. ")
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_the_recipe_still_makes_the_shipped_tokenizer(tmp_path: Path) -> None:
-    pretrain(tmp_path, steps=1, batch_rows=2, log=lambda line: None)
-    made, shipped = (
-        json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"] for folder in (tmp_path, MINI)
-    )
-    assert (made["vocab"], made["merges"]) == (shipped["vocab"], shipped["merges"])
+@pytest.mark.parametrize("knob", ["label_conflict", "similarity"])
+def test_an_unknown_value_of_a_knob_is_refused(knob: str) -> None:
+    with pytest.raises(ValueError, match=f"{knob}='much': choose one of '(none|low)', '(half|high)'"):
+        MiniTrace(**{knob: "much"})
