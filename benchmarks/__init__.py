@@ -5,10 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 
 _HOMES = {
+    "CipherLanguage": "cipher_language",
+    "KeyValueArithmetic": "key_value_arithmetic",
     "MiniTrace": "mini_trace",
     "Trace": "trace",
 }
-__all__ = ["MiniTrace", "Trace"]
+__all__ = ["CipherLanguage", "KeyValueArithmetic", "MiniTrace", "Trace"]
 
 
 def __getattr__(name: str) -> object:

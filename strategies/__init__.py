@@ -6,13 +6,28 @@ from importlib import import_module
 
 _HOMES = {
     "BlockExpansion": "block_expansion",
+    "CALM": "calm",
+    "ContinuedPretraining": "continued_pretraining",
+    "DepthUpScaling": "depth_up_scaling",
+    "DownProjectionMoE": "down_projection_moe",
     "Joint": "joint",
     "LoRA": "lora",
     "PerTaskFT": "per_task_ft",
     "Replay": "replay",
     "SeqFT": "seqft",
 }
-__all__ = ["BlockExpansion", "Joint", "LoRA", "PerTaskFT", "Replay", "SeqFT"]
+__all__ = [
+    "CALM",
+    "BlockExpansion",
+    "ContinuedPretraining",
+    "DepthUpScaling",
+    "DownProjectionMoE",
+    "Joint",
+    "LoRA",
+    "PerTaskFT",
+    "Replay",
+    "SeqFT",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from workbench.depth import PlannedLayer, restack
+from workbench.benchmark import PRETRAINING
+from workbench.depth import PlannedLayer, compose_plans, refuse_second_growth, restack, stackable_layers
 from workbench.strategy import ContinualStrategy
 
 if TYPE_CHECKING:
-    from workbench.backbone import Backbone
+    from workbench.backbone import Backbone, Batch
+    from workbench.benchmark import Task
+
+PLACES = ("interleaved", "bottom", "top")
 
 
 class BlockExpansion(ContinualStrategy):
@@ -17,14 +22,23 @@ class BlockExpansion(ContinualStrategy):
     The L layers are split into `groups` groups; copies of each group's top `copies` blocks, their output
     projections zeroed, stand on top of that group. At the start the logits are exactly the base model's.
 
+    The paper's two stages are a list of `ContinuedPretraining`, in which the new blocks alone train, and this with
+    `trains="all"`, where all blocks then learn the tasks.
+
     Args:
         groups: Into how many groups the layers are split; it has to divide them. 8 of 32 in LLaMA Pro.
-        copies: Blocks added to each group.
+        copies: Blocks added to each group, or to each listed layer.
         position: "interleaved", as in the paper; its ablation puts all groups x copies new blocks in one
-            place: "bottom", below the first layer, copies of the lowest; "top", above the last, of the highest.
+            place: "bottom", below the first layer, copies of the lowest; "top", above the last, of the highest. Or a
+            list of layers: `copies` of each stand right above it, and `groups` is not used.
+        trains: What the tasks train: "new", the added blocks; "all", the whole model.
+        each_task: After a task its blocks freeze, and the next task begins with fresh ones, placed by the same rule
+            in the model as it is then.
+        again: Whether a model that was grown before may be grown once more.
 
     Raises:
-        ValueError: `groups` does not divide the model's layers, or fewer blocks are there than are to be copied.
+        ValueError: `groups` does not divide the model's layers, fewer blocks are there than are to be copied, a
+            listed layer is not there, or the model was grown before.
     """
 
     reference = "Wu et al., 2024 (arXiv 2401.02415)"
@@ -33,25 +47,43 @@ class BlockExpansion(ContinualStrategy):
         self,
         groups: int = 8,
         copies: int = 1,
-        position: Literal["interleaved", "bottom", "top"] = "interleaved",
+        position: Literal["interleaved", "bottom", "top"] | Sequence[int] = "interleaved",
+        trains: Literal["new", "all"] = "new",
+        each_task: bool = False,
+        again: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("groups", groups), ("copies", copies)):
             if value < 1:
                 raise ValueError(f"{name}={value} is out of range; it has to be at least 1.")
-        if position not in ("interleaved", "bottom", "top"):
-            raise ValueError(f"position={position!r}: choose 'interleaved', 'bottom' or 'top'.")
-        self.groups = groups
-        self.copies = copies
-        self.position = position
+        if isinstance(position, str) and position not in PLACES:
+            raise ValueError(f"position={position!r}: choose 'interleaved', 'bottom' or 'top', or list layers.")
+        if not position:
+            raise ValueError("position lists no layer, so nothing would be added. List one or more.")
+        if trains not in ("new", "all"):
+            raise ValueError(f"trains={trains!r}: choose 'new' or 'all'.")
+        if each_task and trains == "all":
+            raise ValueError("each_task freezes the blocks of past tasks, which trains='all' would train. Choose one.")
+        self.groups, self.copies = groups, copies
+        self.position = position if isinstance(position, str) else sorted(position)
+        self.trains, self.each_task, self.again = trains, each_task, again
+        self.tasks_begun = 0
+        self.stack: list[PlannedLayer] = []  # what was grown since `setup`, as one plan
 
     def setup(self, backbone: Backbone) -> None:
         """Puts the new blocks in, freezes the rest."""
-        plan = self.plan(backbone.model.config.num_hidden_layers)
-        layers = restack(backbone.model, plan)
-        backbone.freeze()
-        for layer, planned in zip(layers, plan, strict=True):
-            layer.requires_grad_(planned.identity)
+        refuse_second_growth(backbone.model.config, self.again)
+        self._grow(backbone, self.plan(len(stackable_layers(backbone.model))))
+
+    def before_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
+        """Chooses what trains from the first task on, and grows before each further one where that is asked for."""
+        if task.name == PRETRAINING:
+            return
+        self.tasks_begun += 1
+        if self.trains == "all":
+            backbone.model.requires_grad_(True)
+        elif self.each_task and self.tasks_begun > 1:
+            self._grow(backbone, self._next_plan(len(self.stack)))
 
     def plan(self, depth: int) -> list[PlannedLayer]:
         """Which layer stands where, for a model of `depth` layers.
@@ -59,18 +91,21 @@ class BlockExpansion(ContinualStrategy):
         >>> [layer.source for layer in BlockExpansion(groups=2).plan(4)]
         [0, 1, 1, 2, 3, 3]
         """
+        if not isinstance(self.position, str):
+            return self._above(self.position, depth)
         old = [PlannedLayer(index) for index in range(depth)]
-        added = self.groups * self.copies
         if self.position != "interleaved":
+            added = self.groups * self.copies
             if added > depth:
                 raise ValueError(f"groups x copies = {added} blocks are to be copied, but the model has {depth}.")
-            if self.position == "bottom":
-                return [PlannedLayer(index, identity=True) for index in range(added)] + old
-            return old + [PlannedLayer(index, identity=True) for index in range(depth - added, depth)]
+            lowest = 0 if self.position == "bottom" else depth - added
+            new = [PlannedLayer(index, identity=True) for index in range(lowest, lowest + added)]
+            return new + old if self.position == "bottom" else old + new
         if depth % self.groups:
             fitting = ", ".join(str(count) for count in range(1, depth + 1) if depth % count == 0)
             raise ValueError(
-                f"groups={self.groups} does not divide the model's {depth} layers. Choose one of {fitting}."
+                f"groups={self.groups} does not divide the model's {depth} layers. Choose one of {fitting}, or list "
+                "layers as `position`."
             )
         size = depth // self.groups
         if self.copies > size:
@@ -80,3 +115,26 @@ class BlockExpansion(ContinualStrategy):
             group = old[start : start + size]
             plan += group + [PlannedLayer(layer.source, identity=True) for layer in group[-self.copies :]]
         return plan
+
+    def _next_plan(self, depth: int) -> list[PlannedLayer]:
+        """The plan for the model as this strategy has grown it; listed layers are those of the model as loaded."""
+        if isinstance(self.position, str):
+            return self.plan(depth)
+        highest = {layer.source: index for index, layer in enumerate(self.stack)}
+        return self._above([highest[source] for source in self.position], depth)
+
+    def _above(self, chosen: Sequence[int], depth: int) -> list[PlannedLayer]:
+        if wrong := [index for index in chosen if not 0 <= index < depth]:
+            raise ValueError(f"position lists layer {wrong[0]}, but the model has 0 to {depth - 1}.")
+        plan = []
+        for index in range(depth):
+            plan.append(PlannedLayer(index))
+            plan += [PlannedLayer(index, identity=True)] * (self.copies * list(chosen).count(index))
+        return plan
+
+    def _grow(self, backbone: Backbone, plan: Sequence[PlannedLayer]) -> None:
+        layers = restack(backbone.model, plan)
+        self.stack = compose_plans(self.stack, plan) if self.stack else list(plan)
+        backbone.freeze()
+        for layer, planned in zip(layers, plan, strict=True):
+            layer.requires_grad_(planned.identity)

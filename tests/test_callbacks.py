@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,9 @@ def test_weights_do_not_depend_on_whether_anybody_looks(tmp_path: Path) -> None:
     assert same(learn_with(tmp_path / "within", 2), unseen)
     assert not (tmp_path / "unseen" / "predictions" / "1-task_0.jsonl").exists()
     within = tmp_path / "within" / "within.csv"
-    assert column(within, "step") == ["2", "2", "4", "4", "6", "6", "8", "8", "10", "10", "12", "12"]
-    assert column(within, "item") == ["task_0"] * 6 + ["task_1"] * 6
-    assert column(within, "on") == ["task_0", "task_1"] * 6
+    assert column(within, "step") == ["0", "0", "2", "2", "4", "4", "6", "6", "8", "8", "10", "10", "12", "12"]
+    assert column(within, "item") == ["task_0"] * 8 + ["task_1"] * 6
+    assert column(within, "on") == ["task_0", "task_1"] * 7
 
 
 def test_dropout_does_draw(tmp_path: Path) -> None:
@@ -77,6 +78,21 @@ def test_mode_and_random_state_are_the_same_after_scoring(tmp_path: Path) -> Non
     assert random.getstate() == before[2]
     assert same(weights(backbone), kept)
     assert results.has_row(1)
+
+
+def test_each_row_says_what_its_own_answers_took(tmp_path: Path) -> None:
+    """Answers in mid-task, which belong to no row, are not among them."""
+    for name, every_n_steps in (("ends", None), ("within", 2)):
+        learn_with(tmp_path / name, every_n_steps)
+        backbone, costs = tiny_backbone(), tmp_path / name / "costs.csv"
+        assert len(column(costs, "decoded_tokens")) == 2
+        for after, decoded in enumerate(column(costs, "decoded_tokens"), start=1):
+            files = [tmp_path / name / "predictions" / f"{after}-task_{task}.jsonl" for task in (0, 1)]
+            rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+            assert len(rows) == 24
+            assert int(decoded) == sum(len(backbone.encoder.answer(row["prediction"], 3)[0]) for row in rows)
+        for decode, evaluation in zip(column(costs, "decode_seconds"), column(costs, "eval_seconds"), strict=True):
+            assert 0 < float(decode) < float(evaluation)
 
 
 def test_a_monitor_without_a_row_scores_nothing(tmp_path: Path) -> None:

@@ -273,3 +273,16 @@ def test_another_end_token_ends_each_answer_and_is_saved(tmp_path: Path) -> None
         ValueError, match=f"end_token='<nowhere>' is not in the tokenizer's vocabulary of {size} tokens"
     ):
         Backbone.load(tmp_path / "model", end_token="<nowhere>")
+
+
+@pytest.mark.parametrize("size", [4, 7, 100])
+def test_packed_texts_stand_one_after_the_other_and_none_is_lost(size: int) -> None:
+    texts = [LONG, "a", "seven small birds sang"]
+    rows = encoder(max_length=size).encode(Dataset.from_dict({"text": texts}), packed=True).to_list()
+    stream = [token for text in texts for token in [BEGIN, *plain(text), END]]
+    assert rows[0]["input_ids"] + [token for row in rows[1:] for token in row["input_ids"][1:]] == stream
+    assert all(len(row["input_ids"]) == size for row in rows[:-1])
+    assert {row["prompt_length"] for row in rows} == {0}
+    begins = [index * (size - 1) for index in range(len(rows))]
+    owners = [index for index, text in enumerate(texts) for _ in [BEGIN, *plain(text), END]]
+    assert [row["row"] for row in rows] == [owners[begin] for begin in begins]

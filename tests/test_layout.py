@@ -19,14 +19,15 @@ OURS_FOR_METHODS = {"backbone", "depth", "composition", "strategy", "benchmark",
 FLOORS = (
     ("metrics", "imports", "annotations", "similarity", "files", "seeding", "batch", "model_folder", "environment"),
     ("components", "scorers", "depth", "composition", "benchmark", "encoding", "adapters", "display"),
+    ("stored", "shards", "folder_surgery", "merging"),
     ("schema", "checks", "parsing", "config"),
     ("backbone", "results", "fingerprint"),
     ("strategy",),
     ("scoring",),
     ("data", "module", "callbacks"),
     ("loop",),
-    ("tiny", "conformance", "testing", "assembly", "refusals", "plan", "existing"),
-    ("study", "report"),
+    ("tiny", "trial", "strategy_checks", "conformance", "testing", "assembly", "refusals", "plan", "existing"),
+    ("study", "report", "model_card", "export"),
     ("cli", "__main__"),
 )
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}

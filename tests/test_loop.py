@@ -24,6 +24,8 @@ ONE, TWO, THREE = tiny_tasks(3)
 REVIEW = Task("review", test=ONE.test, train=ONE.train, scorers=ONE.scorers)
 TEXT = Dataset.from_list([{"text": "a b c d e f g h"}] * 6)
 CORPUS = Task("corpus", test=TEXT, train=TEXT)
+EXPERT = Task("expert", test=ONE.test, train=ONE.train, scorers=ONE.scorers, prepares="task_0")
+EXPERT_TWO = Task("expert two", test=ONE.test, train=ONE.train, scorers=ONE.scorers, prepares="task_1")
 JOINT = Task("all", test=ONE.test, train=ONE.train, scorers=ONE.scorers)
 
 
@@ -35,6 +37,8 @@ JOINT = Task("all", test=ONE.test, train=ONE.train, scorers=ONE.scorers)
         ([ONE, REVIEW, REVIEW, TWO, REVIEW, THREE, REVIEW], [None, None, 1, None, 2, None, 3]),
         ([CORPUS, ONE, TWO, THREE], [None, 1, 2, 3]),
         ([CORPUS, REVIEW, ONE, TWO, THREE], [None, None, 1, 2, 3]),
+        ([EXPERT, ONE, TWO, THREE], [None, 1, 2, 3]),
+        ([ONE, EXPERT_TWO, TWO, REVIEW, THREE], [1, None, None, 2, 3]),
         ([JOINT], [3]),
         ([CORPUS, JOINT], [None, 3]),
         ([ONE, TWO], [1, 3]),

@@ -17,12 +17,20 @@ from workbench.cli import app, guarded
 from workbench.components import ConfigError
 from workbench.display import score_table
 from workbench.files import read_csv
-from workbench.report import SUMMARY, comparison_table, domain_table, find_runs, matrix_table, write_summary
+from workbench.report import (
+    SUMMARY,
+    comparison_table,
+    cost_table,
+    domain_table,
+    find_runs,
+    matrix_table,
+    write_summary,
+)
 from workbench.results import RunFolder
 
 HEADER = (
     "strategy,order,seed,OP,BWT,FWT,forgetting,learning_accuracy,general_delta,trainable_parameters,"
-    "added_parameters,train_seconds,eval_seconds,peak_memory_bytes"
+    "added_parameters,train_seconds,eval_seconds,peak_memory_bytes,train_tokens_per_second,decoded_tokens_per_second"
 )
 
 
@@ -95,6 +103,18 @@ def test_a_strategy_is_averaged_over_its_runs() -> None:
     assert seqft[:2] == ["seqft", "0.250"]
 
 
+def test_what_each_strategy_costs_is_averaged_over_its_runs() -> None:
+    one = {"train_seconds": 60, "eval_seconds": 1, "peak_memory_bytes": 2e9, "train_tokens_per_second": 1000}
+    two = {"train_seconds": 20, "eval_seconds": 1, "peak_memory_bytes": 1e9, "train_tokens_per_second": 2001}
+    unknown = row("seqft", 0.2, peak_memory_bytes=math.nan, decoded_tokens_per_second=math.nan)
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(cost_table([row("lora", 0.5, **one), unknown, row("lora", 0.5, **two)]))
+    lora, seqft = (line.split() for line in capture.get().splitlines() if line.startswith(("lora", "seqft")))
+    assert lora == ["lora", "7", "1K", "1500", "0", "1500", "41"]
+    assert seqft == ["seqft", "7", "1K", "0", "–", "–", "0"]
+
+
 def test_a_method_that_is_told_the_task_is_marked() -> None:
     table = comparison_table([row("oracle", 0.5) | {"task_id_at_test": True}, row("lora", 0.5)], "small", "note")
     assert [cells[0] for cells in printed(table)] == ["oracle †", "lora"]
@@ -159,6 +179,7 @@ def test_the_command_rebuilds_the_summary(tmp_path: Path, capsys: pytest.Capture
     text = capsys.readouterr().out
     assert "lora (mean of 2)" in text
     assert "lora, order 2, seed 0" in text
+    assert re.search(r"lora +15 +10 +40 +120 +– +6\n", text)
     assert "mini; b.B, 3 tasks of 8 training rows; long prompts cut: left; template none; decoding greedy" in text
     assert (tmp_path / "summary.csv").is_file()
 

@@ -43,8 +43,9 @@ def fill(folder: Path, **other: Any) -> RunFolder:
         for name, value in zip("abc", values, strict=True):
             run.add_score(after, score(name, value))
         run.add_score(after, score("probe", PROBE[after]))
-    for item, added in (("a", 0), ("b", 10), ("c", 10)):
+    for item, added, decoded in (("a", 0, 7), ("b", 10, 8), ("c", 10, 30)):
         costs = {"trainable_parameters": 5 + added, "added_parameters": added, "steps": 3, "tokens": 60}
+        costs |= {"decoded_tokens": decoded, "decode_seconds": 0.25}
         run.add_costs({"item": item, **costs, "train_seconds": 1.5, "eval_seconds": 0.5})
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{}")
@@ -105,6 +106,19 @@ def test_the_summary_by_hand(tmp_path: Path) -> None:
     assert summary["general_delta"] == pytest.approx(-0.2)
     assert (summary["trainable_parameters"], summary["added_parameters"]) == (15, 10)
     assert (summary["train_seconds"], summary["eval_seconds"]) == (4.5, 1.5)
+    assert summary["train_tokens_per_second"] == 3 * 60 / 4.5
+    assert summary["decoded_tokens_per_second"] == 30 / 0.25  # of the last row
+
+
+def test_what_was_not_timed_has_no_speed(tmp_path: Path) -> None:
+    """Such as runs that were made before decoding was timed, or without training."""
+    file = fill(tmp_path).path / "costs.csv"
+    lines = [line.rpartition(",")[0].rpartition(",")[0] for line in file.read_text().splitlines()]
+    file.write_text("\n".join(lines).replace(",60,1.5,", ",0,0,") + "\n")
+    summary = RunFolder(tmp_path).summary()
+    assert (summary["train_seconds"], summary["eval_seconds"]) == (0, 1.5)
+    assert math.isnan(summary["train_tokens_per_second"])
+    assert math.isnan(summary["decoded_tokens_per_second"])
 
 
 def test_a_row_is_copied_with_its_answers(tmp_path: Path) -> None:

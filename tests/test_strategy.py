@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from strategies import BlockExpansion, LoRA
+from strategies import BlockExpansion, DepthUpScaling, DownProjectionMoE, LoRA
 from workbench.backbone import Backbone
 from workbench.batch import Batch, Output
 from workbench.benchmark import Task
@@ -192,6 +192,19 @@ def test_the_base_class_does_nothing() -> None:
     assert strategy.penalties(backbone, NOTHING, NOTHING) == {}
     assert all(torch.equal(value, before[name]) for name, value in backbone.model.state_dict().items())
     assert list(backbone.trainable()) == trainable
+
+
+def test_members_that_train_what_another_freezes_are_refused_whenever_they_do_so() -> None:
+    with pytest.raises(ValueError, match="DepthUpScaling trains what DownProjectionMoE freezes"):
+        Composition([DownProjectionMoE(), DepthUpScaling(dropped=1)]).setup(tiny_backbone())
+    late, backbone = Composition([DepthUpScaling(dropped=1, trains="upper"), LoRA(rank=2)]), tiny_backbone()
+    late.setup(backbone)
+    with pytest.raises(ValueError, match=r"DepthUpScaling (trains|freezes) what LoRA (trains|freezes)"):
+        late.before_task(backbone, TASKS[0], [])
+    whole, backbone = Composition([DepthUpScaling(dropped=1), LoRA(rank=2)]), tiny_backbone()
+    whole.setup(backbone)
+    whole.before_task(backbone, TASKS[0], [])
+    assert all("lora_" in name for name in backbone.trainable())
 
 
 def test_members_that_freeze_one_another_are_refused() -> None:

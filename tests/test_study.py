@@ -276,8 +276,8 @@ def test_scores_in_mid_task_and_counts_of_what_was_cut(make: Make) -> None:
     small.run()
     run = small.results(small.runs[0])
     within = cells(run, "within.csv")
-    assert {row["step"] for row in within} == {"1", "2", "3", "4"}
-    assert [row["on"] for row in within if row["metric"] == "accuracy"] == ["alpha", "beta"] * 4
+    assert {row["step"] for row in within} == {"0", "1", "2", "3", "4"}
+    assert [row["on"] for row in within if row["metric"] == "accuracy"] == ["alpha", "beta"] * 5
     environment = run.environment()
     assert environment["cut_in_training"]["alpha"] == {"prompts": 8, "answers": 8}
     assert environment["cut_in_test"]["beta"] == {"prompts": 4, "answers": 4}

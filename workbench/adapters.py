@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 
@@ -66,14 +67,16 @@ def inject(model: PreTrainedModel, name: str, settings: Mapping[str, Any]) -> No
 def merged(model: nn.Module) -> Iterator[None]:
     """Adapters folded into their weights while the context lasts, and the very same bits after it.
 
-    Folding and unfolding by arithmetic leaves rounding behind, so the weights are kept and put back.
+    Folding and unfolding by arithmetic leaves rounding behind, so the weights are kept and put back. What a
+    parametrization (`torch.nn.utils.parametrize`) makes of a weight is computed once while the context lasts.
     """
     layers = [layer for layer in adapter_layers(model) if not layer.merged]  # an outer context may have folded them
     kept = [{key: value.clone() for key, value in layer.base_layer.state_dict().items()} for layer in layers]
     try:
         for layer in layers:
             layer.merge()
-        yield
+        with parametrize.cached():
+            yield
     finally:
         for layer, state in zip(layers, kept, strict=True):
             layer.merged_adapters.clear()
@@ -92,18 +95,19 @@ def fold_in(model: PreTrainedModel) -> None:
 
 
 def plain_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights under the names that the plain model has, without adapters.
+    """The weights under the names that the plain model has: without adapters, parametrized ones as they act.
 
     Inside `merged` these are the folded weights.
     """
-    prefixes = [path for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    state = {}
-    for key, value in model.state_dict().items():
-        owner = next((prefix for prefix in prefixes if key.startswith(prefix + ".")), None)
-        if owner is None:
-            state[key] = value
-        elif key.startswith(f"{owner}.base_layer."):
-            state[key.replace(".base_layer.", ".")] = value
+    state: dict[str, Tensor] = dict(model.state_dict())
+    for path, module in model.named_modules():
+        inside = [key for key in state if key.startswith(f"{path}.")]
+        if isinstance(module, BaseTunerLayer):
+            base = {key.replace(".base_layer.", "."): state[key] for key in inside if ".base_layer." in key}
+            state = {key: value for key, value in state.items() if key not in inside} | base
+        elif parametrize.is_parametrized(module):
+            kept = {key: value for key, value in state.items() if not key.startswith(f"{path}.parametrizations.")}
+            state = kept | {f"{path}.{name}": getattr(module, name).detach() for name in module.parametrizations}
     return state
 
 

@@ -166,16 +166,23 @@ class Assembly:
 
         return make
 
-    def epochs(self, strategy: str, task: Task) -> int:
-        """Passes over a task's rows: the config's, or else the task's own protocol, or else one.
+    def length(self, strategy: str, task: Task) -> tuple[int, int]:
+        """How long an item is trained: passes over its rows, and the most optimizer steps; -1: not limited.
 
-        -1, as many as it takes, where the config limits steps or time alone.
+        The config's own word for this item goes first, then the steps that the item brings along, then what the config
+        says for all, then the task's own protocol; where nobody says anything, it is one pass.
         """
-        trainer = self.config.settings(strategy, task.name).trainer
-        stated = trainer.get("max_epochs")
-        if stated is None and (trainer.get("max_steps", -1) > 0 or trainer.get("max_time") is not None):
-            return -1
-        return int(stated if stated is not None else task.max_epochs or 1)
+        settings = self.config.settings(strategy, task.name).trainer
+        stated, steps = settings.get("max_epochs"), int(settings.get("max_steps", -1))
+        own = [changes.get("trainer", {}) for _, changes in self.config.layers(strategy, task.name)[2:]]
+        said = {key for changes in own for key in changes}
+        if task.max_steps and not said & {"max_epochs", "max_steps"}:
+            return -1, task.max_steps
+        if task.max_steps and "max_epochs" not in said:
+            return -1, steps
+        if stated is None and (steps > 0 or settings.get("max_time") is not None):
+            return -1, steps
+        return int(stated if stated is not None else task.max_epochs or 1), steps
 
     def trainer_problems(self) -> list[str]:
         """What Lightning itself refuses in the `trainer` sections: an accelerator that is not there, a precision."""
@@ -198,7 +205,7 @@ class Assembly:
         given = self.config.settings(strategy, task.name if task else None).trainer
         built = {key: _built(value) for key, value in given.items() if key != "logger"}
         if task is not None:
-            built["max_epochs"] = self.epochs(strategy, task)
+            built["max_epochs"], built["max_steps"] = self.length(strategy, task)
         return TRAINER_DEFAULTS | built
 
 

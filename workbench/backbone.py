@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from workbench import adapters
+from workbench import adapters, composition  # noqa: F401, the latter so that a saved composition loads
 from workbench.batch import IGNORED, Batch, Output, collate
 from workbench.encoding import Encoder, TextPolicy, end_with
 from workbench.model_folder import check_folder, locate
@@ -161,9 +161,9 @@ class Backbone(nn.Module):
         """Adapters folded in while scoring: an unmerged one makes every decoding step slower."""
         return adapters.merged(self.model)
 
-    def encode(self, rows: Dataset, max_new_tokens: int | None = None) -> Dataset:
+    def encode(self, rows: Dataset, max_new_tokens: int | None = None, packed: bool = False) -> Dataset:
         """Tokens and label positions of rows of text; see `Encoder.encode`."""
-        return self.encoder.encode(rows, max_new_tokens)
+        return self.encoder.encode(rows, max_new_tokens, packed)
 
     def collate(self, rows: Sequence[Any]) -> Batch:
         """Encoded rows to one batch, padded on the right."""
@@ -184,7 +184,9 @@ class Backbone(nn.Module):
         Returns:
             An Output; `loss_sum` and `count` add up over batches and processes.
         """
-        states = self.decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        asked = getattr(self.model.config, "encoder", False)  # a composition whose augmenting models read prompts only
+        given = {"prompt_mask": batch.attention_mask * (batch.labels == IGNORED)} if asked else {}
+        states = self.decoder(input_ids=batch.input_ids, use_cache=False, **given).last_hidden_state
         sample, position = (batch.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         states = states[sample, position]
         targets = batch.labels[sample, position + 1]

@@ -10,6 +10,8 @@ from datasets import Dataset
 from torchmetrics import Metric
 
 NATS_PER_BYTE = "nats_per_byte"
+PRETRAINING = "pretraining"
+"""The name of the item that continues pretraining before the first task: what trains then may be something else."""
 
 
 def no_rows() -> Dataset:
@@ -34,6 +36,12 @@ class Task:
             `data.max_prompt_length` in a config wins over it.
         max_epochs: Passes over `train` that this task's protocol states; `trainer.max_epochs`
             or `per_task` in a config wins over it.
+        max_steps: Optimizer steps, for an item that a strategy puts into the curriculum; it wins over the study's
+            `trainer.max_epochs`, and `per_task` in a config over it.
+        packed: Whether a corpus' texts stand one after the other in rows of the longest length while they are
+            learnt, as in pretraining. Scoring never packs.
+        prepares: For an inserted item that stands before the task of this name, such as an expert's own training:
+            the row of the task before is scored ahead of it. Other inserted items belong to the task before them.
 
     Raises:
         ValueError: A split has other columns, the test split is empty, or there is no scorer.
@@ -47,6 +55,9 @@ class Task:
     max_new_tokens: int = 64
     max_prompt_length: int | None = None
     max_epochs: int | None = None
+    max_steps: int | None = None
+    packed: bool = False
+    prepares: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
@@ -115,3 +126,53 @@ class Benchmark(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Task: ...
+
+
+class Subset:
+    """A few of a benchmark's tasks, with its probes and its corpus: for a first look, or a question about one task.
+
+    Args:
+        of: The benchmark.
+        tasks: Names of the tasks that stay; each order keeps its own sequence of them.
+
+    Raises:
+        ValueError: No task is named, or one that the benchmark does not have.
+    """
+
+    def __init__(self, of: Benchmark, tasks: Sequence[str]) -> None:
+        there = [of[index].name for index in range(len(of))]
+        if unknown := [name for name in tasks if name not in there]:
+            raise ValueError(f"tasks: there is no {unknown[0]!r}. There are {', '.join(there)}.")
+        if not tasks:
+            raise ValueError(f"tasks: empty. Name one or more of {', '.join(there)}.")
+        self.of = of
+        self.overlaps = [entry for entry in getattr(of, "overlaps", ()) if entry.task in tasks]
+        self._places = [index for index, name in enumerate(there) if name in tasks]
+
+    def __str__(self) -> str:
+        """Which tasks of what, and what that says of its data."""
+        kept = ", ".join(task.name for task in map(self.__getitem__, range(len(self))))
+        notes = "" if type(self.of).__str__ is object.__str__ else f"\n{self.of}"
+        return f"{kept} of {type(self.of).__name__}{notes}"
+
+    @property
+    def orders(self) -> Mapping[str, Sequence[str]]:
+        """The benchmark's, without the tasks that are left out."""
+        kept = {task.name for task in map(self.__getitem__, range(len(self)))}
+        return {name: [task for task in order if task in kept] for name, order in self.of.orders.items()}
+
+    @property
+    def probes(self) -> Sequence[Task]:
+        """The benchmark's."""
+        return self.of.probes
+
+    @property
+    def general(self) -> Task | None:
+        """The benchmark's."""
+        return self.of.general
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Task:
+        return self.of[self._places[index]]

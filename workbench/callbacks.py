@@ -134,7 +134,13 @@ class ForgettingMonitor(Callback):
         results: Where the scores go.
         after: The row of the score matrix; None: nothing is scored at the end of this training.
         display: What a person sees.
-        every_n_steps: Also score in mid-task, into `within.csv`, after so many optimizer steps.
+        every_n_steps: Also score in mid-task, into `within.csv`, after so many optimizer steps, and once before the
+            first step of the sequence: what a surgery has left.
+
+    Attributes:
+        seconds: What all scoring took.
+        decoded_tokens: Tokens of the answers of row `after`.
+        decode_seconds: What it took to give these.
     """
 
     def __init__(
@@ -151,7 +157,14 @@ class ForgettingMonitor(Callback):
         self.display = display or Display()
         self.every_n_steps = every_n_steps
         self.seconds = 0.0
+        self.decoded_tokens = 0
+        self.decode_seconds = 0.0
         self._last_step = 0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Scores before the first step of all, where scores in mid-task were asked for."""
+        if self.every_n_steps is not None and isinstance(module, ContinualModule) and module.steps_before == 0:
+            self._score_within(module, 0)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -162,8 +175,7 @@ class ForgettingMonitor(Callback):
             return
         self._last_step = step
         if isinstance(module, ContinualModule):
-            at = module.steps_before + step
-            self._score(module, lambda score: self.results.add_within(at, module.task_name, score))
+            self._score_within(module, module.steps_before + step)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Scores the row of the matrix that this task ends."""
@@ -181,10 +193,15 @@ class ForgettingMonitor(Callback):
             self.results.add_score(after, score)
             self.display.scored(after, score.task, score.value)
             cut[score.task] = score.cut
+            self.decoded_tokens += score.decoded_tokens
+            self.decode_seconds += score.decode_seconds
 
         self.display.scoring(after)
         self._score(module, keep)
         self.results.add_to_environment("cut_in_test", cut)
+
+    def _score_within(self, module: ContinualModule, at: int) -> None:
+        self._score(module, lambda score: self.results.add_within(at, module.task_name, score))
 
     def _score(self, module: ContinualModule, keep: Callable[[TaskScore], None]) -> None:
         started = time.monotonic()

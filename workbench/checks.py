@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench.components import KEYS, check_arguments, check_component, check_shape, joined
 from workbench.model_folder import check_folder
-from workbench.schema import DEFAULT_OPTIMIZER, Changes, StudyConfig, combined
+from workbench.schema import DEFAULT_OPTIMIZER, Changes, StudyConfig, combined, for_seed
 
 STEP_ARGUMENTS = ("T_max", "total_steps", "total_iters", "num_training_steps")
 """What schedulers call the number of steps; supplied with the task's own where a config does not say."""
@@ -25,7 +25,10 @@ def check(config: StudyConfig, trainer: Callable[..., Any] | None = None) -> lis
     Returns:
         One sentence for each problem, with its key.
     """
+    config = for_seed(config, config.seeds[0])
     problems = check_component(config.benchmark, "benchmark")
+    for index, component in enumerate(config.prepare):
+        problems += check_component(component, joined("prepare", index))
     for name, strategy in config.strategies.items():
         at = f"strategies.{name}"
         many = len(strategy.components) > 1
@@ -37,8 +40,9 @@ def check(config: StudyConfig, trainer: Callable[..., Any] | None = None) -> lis
 
 
 def check_surroundings(config: StudyConfig) -> list[str]:
-    """Tell what is wrong outside the config: the model's folder, the folder for results."""
-    problems = [f"backbone.path: {problem}" for problem in check_folder(config.backbone.path)]
+    """Tell what is wrong outside the config: the model's folder, unless it is yet to be made; the one for results."""
+    paths = [] if config.prepare else [for_seed(config, seed).backbone.path for seed in config.seeds]
+    problems = [f"backbone.path: {problem}" for path in dict.fromkeys(paths) for problem in check_folder(path)]
     output = Path(config.output).expanduser().absolute()
     nearest = next(parent for parent in (output, *output.parents) if parent.exists())
     if not nearest.is_dir():
@@ -72,7 +76,7 @@ def check_parts(raw: Mapping[str, Any], trainer: Callable[..., Any] | None = Non
     if trainer is not None and isinstance(raw.get("trainer"), Mapping):
         problems += check_arguments(trainer, raw["trainer"], "trainer") + check_limits(raw["trainer"], "trainer")
     backbone = raw.get("backbone")
-    if isinstance(backbone, Mapping) and isinstance(backbone.get("path"), str):
+    if isinstance(backbone, Mapping) and isinstance(backbone.get("path"), str) and not raw.get("prepare"):
         problems += [f"backbone.path: {problem}" for problem in check_folder(backbone["path"])]
     return problems
 

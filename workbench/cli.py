@@ -1,4 +1,4 @@
-"""The command: `lightning run`, `list`, `report`, `check`."""
+"""The command: `lightning run`, `list`, `report`, `check`, `grow`, `merge`, `export`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -93,6 +94,54 @@ def check(class_path: str, arguments: Overrides = None) -> None:
         print(f"ok: {sentence}")
 
 
+@app.command()
+def grow(model: str, out: Path, class_path: str, arguments: Overrides = None) -> None:
+    """Add layers to the folder MODEL as a strategy begins a run, from disk to disk, and write OUT; trains nothing."""
+    component = Component(class_path, read_arguments(arguments or []))
+    if problems := check_component(component, class_path):
+        raise ConfigError(problems)
+    with whole_or_nothing():
+        made = import_module("workbench.folder_surgery").grow(model, out, instantiate(component))
+    identities = f", {made.identities} of them identities" if made.identities else ""
+    print(
+        f"{made.folder}: {made.before} layers became {made.after}{identities}; "
+        f"{made.parameters:,} parameters, {made.size / 1e6:,.1f} MB."
+    )
+    if made.adapters:
+        print(f"{model}/adapters was left behind: they fit the layers as they were numbered before.")
+
+
+@app.command()
+def merge(first: str, second: str, out: Path, arguments: Overrides = None) -> None:
+    """Merge the model folders FIRST and SECOND into OUT: method=average or slerp, weight=SECOND's share."""
+    component = Component("workbench.merging.merge", read_arguments(arguments or []))
+    if problems := check_component(component, "merge", ("first", "second", "out")):
+        raise ConfigError(problems)
+    with whole_or_nothing():
+        count = instantiate(component, first=first, second=second, out=out)
+    print(f"{out}: {count} tensors of {first} and {second} were merged.")
+
+
+@app.command()
+def export(run: Path, out: Path) -> None:
+    """Write the model of the finished run RUN to the folder OUT, for plain transformers or peft, with a model card."""
+    with whole_or_nothing():
+        folder = import_module("workbench.export").export(run, out)
+    print(f"{folder}: the model, its tokenizer and README.md, which says how it was made and how to load it.")
+
+
+@contextmanager
+def whole_or_nothing() -> Iterator[None]:
+    """Tells what a command on folders refuses, or what the disk does; a folder that was begun is gone by then."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error).splitlines()) from error
+    except OSError as error:
+        tell([f"{error}. Nothing was written."])
+        raise typer.Exit(FAILED) from error
+
+
 def checked(config: str, overrides: list[str]) -> Any:
     """The study of a config. What is wrong is printed as soon as it is known, all of it in one go.
 
@@ -133,10 +182,11 @@ def tell(problems: Iterable[str]) -> None:
 
 
 def show(folder: Path, rows: list[dict[str, object]]) -> None:
-    """Prints the comparison of strategies, and where the results are."""
+    """Prints the comparison of strategies, what they cost, and where the results are."""
     module = import_module("workbench.report")
     note = module.protocol_note(module.find_runs(folder)[0])
     output().print(module.comparison_table(rows, str(folder), note, output().width))
+    output().print(module.cost_table(rows))
     print(f"Results: {folder}  (summary.csv; per run scores.csv, nll.csv, train.csv, predictions/, model/)")
 
 

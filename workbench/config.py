@@ -28,6 +28,7 @@ from workbench.schema import (
     StrategyConfig,
     StudyConfig,
     TaskSettings,
+    for_seed,
 )
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "check_parts",
     "check_surroundings",
     "dump",
+    "for_seed",
     "import_class",
     "instantiate",
     "load",

@@ -1,23 +1,17 @@
-"""What a strategy or a benchmark has to keep to, as checks that run on a tiny model."""
+"""The suites that a strategy and a benchmark have to pass."""
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-import torch
-from datasets import Dataset
-from torch import Tensor
-from transformers import AutoModelForCausalLM
+from functools import partial
 
 from workbench.backbone import Backbone
 from workbench.benchmark import Benchmark, Task
-from workbench.results import RunFolder
-from workbench.strategy import Composition, ContinualStrategy
-from workbench.tiny import tiny_backbone, tiny_run, tiny_tasks
+from workbench.strategy import ContinualStrategy
+from workbench.strategy_checks import STRATEGY_CHECKS
+from workbench.tiny import VARIANTS, tiny_backbone
+from workbench.trial import Trial, Unfinished
 
 
 class ConformanceError(AssertionError):
@@ -32,11 +26,14 @@ class ConformanceError(AssertionError):
         super().__init__("\n".join(self.failures))
 
 
-def check_strategy(make: Callable[[], ContinualStrategy]) -> list[str]:
+def check_strategy(
+    make: Callable[[], ContinualStrategy], backbone: Callable[[], Backbone] = tiny_backbone
+) -> list[str]:
     """Runs a strategy through everything that the loop relies on, on a tiny model.
 
     Args:
         make: Gives a fresh strategy each time, such as a class or a lambda.
+        backbone: Gives the tiny model each time; `workbench.testing.VARIANTS` names further ones.
 
     Returns:
         What was checked, a sentence each.
@@ -45,151 +42,43 @@ def check_strategy(make: Callable[[], ContinualStrategy]) -> list[str]:
         ConformanceError: All that failed.
     """
     passed, failures = [], []
-    for check in STRATEGY_CHECKS:
-        try:
-            problems = list(check(make))
-        except Exception as error:  # a hook of a stranger may raise anything, and the other checks still say something
-            problems = [f"{type(error).__name__}: {error}"]
-        sentence = (check.__doc__ or "").strip()
-        failures += [f"{sentence} {problem}" for problem in problems]
-        passed += [] if problems else [sentence]
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Trial(make, backbone, folder)
+        for check in STRATEGY_CHECKS:
+            try:
+                problems = list(check(trial))
+            except Unfinished:  # said once, by `runs`
+                continue
+            except Exception as error:  # what a stranger's class may raise, and the other checks still say something
+                problems = [f"{type(error).__name__}: {error}"]
+            sentence = (check.__doc__ or "").strip()
+            failures += [f"{sentence} {problem}" for problem in problems]
+            passed += [] if problems else [sentence]
     if failures:
         raise ConformanceError(failures)
     return passed
 
 
-def cites_its_paper(make: Callable[[], ContinualStrategy]) -> Iterator[str]:
-    """The strategy cites its paper in `reference`."""
-    for module in make().modules():  # a composition cites what its members cite
-        if isinstance(module, ContinualStrategy) and not isinstance(module, Composition) and not module.reference:
-            yield f"{type(module).__name__}'s is empty."
+def check_on_variants(make: Callable[[], ContinualStrategy]) -> list[str]:
+    """`check_strategy` on each tiny model of `VARIANTS`, as far as the first on which anything fails.
 
+    Args:
+        make: Gives a fresh strategy each time.
 
-def keeps_no_backbone(make: Callable[[], ContinualStrategy]) -> Iterator[str]:
-    """The strategy keeps no reference to the backbone."""
-    strategy, backbone = make(), tiny_backbone()
-    strategy.setup(backbone)
-    own = {id(module) for module in backbone.modules()}
-    held = [
-        name
-        for module in strategy.modules()
-        for name, value in vars(module).items()
-        for item in (value if isinstance(value, (list, tuple)) else [value])
-        if id(item) in own
-    ]
-    held += [name for name, module in strategy.named_modules() if id(module) in own]
-    if held:
-        yield f"It holds one in {held[0]!r}."
+    Returns:
+        What was checked, a sentence each, and on which models.
 
-
-def frozen_stays(make: Callable[[], ContinualStrategy]) -> Iterator[str]:
-    """What is frozen does not change while a task is trained."""
-    with tempfile.TemporaryDirectory() as folder:
-        watch = _Watch(make())
-        tiny_run(watch, Path(folder))
-        yield from watch.changed
-
-
-def learns(make: Callable[[], ContinualStrategy]) -> Iterator[str]:
-    """What is trainable does change, and every score of the matrix is there."""
-    with tempfile.TemporaryDirectory() as folder:
-        before = tiny_backbone()
-        strategy = make()
-        after = tiny_run(strategy, Path(folder))
-        rows = Dataset.from_list([{"prompt": "Task 0: t1 b\nAnswer:", "answer": "b"}])
-        same = bool(before.nats(before.encode(rows))[0] == after.nats(after.encode(rows))[0])
-        if same and (Path(folder) / "train.csv").is_file():
-            yield "The model is what it was."
-        if not math.isfinite(RunFolder(folder).value(2, "task_1", "accuracy")):
-            yield "The last row has no score."
-
-
-def repeats(make: Callable[[], ContinualStrategy]) -> Iterator[str]:
-    """Two runs with one seed end with the same weights, bit for bit."""
-    states = []
-    for _ in range(2):
-        with tempfile.TemporaryDirectory() as folder:
-            states.append(_weights(tiny_run(make(), Path(folder))))
-    if states[0].keys() != states[1].keys():
-        yield f"Only one has {min(states[0].keys() ^ states[1].keys())}."
-    elif different := [name for name in states[0] if not torch.equal(states[0][name], states[1][name])]:
-        yield f"{different[0]} differs."
-
-
-def saves_plain(make: Callable[[], ContinualStrategy]) -> Iterator[str]:
-    """The saved model loads with plain transformers and gives the same answers."""
-    with tempfile.TemporaryDirectory() as folder:
-        backbone = tiny_run(make(), Path(folder))
-        plain = AutoModelForCausalLM.from_pretrained(Path(folder) / "model", dtype=torch.float32)
-        tokens = torch.arange(3, 13).unsqueeze(0)
-        with torch.no_grad(), backbone.evaluating(), backbone.merged():
-            difference = (backbone.model(tokens).logits - plain(tokens).logits).abs().max().item()
-        if not difference < 1e-5:
-            yield f"The logits differ by {difference:.2g}."
-
-
-def rebuilds(make: Callable[[], ContinualStrategy]) -> Iterator[str]:
-    """Replaying `setup` and `before_task` rebuilds the structure, so that a stopped run can go on."""
-    with tempfile.TemporaryDirectory() as folder:
-        recorder = _Watch(make())
-        tiny_run(recorder, Path(folder))
-    strategy, backbone = make(), tiny_backbone()
-    strategy.setup(backbone)
-    for task in tiny_tasks():
-        strategy.before_task(backbone, task, [])
-    rebuilt = {name: tuple(value.shape) for name, value in backbone.model.state_dict().items()}
-    if rebuilt != recorder.structure:
-        wrong = sorted(set(rebuilt.items()) ^ set(recorder.structure.items()))
-        yield f"{wrong[0][0]} is another one."
-
-
-def restores(make: Callable[[], ContinualStrategy]) -> Iterator[str]:
-    """`restore` brings back the model that was loaded."""
-    with tempfile.TemporaryDirectory() as folder:
-        backbone = tiny_run(make(), Path(folder))
-    backbone.restore()
-    loaded, now = _weights(tiny_backbone()), _weights(backbone)
-    if loaded.keys() != now.keys() or any(not torch.equal(loaded[name], now[name]) for name in loaded):
-        yield "It does not."
-
-
-STRATEGY_CHECKS = (
-    cites_its_paper,
-    keeps_no_backbone,
-    frozen_stays,
-    learns,
-    repeats,
-    saves_plain,
-    rebuilds,
-    restores,
-)
-
-
-class _Watch(ContinualStrategy):
-    """Passes every hook on to a strategy and compares what is frozen before and after each task."""
-
-    def __init__(self, watched: ContinualStrategy) -> None:
-        super().__init__()
-        self.watched = watched
-        self.changed: list[str] = []
-        self.structure: dict[str, tuple[int, ...]] = {}
-        for hook in ("curriculum", "training_data", "penalties", "edit_gradients", "answer", "setup"):
-            setattr(self, hook, getattr(watched, hook))
-
-    def before_task(self, backbone: Backbone, task: Task, batches: Any) -> None:
-        self.watched.before_task(backbone, task, batches)
-        trainable = backbone.trainable()
-        self.structure = {name: tuple(value.shape) for name, value in backbone.model.state_dict().items()}
-        self._frozen = {name: value for name, value in _weights(backbone).items() if name not in trainable}
-
-    def after_task(self, backbone: Backbone, task: Task, batches: Any) -> None:
-        now = _weights(backbone)
-        self.changed += [f"{name} did." for name, old in self._frozen.items() if not torch.equal(old, now[name])][:1]
-        self.watched.after_task(backbone, task, batches)
-
-
-def _weights(backbone: Backbone) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in backbone.model.state_dict().items()}
+    Raises:
+        ConformanceError: All that failed on one model, which is named unless it is the plain one.
+    """
+    passed: list[str] = []
+    for name, changes in VARIANTS.items():
+        try:
+            passed = check_strategy(make, partial(tiny_backbone, **changes))
+        except ConformanceError as error:
+            where = f"on the variant {name!r}: " if changes else ""
+            raise ConformanceError([where + failure for failure in error.failures]) from error
+    return [*passed, f"All of it on {len(VARIANTS)} tiny models: {', '.join(VARIANTS)}."]
 
 
 def check_benchmark(benchmark: Benchmark) -> list[str]:

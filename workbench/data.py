@@ -132,7 +132,8 @@ class ContinualDataModule(LightningDataModule):
             task: Whose limits apply, but to rows that carry their own in a column "max_new_tokens".
             rows: Text; no rows means that nothing is trained.
         """
-        self.rows = EncodedRows(backbone.encode(rows, task.max_new_tokens)) if len(rows) else None
+        encoded = backbone.encode(rows, task.max_new_tokens, task.packed) if len(rows) else None
+        self.rows = None if encoded is None else EncodedRows(encoded)
         self._collate: Callable[[list[Any]], Batch] = partial(collate, pad_id=backbone.pad_id)
         self._device = backbone.device
         self._task_seed = derived_seed(self.seed, "task", position)

@@ -28,6 +28,44 @@ class PlannedLayer(NamedTuple):
 Plan = Sequence[PlannedLayer]
 
 
+def compose_plans(first: Plan, second: Plan) -> list[PlannedLayer]:
+    """Two surgeries, one after the other, as one plan over the layers that the first began with.
+
+    A layer that either of them added stays an added one.
+
+    >>> compose_plans([PlannedLayer(0), PlannedLayer(0, True)], [PlannedLayer(1), PlannedLayer(1, True)])
+    [PlannedLayer(source=0, identity=True), PlannedLayer(source=0, identity=True)]
+    """
+    return [
+        PlannedLayer(first[planned.source].source, planned.identity or first[planned.source].identity)
+        for planned in second
+    ]
+
+
+def recorded_plan(config: Any) -> list[PlannedLayer]:
+    """The surgeries that a model has gone through, as its config records them; empty where there was none."""
+    return [PlannedLayer(int(source), bool(identity)) for source, identity in getattr(config, "layer_plan", None) or []]
+
+
+def refuse_second_growth(config: Any, again: bool) -> None:
+    """Lets a grown model be grown once more only where that is said.
+
+    Args:
+        config: Of the model as it was loaded.
+        again: Whether it is meant.
+
+    Raises:
+        ValueError: The model was grown before.
+    """
+    plan = recorded_plan(config)
+    if plan and not again:
+        origin = len({layer.source for layer in plan})
+        raise ValueError(
+            f"The model was grown before: its {len(plan)} layers come from {origin}, as `layer_plan` in its config "
+            "records. Give again=true to grow it once more, or begin with the model that it was made from."
+        )
+
+
 def restack(model: PreTrainedModel, plan: Plan) -> nn.ModuleList:
     """Rebuilds a model's layers in place, following a plan.
 
@@ -40,17 +78,16 @@ def restack(model: PreTrainedModel, plan: Plan) -> nn.ModuleList:
         plan: One entry for each layer of the new stack, bottom first.
 
     Returns:
-        The new layers, which the model now runs. The plan is recorded in `model.config.layer_plan`.
+        The new layers, which the model now runs. The plan is recorded in `model.config.layer_plan`; where the
+        model was grown before, the record counts from the layers that it had at first.
 
     Raises:
-        ValueError: The plan is empty or names a layer that is not there.
+        ValueError: The plan is empty or names a layer that is not there; the model is no decoder of the LLaMA family;
+            it carries adapters, which belong to the layers as they are numbered now.
     """
     decoder = getattr(model, model.base_model_prefix)
-    sources: list[Any] = list(decoder.layers)
-    if not plan:
-        raise ValueError("The layer plan is empty: a model needs at least one layer.")
-    if wrong := [layer.source for layer in plan if not 0 <= layer.source < len(sources)]:
-        raise ValueError(f"The layer plan names layer {wrong[0]}, but the model has 0 to {len(sources) - 1}.")
+    sources = stackable_layers(model)
+    check_plan(plan, len(sources))
     used: set[int] = set()
     layers = []
     for index, planned in enumerate(plan):
@@ -65,7 +102,8 @@ def restack(model: PreTrainedModel, plan: Plan) -> nn.ModuleList:
         layers.append(layer)
     stack = nn.ModuleList(layers)
     decoder.layers = stack
-    _describe(model, plan)
+    for key, value in described(model.config, plan).items():
+        setattr(model.config, key, value)
     return stack
 
 
@@ -87,10 +125,43 @@ def make_identity(layer: Any) -> None:
             parameter.copy_(torch.zeros_like(parameter))
 
 
-def _describe(model: PreTrainedModel, plan: Plan) -> None:
-    config = model.config
-    types = getattr(config, "layer_types", None)
-    if types is not None:
-        config.layer_types = [types[planned.source] for planned in plan]
-    config.num_hidden_layers = len(plan)
-    config.layer_plan = [[planned.source, planned.identity] for planned in plan]
+def stackable_layers(model: PreTrainedModel) -> list[Any]:
+    """The layers that a surgery can stack anew, bottom first.
+
+    Raises:
+        ValueError: The model is no decoder of the LLaMA family, or it carries adapters.
+    """
+    sources = list(getattr(getattr(model, model.base_model_prefix), "layers", ()))
+    if not sources or not all(hasattr(layer, "self_attn") and hasattr(layer, "mlp") for layer in sources):
+        raise ValueError(
+            f"{type(model).__name__} is no decoder of the LLaMA family: its layers cannot be stacked anew. "
+            "Take a Llama, Mistral, Qwen2 or Qwen3 model."
+        )
+    if names := list(getattr(model, "peft_config", {})):
+        raise ValueError(
+            f"The model carries the adapter {names[0]!r}, made for its {len(sources)} layers as they are numbered now. "
+            "Grow first and add adapters after, or fold the adapter in."
+        )
+    return sources
+
+
+def described(config: Any, plan: Plan) -> dict[str, Any]:
+    """What a surgery changes in a model's config: the depth, the layers' types, the record of where they come from."""
+    before = recorded_plan(config)
+    whole = compose_plans(before, plan) if before else plan
+    changed: dict[str, Any] = {"num_hidden_layers": len(plan), "layer_plan": [list(planned) for planned in whole]}
+    if types := getattr(config, "layer_types", None):
+        changed["layer_types"] = [types[planned.source] for planned in plan]
+    return changed
+
+
+def check_plan(plan: Plan, depth: int) -> None:
+    """Whether a plan can be followed in a model of so many layers.
+
+    Raises:
+        ValueError: The plan is empty or names a layer that is not there.
+    """
+    if not plan:
+        raise ValueError("The layer plan is empty: a model needs at least one layer.")
+    if wrong := [layer.source for layer in plan if not 0 <= layer.source < depth]:
+        raise ValueError(f"The layer plan names layer {wrong[0]}, but the model has 0 to {depth - 1}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -114,7 +114,7 @@ class Encoder:
         token_ids = [*self._tokens(text, special=False), self.tokenizer.eos_token_id]
         return token_ids[:limit], len(token_ids) > limit
 
-    def encode(self, rows: Dataset, max_new_tokens: int | None = None) -> Dataset:
+    def encode(self, rows: Dataset, max_new_tokens: int | None = None, packed: bool = False) -> Dataset:
         """Rows of {"prompt", "answer"} or {"text"} to rows of tokens.
 
         A row may carry limits of its own: where rows of several tasks stand together, as in replay, each is cut
@@ -124,12 +124,16 @@ class Encoder:
             rows: The text; a text longer than the limit becomes several rows, so that none is lost. An integer
                 column "max_new_tokens" is, where it is not None, that row's own longest answer.
             max_new_tokens: The longest answer in tokens of the other rows. None: as long as the longest one there.
+            packed: Whether texts stand one after the other in rows of the longest length, each ended by the end token,
+                rather than in rows of their own. Attention goes across them, as usual in pretraining.
 
         Returns:
             Columns input_ids (list of int), prompt_length (tokens that carry no label), row (the index in
-            `rows`), prompt_cut and answer_cut.
+            `rows`, of the first text in it), prompt_cut and answer_cut.
         """
-        if "text" in rows.column_names:
+        if "text" in rows.column_names and packed:
+            encoded = self._packed(rows["text"][:])
+        elif "text" in rows.column_names:
             encoded = [part for index, row in enumerate(rows) for part in self._text_parts(row["text"], index)]
         else:
             longest = max_new_tokens or self._longest_answer(rows)
@@ -147,10 +151,21 @@ class Encoder:
         return _row(prompt + answer, len(prompt), index, (prompt_cut, answer_cut))
 
     def _text_parts(self, text: str, index: int) -> list[dict[str, Any]]:
+        return [_row(part, 0, index, (False, False)) for _, part in self._windows(self._whole(text))]
+
+    def _packed(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        whole = [self._whole(text) for text in texts]
+        owners = [index for index, token_ids in enumerate(whole) for _ in token_ids]
+        stream = [token for token_ids in whole for token in token_ids]
+        return [_row(part, 0, owners[start], (False, False)) for start, part in self._windows(stream)]
+
+    def _whole(self, text: str) -> list[int]:
+        return [*self._tokens(text, special=True), self.tokenizer.eos_token_id]
+
+    def _windows(self, token_ids: list[int]) -> list[tuple[int, list[int]]]:
+        """Where each row begins, and the row: neighbours share a token, so that each but the first is predicted."""
         size = min(self.policy.max_length or self.positions, self.positions)
-        token_ids = [*self._tokens(text, special=True), self.tokenizer.eos_token_id]
-        parts = [token_ids[start : start + size] for start in range(0, len(token_ids) - 1, size - 1)]
-        return [_row(part, 0, index, (False, False)) for part in parts]
+        return [(start, token_ids[start : start + size]) for start in range(0, len(token_ids) - 1, size - 1)]
 
     def _render(self, text: str) -> str:
         if self.policy.template == "alpaca":

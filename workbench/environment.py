@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import subprocess
@@ -21,6 +22,8 @@ LIBRARIES = (
     "torchmetrics",
     "numpy",
 )
+CLEAR = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -36,6 +39,38 @@ def describe_environment() -> dict[str, Any]:
             "accelerators": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         },
     }
+
+
+class PeakMemory:
+    """The most memory that this process has needed since the object was made.
+
+    On a GPU it is what torch has allocated there. Elsewhere it is what Linux counts as resident: the interpreter and
+    the libraries are part of it (hundreds of MB), and so is what earlier work has freed but not given back.
+
+    Args:
+        device: Where the model is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._known = True
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        gc.collect()
+        try:
+            CLEAR.write_text("5", encoding="ascii")  # from here on the high-water mark is today's
+        except OSError:
+            self._known = False
+
+    def bytes(self) -> int | None:
+        """The peak so far; None where the system does not count, such as on macOS."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        if not self._known:
+            return None
+        lines = STATUS.read_text(encoding="ascii").splitlines()
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def _version(name: str) -> str | None:

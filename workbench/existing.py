@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from workbench.config import StudyConfig, load, resolved
+from workbench.config import StudyConfig, for_seed, load, resolved
+from workbench.fingerprint import fingerprint_named
 from workbench.results import RunFolder
 
 ADVICE = "Choose another `name`, or existing=replace to lose what is there."
+WORDS = {"files": "corpus or model of its strategy"}
 NOT_COMPARED = ("output", "existing")
 
 
 def existing_problems(
-    config: StudyConfig, folder: Path, wanted: Mapping[Path, StudyConfig], inputs: Mapping[str, str]
+    config: StudyConfig, folder: Path, wanted: Mapping[Path, StudyConfig], inputs_of: Callable[[int], Mapping[str, str]]
 ) -> list[str]:
     """Compares what is there with what is asked for.
 
@@ -23,7 +25,7 @@ def existing_problems(
         config: The study's.
         folder: The study's.
         wanted: Each run's folder and its own config.
-        inputs: Fingerprints of the data and the model.
+        inputs_of: Gives the fingerprints of the data and the model of a seed's runs.
 
     Returns:
         A sentence for each run that `existing` does not allow, or that was made with another config, other data or
@@ -42,20 +44,23 @@ def existing_problems(
         advice = ADVICE if path in wanted else "Choose another `name`, or delete the folder."
         if changes:
             problems.append(f"{path} was made with another config ({'; '.join(changes)}). {advice}")
-        changed = [
-            name
-            for name, value in RunFolder(path).environment().get("inputs", inputs).items()
-            if inputs.get(name) != value
-        ]
+        inputs = {**inputs_of(there.seeds[0]), "files": fingerprint_of_files(there)}
+        recorded = RunFolder(path).environment().get("inputs", inputs)
+        changed = [WORDS.get(name, name) for name, value in recorded.items() if inputs.get(name) != value]
         if changed and not changes:
             problems.append(f"{path} was made with another {' and another '.join(changed)}. {advice}")
     return problems
 
 
+def fingerprint_of_files(config: StudyConfig) -> str:
+    """Of what a run's strategy reads beside the backbone."""
+    return fingerprint_named(part.init_args for chosen in config.strategies.values() for part in chosen.components)
+
+
 def _as_it_would_be(config: StudyConfig, there: StudyConfig) -> StudyConfig:
     """The config that a run there would have if it were made now."""
     strategies = {name: config.strategies.get(name, own) for name, own in there.strategies.items()}
-    return replace(config, strategies=strategies, orders=there.orders, seeds=there.seeds)
+    return for_seed(replace(config, strategies=strategies, orders=there.orders, seeds=there.seeds), there.seeds[0])
 
 
 def differences(there: StudyConfig, here: StudyConfig) -> list[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from workbench.benchmark import Task
-from workbench.model_folder import locate
+from workbench.model_folder import SHIPPED, locate
 
 EDGE_BYTES = 1 << 20
 
@@ -30,8 +32,35 @@ def fingerprint_model(path: str) -> str:
     folder = locate(path)
     if isinstance(folder, str):
         return folder
+    return _fingerprint_files(sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")))
+
+
+def fingerprint_named(arguments: Iterable[Any]) -> str:
+    """Of whatever files and model folders are named in a strategy's arguments: a corpus, an augmenting model."""
+    named = []
+    for text in dict.fromkeys(_texts(arguments)):
+        path = Path(text).expanduser()
+        if text in SHIPPED or path.is_dir():
+            named.append(fingerprint_model(text))
+        elif path.is_file():
+            named.append(_fingerprint_files([path]))
+    return hashlib.sha256(" ".join(named).encode()).hexdigest()[:16] if named else "none"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value, its collections opened."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(value.values())
+    elif isinstance(value, Iterable):
+        for item in value:
+            yield from _texts(item)
+
+
+def _fingerprint_files(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
+    for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name}\x1f{size}".encode())
         with file.open("rb") as content:

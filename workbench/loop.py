@@ -62,7 +62,8 @@ def learn_in_sequence(
         _record_item(item, module, data, results, display)
         trains = count_trainable(backbone)
         curve = TrainingCurve(results, item.name, steps, display)
-        monitor = ForgettingMonitor(data, results, row, display, score_every_n_steps)
+        within = score_every_n_steps if item.prepares is None else None  # an expert alone is not the model yet
+        monitor = ForgettingMonitor(data, results, row, display, within)
         _learn(module, data, item, make_trainer, (SeedBatches(data.seed, position), curve, monitor))
         steps += curve.steps
         parameters = {"trainable_parameters": trains, "added_parameters": count_parameters(backbone) - loaded}
@@ -127,8 +128,8 @@ def _fit(trainer: Trainer, module: ContinualModule, data: ContinualDataModule) -
 def scored_rows(items: Sequence[Task], tasks: Sequence[Task]) -> list[int | None]:
     """The row of the score matrix that each curriculum item ends, or None.
 
-    An inserted item, such as a review, belongs to the task before it, and that task's row is scored after both;
-    the last item always ends the last row.
+    An inserted item, such as a review, belongs to the task before it, and that task's row is scored after both,
+    unless the item says which task it prepares; the last item always ends the last row.
 
     Args:
         items: What is learnt.
@@ -139,8 +140,8 @@ def scored_rows(items: Sequence[Task], tasks: Sequence[Task]) -> list[int | None
     current = None
     for item, following in zip(items, [*items, None][1:], strict=True):
         current = place.get(item.name, current)
-        ends = following is None or following.name in place
-        rows.append(current if ends else None)
+        ends = following is None or following.name in place or following.prepares is not None
+        rows.append(current if ends and item.prepares is None else None)
     if rows:
         rows[-1] = len(tasks)
     return rows
@@ -190,4 +191,6 @@ def _spent(curve: TrainingCurve, monitor: ForgettingMonitor, seconds: float) -> 
         "tokens": int(curve.tokens),
         "train_seconds": round(seconds - monitor.seconds, 3),
         "eval_seconds": round(monitor.seconds, 3),
+        "decoded_tokens": monitor.decoded_tokens,
+        "decode_seconds": round(monitor.decode_seconds, 3),
     }

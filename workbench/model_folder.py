@@ -15,6 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 
 SHIPPED = {name: Path(__file__).parent / "models" / name for name in ("mini", "micro")}
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+COMPOSITION = "calm"
 HUB_SECONDS = 5.0
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -40,11 +41,20 @@ def check_folder(path: str | Path) -> list[str]:
     config, problem = _read_object(folder / "config.json")
     if problem:
         return [problem]
-    problems = []
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        problems.append(f"{folder}/config.json: model_type is {family!r}; expected one of {', '.join(FAMILIES)}.")
+    problems = [
+        f"{folder}/config.json: model_type is {family!r}; expected one of {', '.join(FAMILIES)}."
+        for family in _families(config)
+        if family not in FAMILIES
+    ]
     return problems + _check_weights(folder) + _check_tokenizer(folder)
+
+
+def _families(config: dict[str, Any]) -> list[Any]:
+    """The family of a model, or of each model of a composition."""
+    if config.get("model_type") != COMPOSITION:
+        return [config.get("model_type")]
+    parts = [config.get("text_config"), *(config.get("augmenting") or ())]
+    return [part.get("model_type") if isinstance(part, dict) else part for part in parts]
 
 
 def _check_hub(name: str) -> list[str]:

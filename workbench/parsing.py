@@ -128,6 +128,13 @@ def _component(value: Any, where: str, problems: Problems) -> Component:
     return Component("") if found else as_component(value)
 
 
+def _prepare(value: Any, where: str, problems: Problems) -> list[Component]:
+    """Read what is made before the runs: a component, or a list of them."""
+    if isinstance(value, list):
+        return [_component(item, joined(where, index), problems) for index, item in enumerate(value)]
+    return [] if value is None else [_component(value, where, problems)]
+
+
 def _optimizer(value: Any, where: str, problems: Problems) -> Component:
     """Read the study's optimizer; `init_args` alone are laid over the default's."""
     found = check_shape(value, where, partial=True)
@@ -254,6 +261,7 @@ _READERS: dict[str, Reader] = {
     "name": _name,
     "seeds": _seeds,
     "orders": _orders,
+    "prepare": _prepare,
     "backbone": partial(_section, BackboneConfig),
     "benchmark": _component,
     "strategies": _strategies,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from datasets import Dataset
 
 from workbench.assembly import Assembly
 from workbench.backbone import Backbone
@@ -124,15 +125,22 @@ def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
     strategy.setup(backbone)
     data = assembly.data(assembly.orders[0], 0)
     training = [task for task in strategy.curriculum(data.tasks, data.general) if len(task.train)]
-    steps = [_steps(assembly, name, task) for task in training]
-    _build_optimizers(assembly, name, list(zip(training, steps, strict=True)))
-    if not timed:
-        return StrategyEstimate(describe_trainable(backbone), sum(steps), 0.0, 0.0)
-    with precision.forward_context():
-        per_step = _seconds_per_step(assembly, name, training)
-        score = (len(data.tasks) + 1) * _seconds_per_row(assembly, data.tested)
-    train = sum(count * seconds for count, seconds in zip(steps, per_step, strict=True))
-    return StrategyEstimate(describe_trainable(backbone), sum(steps), train, score)
+    steps, train, problems = 0, 0.0, dict[str, None]()
+    for position, task in enumerate(training):
+        strategy.before_task(backbone, task, [])
+        count = _steps(assembly, name, task)
+        steps += count
+        problems |= dict.fromkeys(_optimizer_problems(assembly, name, task, count))
+        if timed and not problems:
+            with precision.forward_context():
+                train += count * _seconds_per_step(assembly, name, task, warm=position > 0)
+    if problems:
+        raise ConfigError(problems)
+    score = 0.0
+    if timed:
+        with precision.forward_context():
+            score = (len(data.tasks) + 1) * _seconds_per_row(assembly, data.tested)
+    return StrategyEstimate(describe_trainable(backbone), steps, train, score)
 
 
 def _steps(assembly: Assembly, name: str, task: Task) -> int:
@@ -141,55 +149,52 @@ def _steps(assembly: Assembly, name: str, task: Task) -> int:
     rows = len(task.train)
     if task.is_corpus:
         sample = task.train.select(range(min(SAMPLE_ROWS, rows)))
-        rows = max(1, round(rows * len(assembly.backbone.encode(sample)) / len(sample)))
+        rows = max(1, round(rows * len(_encoded(assembly, task, sample)) / len(sample)))
     batches = -(-rows // assembly.config.data.batch_size)
     per_epoch = -(-batches // int(trainer.get("accumulate_grad_batches") or 1))
-    epochs, most = assembly.epochs(name, task), int(trainer.get("max_steps") or -1)
+    epochs, most = assembly.length(name, task)
     total = per_epoch * epochs if epochs > 0 else max(most, per_epoch)
     return min(total, most) if most > 0 else total
 
 
-def _build_optimizers(assembly: Assembly, name: str, items: Sequence[tuple[Task, int]]) -> None:
-    """Builds each item's optimizer and scheduler once, so that a wrong one is known before a folder is made.
+def _encoded(assembly: Assembly, task: Task, rows: Dataset) -> Dataset:
+    return assembly.backbone.encode(rows, task.max_new_tokens, task.packed)
 
-    Raises:
-        ConfigError: What they refuse, all at once.
-    """
-    problems: list[str] = []
+
+def _optimizer_problems(assembly: Assembly, name: str, task: Task, steps: int) -> list[str]:
+    """Builds an item's optimizer and scheduler once, so that a wrong one is known before a folder is made."""
     parameters = list(assembly.backbone.trainable().values())
-    for task, steps in items if parameters else ():
-        try:
-            assembly.optimizer_factory(name)(task.name, parameters, lambda steps=steps: steps)  # type: ignore[misc]
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(dict.fromkeys(problems))
+    try:
+        if parameters:
+            assembly.optimizer_factory(name)(task.name, parameters, lambda: steps)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
-def _seconds_per_step(assembly: Assembly, name: str, tasks: Sequence[Task]) -> list[float]:
-    """Times a few real steps on each task's first rows; they change the model, which is put back after.
+def _seconds_per_step(assembly: Assembly, name: str, task: Task, warm: bool) -> float:
+    """Times real steps on an item's first rows; they change the model, which is put back after the strategy's estimate.
 
     A step is as many batches as gradients are accumulated over; a large batch is carried over from a part of it.
     """
     backbone, size = assembly.backbone, min(assembly.config.data.batch_size, SAMPLE_ROWS)
     parameters = list(backbone.trainable().values())
-    if not parameters or not tasks:
-        return [0.0] * len(tasks)
-    optimizer, _ = assembly.optimizer_factory(name)(tasks[0].name, parameters, lambda: CALIBRATION_STEPS)
-    seconds = []
-    for index, task in enumerate(tasks):
-        sample = task.train.select(range(min(size, len(task.train))))
-        batch = backbone.collate(backbone.encode(sample, task.max_new_tokens).to_list()[:size]).to(backbone.device)
-        for _ in range(CALIBRATION_STEPS if index == 0 else 1):  # the first step also warms up
-            started = time.monotonic()
-            optimizer.zero_grad()
-            backbone(batch).loss.backward()
-            optimizer.step()
-            _wait(backbone.device)
-            spent = time.monotonic() - started
-        accumulated = int(assembly.config.settings(name, task.name).trainer.get("accumulate_grad_batches") or 1)
-        seconds.append(spent * accumulated * assembly.config.data.batch_size / size)
-    return seconds
+    if not parameters:
+        return 0.0
+    optimizer, _ = assembly.optimizer_factory(name)(task.name, parameters, lambda: CALIBRATION_STEPS)
+    texts = SAMPLE_ROWS * size if task.packed else size  # a row may hold many of them
+    sample = task.train.select(range(min(texts, len(task.train))))
+    batch = backbone.collate(_encoded(assembly, task, sample).to_list()[:size]).to(backbone.device)
+    spent = 0.0
+    for _ in range(1 if warm else CALIBRATION_STEPS):  # the first step of all also warms up
+        started = time.monotonic()
+        optimizer.zero_grad()
+        backbone(batch).loss.backward()
+        optimizer.step()
+        _wait(backbone.device)
+        spent = time.monotonic() - started
+    accumulated = int(assembly.config.settings(name, task.name).trainer.get("accumulate_grad_batches") or 1)
+    return spent * accumulated * assembly.config.data.batch_size / size
 
 
 def _seconds_per_row(assembly: Assembly, tested: Sequence[Task]) -> float:

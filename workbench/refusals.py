@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workbench.benchmark import Benchmark
-from workbench.config import Component, StudyConfig, instantiate
+from workbench.config import Component, StudyConfig, for_seed, instantiate
 from workbench.imports import did_you_mean
 from workbench.strategy import Composition, ContinualStrategy
 
@@ -18,6 +18,7 @@ def built_problems(config: StudyConfig, known: Sequence[str]) -> list[str]:
         config: Of the right shape.
         known: Problems that were found before.
     """
+    config = for_seed(config, config.seeds[0])
     sections = {problem.partition(":")[0] for problem in known}
     problems = []
     if not any(section.startswith("benchmark") for section in sections):
@@ -48,14 +49,34 @@ def _benchmark_problems(config: StudyConfig) -> list[str]:
         for order in config.orders or ()
         if order not in benchmark.orders
     ]
+    inserted = [name for strategy in config.strategies for name in _inserted(config, strategy, benchmark, problems)]
     for strategy in config.strategies:
         problems += [
             f"per_task: {type(benchmark).__name__} has no task {task!r}.{did_you_mean(task, names)} "
-            f"There are {', '.join(names)}."
+            f"There are {', '.join(dict.fromkeys([*names, *inserted]))}."
             for task in config.tasks(strategy)
-            if task not in names
+            if task not in (*names, *inserted)
         ]
     return list(dict.fromkeys(problems)) + _split_problems(config, benchmark)
+
+
+def _inserted(config: StudyConfig, strategy: str, benchmark: Benchmark, problems: list[str]) -> list[str]:
+    """The items that a strategy puts among the tasks; what it refuses of them goes to the problems."""
+    components = config.strategies[strategy].components
+    tasks = [benchmark[index] for index in range(len(benchmark))]
+    try:
+        members = [instantiate(component) for component in components]
+    except ValueError:  # told by `_strategy_problems`
+        return []
+    if not all(isinstance(member, ContinualStrategy) for member in members):
+        return []
+    try:
+        items = Composition(members).curriculum(tasks, benchmark.general)
+    except ValueError as error:
+        problems.append(f"strategies.{strategy}: {error}")
+        return []
+    names = {task.name for task in tasks}
+    return [item.name for item in items if item.name not in names]
 
 
 def _split_problems(config: StudyConfig, benchmark: Benchmark) -> list[str]:

@@ -30,6 +30,8 @@ SUMMARY = (
     "train_seconds",
     "eval_seconds",
     "peak_memory_bytes",
+    "train_tokens_per_second",
+    "decoded_tokens_per_second",
 )
 WIDE = 108
 MEASURES = ("OP", "BWT", "FWT", "forgetting", "learning_accuracy", "general_delta")
@@ -120,6 +122,33 @@ def _comparison_cells(strategy: str, own: Sequence[dict[str, Any]], rounded: boo
     return [label, *(number(_mean([row[name] for row in own])) for name in MEASURES), *sizes, seconds]
 
 
+def cost_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """What each strategy takes, beside what it reaches: parameters, speed, memory; means over seeds and orders.
+
+    Args:
+        rows: Of `RunFolder.summary`.
+    """
+    caption = (
+        "tokens a second: of training without scoring; of the last row's answers with the pass over their prompts,\n"
+        "so that short answers look slow; memory in MB, on a CPU of the whole process, what earlier runs left included"
+    )
+    table = Table(title="costs", title_justify="left", caption=caption, caption_justify="left")
+    compress(table)
+    table.add_column("strategy", overflow="fold")
+    for name in ("trains", "adds", "training\ntokens/s", "decoding\ntokens/s", "peak\nmemory", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for strategy in dict.fromkeys(row["strategy"] for row in rows):
+        own = [row for row in rows if row["strategy"] == strategy]
+        trains, adds = (
+            _rounded(max(row[name] for row in own)) for name in ("trainable_parameters", "added_parameters")
+        )
+        speeds = (_mean([row[f"{kind}_tokens_per_second"] for row in own]) for kind in ("train", "decoded"))
+        memory = _mean([row["peak_memory_bytes"] for row in own]) / 1e6
+        seconds = _mean([row["train_seconds"] + row["eval_seconds"] for row in own])
+        table.add_row(strategy, trains, adds, *(number(value, 0) for value in (*speeds, memory, seconds)))
+    return table
+
+
 def _rounded(count: int) -> str:
     """A count in three digits: 686304 is 686K."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
@@ -171,7 +200,7 @@ def domain_table(runs: Sequence[RunFolder], width: int) -> Table:
     table.columns[0].justify, table.columns[0].header, table.columns[0].no_wrap = "left", "", False
     measured: dict[str, list[dict[str, float]]] = {}
     for run in runs:
-        for row, scores in _moments(run).items():
+        for row, scores in moments(run).items():
             measured.setdefault(row, []).append(scores)
     majority = layout.get("majority", {})
     measured["majority"] = [{name: majority.get(name, ("", math.nan))[1] for name in names}]
@@ -182,11 +211,11 @@ def domain_table(runs: Sequence[RunFolder], width: int) -> Table:
     return table
 
 
-def _moments(run: RunFolder) -> dict[str, dict[str, float]]:
-    """Primary scores untouched, when a domain was learnt, and in the end; probes are never learnt."""
+def moments(run: RunFolder) -> dict[str, dict[str, float]]:
+    """Primary scores untouched, when a domain was learnt, and in the end; probes and the corpus are never learnt."""
     protocol = run.environment()["protocol"]
     order, primary, strategy = protocol["order"], protocol["primary"], protocol["strategy"]
-    tested = [*order, *protocol["probes"]]
+    tested = [*order, *protocol["probes"], *filter(None, [protocol["general"]])]
     learnt = {name: run.value(after, name, primary[name]) for after, name in enumerate(order, start=1)}
     in_turn = not any(map(math.isnan, learnt.values()))  # where tasks are learnt together, none has a turn
     return {

@@ -28,6 +28,8 @@ COSTS = (
     "tokens",
     "train_seconds",
     "eval_seconds",
+    "decoded_tokens",
+    "decode_seconds",
 )
 
 
@@ -146,7 +148,11 @@ class RunFolder:
         return [self.value(after, probe, protocol["primary"][probe]) for probe in protocol["probes"]]
 
     def summary(self) -> dict[str, Any]:
-        """The run in one row: measures of the matrix, parameters and seconds."""
+        """The run in one row: measures of the matrix, parameters, seconds, memory and speed.
+
+        Training's tokens a second are those of all items, over all that is no scoring; decoding's are those of the
+        last row's answers, over what the strategy took to give them.
+        """
         protocol = self.environment()["protocol"]
         scores = self.matrix()
         probes = torch.tensor([self.general(0), self.general(len(protocol["order"]))], dtype=torch.float64)
@@ -163,7 +169,20 @@ class RunFolder:
             "general_delta": metrics.general_ability_delta(*probes),
             "trainable_parameters": max((int(row["trainable_parameters"]) for row in self._costs), default=0),
             "added_parameters": max((int(row["added_parameters"]) for row in self._costs), default=0),
-            "train_seconds": sum(float(row["train_seconds"]) for row in self._costs),
-            "eval_seconds": sum(float(row["eval_seconds"]) for row in self._costs),
+            "train_seconds": self._total("train_seconds"),
+            "eval_seconds": self._total("eval_seconds"),
             "peak_memory_bytes": self.environment().get("peak_memory_bytes") or math.nan,
+            "train_tokens_per_second": _rate(self._total("tokens"), self._total("train_seconds")),
+            "decoded_tokens_per_second": _rate(self._last("decoded_tokens"), self._last("decode_seconds")),
         }
+
+    def _total(self, column: str) -> float:
+        return sum(float(row[column]) for row in self._costs)
+
+    def _last(self, column: str) -> float:
+        return float(self._costs[-1].get(column, 0)) if self._costs else 0.0
+
+
+def _rate(count: float, seconds: float) -> float:
+    """A count for each second; NaN where nothing was counted, or so little that it took no time."""
+    return count / seconds if count and seconds else math.nan

@@ -5,12 +5,15 @@ Nothing is imported or built here, so that a misspelt key is answered at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypedDict
 
 from workbench.components import Component, as_component, joined
 
 DEFAULT_OPTIMIZER = "torch.optim.AdamW"
+SEED = "{seed}"
+"""Where it stands in a text of a config, each run puts its own seed; alone it becomes the number."""
 
 
 class Changes(TypedDict, total=False):
@@ -109,6 +112,8 @@ class StudyConfig:
         strategies: The methods to compare, by the name of their folder.
         seeds: One run each.
         orders: Names of the benchmark's orders; None: its own.
+        prepare: What has to be made before a seed's runs, such as the models that they compose: callables, each called
+            with the study's display. They are asked every time, so one that finds its work done has to leave it.
         per_task: What single tasks do otherwise, by the task's name; a strategy's own goes before it.
         trainer: Arguments of `lightning.Trainer`, word for word.
         score_every_n_steps: Also score in mid-task, after so many optimizer steps; None: only after each task.
@@ -121,6 +126,7 @@ class StudyConfig:
     strategies: dict[str, StrategyConfig]
     seeds: list[int] = field(default_factory=lambda: [0])
     orders: list[str] | None = None
+    prepare: list[Component] = field(default_factory=list)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     optimizer: Component = field(default_factory=lambda: Component(DEFAULT_OPTIMIZER, {"lr": 1e-4}))
     scheduler: Component | None = None
@@ -166,6 +172,26 @@ class StudyConfig:
             None if scheduler is None else as_component(scheduler, joined(at, "scheduler")),
             dict(total["trainer"]),
         )
+
+
+def for_seed(config: StudyConfig, seed: int) -> StudyConfig:
+    """Put a seed into what a config says of models, data and methods, wherever it leaves room for one."""
+    parts = {name: _filled(getattr(config, name), seed) for name in ("prepare", "backbone", "benchmark", "strategies")}
+    parts["backbone"].path = str(parts["backbone"].path)
+    return replace(config, **parts)
+
+
+def _filled(value: Any, seed: int) -> Any:
+    """Put a seed into every text inside a value."""
+    if isinstance(value, str):
+        return seed if value == SEED else value.replace(SEED, str(seed))
+    if isinstance(value, Mapping):
+        return {key: _filled(item, seed) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_filled(item, seed) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{item.name: _filled(getattr(value, item.name), seed) for item in fields(value)})
+    return value
 
 
 def combined(weak: Changes, strong: Changes) -> Changes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ class TaskScore:
         tokens: Answer tokens, end tokens among them.
         predictions: Rows of {"prompt", "prediction", "answer"}; none for a corpus.
         cut: How many "prompts" and "answers" were too long and lost a part.
+        decoded_tokens: Tokens of the answers that were given, end tokens among them.
+        decode_seconds: What the strategy took to give them.
     """
 
     task: str
@@ -38,6 +41,8 @@ class TaskScore:
     tokens: int
     predictions: list[dict[str, str]] = field(default_factory=list)
     cut: dict[str, int] = field(default_factory=dict)
+    decoded_tokens: int = 0
+    decode_seconds: float = 0.0
 
     @property
     def value(self) -> float:
@@ -62,7 +67,9 @@ def score_task(backbone: Backbone, strategy: ContinualStrategy, task: Task) -> T
             return TaskScore(task.name, task.primary, metrics, len(task.test), nats / tokens, tokens)
         prompts, answers = task.test["prompt"][:], task.test["answer"][:]
         with backbone.evaluating():
+            started = time.perf_counter()
             predictions = strategy.answer(backbone, task, prompts)
+            seconds = time.perf_counter() - started
     if len(predictions) != len(prompts):
         raise ValueError(f"{task.name}: {len(predictions)} answers came back for {len(prompts)} prompts.")
     metrics = {name: judge(scorer, prompts, predictions, answers) for name, scorer in task.scorers.items()}
@@ -70,7 +77,14 @@ def score_task(backbone: Backbone, strategy: ContinualStrategy, task: Task) -> T
         {"prompt": prompt, "prediction": prediction, "answer": answer}
         for prompt, prediction, answer in zip(prompts, predictions, answers, strict=True)
     ]
-    return TaskScore(task.name, task.primary, metrics, len(rows), nats / max(tokens, 1), tokens, rows, cut)
+    nats_per_token, decoded = nats / max(tokens, 1), _count_tokens(backbone, task, predictions)
+    return TaskScore(task.name, task.primary, metrics, len(rows), nats_per_token, tokens, rows, cut, decoded, seconds)
+
+
+def _count_tokens(backbone: Backbone, task: Task, predictions: Sequence[str]) -> int:
+    """Tokens of some answers and their end tokens, which those as long as may be do not have."""
+    limit = backbone.encoder.limits(task.max_new_tokens)[1]
+    return sum(len(backbone.encoder.answer(prediction, limit)[0]) for prediction in predictions)
 
 
 def judge(metric: Metric, prompts: Sequence[str], predictions: Sequence[str], answers: Sequence[str]) -> float:

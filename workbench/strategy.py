@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -74,8 +76,8 @@ class Composition(ContinualStrategy):
         members: In the order in which they act.
 
     Raises:
-        ValueError: A member stands alone; more than one answers in its own way; in `setup`, one freezes what another
-            trains.
+        ValueError: A member stands alone; more than one answers in its own way; in `setup` or `before_task`, one
+            freezes what another trains, or trains what another freezes.
     """
 
     def __init__(self, members: Sequence[ContinualStrategy]) -> None:
@@ -86,6 +88,7 @@ class Composition(ContinualStrategy):
         if len(own_answer) > 1:
             raise ValueError(f"{' and '.join(own_answer)} each answer in their own way; combine at most one.")
         self.members: Sequence[ContinualStrategy] = nn.ModuleList(members)  # type: ignore[assignment]
+        self._chosen: Any = WeakIdKeyDictionary()  # a parameter: who said whether it trains, and what
 
     def curriculum(self, tasks: Sequence[Task], general: Task | None) -> Sequence[Task]:
         for member in self.members:
@@ -93,18 +96,36 @@ class Composition(ContinualStrategy):
         return tasks
 
     def setup(self, backbone: Backbone) -> None:
-        chosen: dict[int, str] = {}
         for member in self.members:
-            member.setup(backbone)
-            trains = {id(parameter) for parameter in backbone.trainable().values()}
-            if overruled := [owner for key, owner in chosen.items() if key not in trains]:
-                raise ValueError(f"{type(member).__name__} freezes what {overruled[0]} trains; combine at most one.")
-            if len(trains) < sum(1 for _ in backbone.model.parameters()):
-                chosen |= dict.fromkeys(trains, type(member).__name__)
+            with self._one_voice(member, backbone):
+                member.setup(backbone)
 
     def before_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
         for member in self.members:
-            member.before_task(backbone, task, batches)
+            with self._one_voice(member, backbone):
+                member.before_task(backbone, task, batches)
+
+    @contextmanager
+    def _one_voice(self, member: ContinualStrategy, backbone: Backbone) -> Iterator[None]:
+        """Sees that what a member says of what trains is not what another has said otherwise."""
+        before = {id(parameter): parameter.requires_grad for parameter in backbone.model.parameters()}
+        yield
+        now = list(backbone.model.parameters())
+        if all(before.get(id(parameter)) == parameter.requires_grad for parameter in now):
+            return
+        for parameter in now:
+            owner, trains = self._chosen.get(parameter, (member, parameter.requires_grad))
+            if owner is not member and trains != parameter.requires_grad:
+                does, did = ("freezes", "trains") if trains else ("trains", "freezes")
+                raise ValueError(
+                    f"{type(member).__name__} {does} what {type(owner).__name__} {did}; combine at most one."
+                )
+        restricts = not all(parameter.requires_grad for parameter in now)
+        for parameter in now:
+            if restricts:
+                self._chosen[parameter] = (member, parameter.requires_grad)
+            elif self._chosen.get(parameter, (None,))[0] is member:
+                del self._chosen[parameter]
 
     def training_data(self, task: Task, rows: Dataset) -> Dataset:
         for member in self.members:

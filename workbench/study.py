@@ -12,11 +12,21 @@ import torch
 from lightning.pytorch import Trainer
 
 from workbench.assembly import Assembly
-from workbench.config import ConfigError, StudyConfig, check, check_parts, check_surroundings, dump, load
+from workbench.config import (
+    ConfigError,
+    StudyConfig,
+    check,
+    check_parts,
+    check_surroundings,
+    dump,
+    for_seed,
+    instantiate,
+    load,
+)
 from workbench.data import ContinualDataModule
 from workbench.display import Display
-from workbench.environment import describe_environment
-from workbench.existing import existing_problems
+from workbench.environment import PeakMemory, describe_environment
+from workbench.existing import existing_problems, fingerprint_of_files
 from workbench.files import only_process, write_whole
 from workbench.loop import MakeTrainer, learn_in_sequence, score_untouched
 from workbench.module import ContinualModule
@@ -64,9 +74,24 @@ class Study:
         problems += built_problems(self.config, problems)
         if problems:
             raise ConfigError(problems)
-        self.assembly = Assembly(self.config)
+        self._assembly = Assembly(for_seed(self.config, self.config.seeds[0]))
         self.failures: list[str] = []
         self.folder = Path(self.config.output) / self.config.name
+
+    @property
+    def assembly(self) -> Assembly:
+        """The objects of the first seed's runs."""
+        return self.assembly_of(self.config.seeds[0])
+
+    def assembly_of(self, seed: int) -> Assembly:
+        """The objects of a seed's runs: the same for all seeds, unless the config leaves room for a seed in them.
+
+        One set of them is held at a time.
+        """
+        config = for_seed(self.config, seed)
+        if self._assembly.config != config:
+            self._assembly = Assembly(config)
+        return self._assembly
 
     @property
     def runs(self) -> list[Run]:
@@ -99,7 +124,25 @@ class Study:
             ConfigError: A folder is there that `existing` does not allow, or one made with another config.
         """
         wanted = {self.results(run).path: self._narrowed(run) for run in self.runs}
-        if problems := existing_problems(self.config, self.folder, wanted, self.assembly.inputs):
+        if problems := existing_problems(self.config, self.folder, wanted, lambda seed: self.assembly_of(seed).inputs):
+            raise ConfigError(problems)
+
+    def prepare(self, display: Display) -> None:
+        """Makes what the config's `prepare` asks for, seed by seed.
+
+        Raises:
+            ConfigError: It cannot be made.
+        """
+        for seed in self.config.seeds:
+            for component in for_seed(self.config, seed).prepare:
+                try:
+                    made = instantiate(component)
+                    if not callable(made):
+                        raise ValueError("it cannot be called. Give a class whose objects are called with the display.")
+                    made(display)
+                except ValueError as error:
+                    raise ConfigError([f"prepare: {component.class_path}: {error}"]) from error
+        if self.config.prepare and (problems := check_surroundings(replace(self.config, prepare=[]))):
             raise ConfigError(problems)
 
     def run(self, display: Display | None = None) -> list[dict[str, Any]]:
@@ -113,6 +156,7 @@ class Study:
             BlockingIOError: Another process works on this study.
         """
         display = display or Display()
+        self.prepare(display)
         self.check_existing()
         runs = self.runs
         replaced = self.config.existing == "replace"
@@ -134,7 +178,7 @@ class Study:
             display.note(f"{run.title}: finished before, kept.")
             return
         results.clear()
-        display.run_begins(title, *self.assembly.tested_names(run.order))
+        display.run_begins(title, *self.assembly_of(run.seed).tested_names(run.order))
         try:
             self._run(run, results, display)
         except (FloatingPointError, torch.OutOfMemoryError) as error:
@@ -144,38 +188,40 @@ class Study:
         display.run_ends(results.summary())
 
     def _run(self, run: Run, results: RunFolder, display: Display) -> None:
-        assembly, backbone = self.assembly, self.assembly.backbone
+        assembly = self.assembly_of(run.seed)
+        backbone = assembly.backbone
         backbone.restore()
         backbone.to(assembly.device)
         strategy = assembly.strategy(run.strategy)
         module = ContinualModule(backbone, strategy, assembly.optimizer_factory(run.strategy))
         data = assembly.data(run.order, run.seed)
-        results.write_config(dump(self._narrowed(run)))
-        inputs = {"protocol": self._protocol(run, strategy), "inputs": self.assembly.inputs}
-        results.write_environment(describe_environment() | inputs)
+        alone = self._narrowed(run)
+        results.write_config(dump(alone))
+        inputs = {**assembly.inputs, "files": fingerprint_of_files(alone)}
+        stated = {"protocol": _protocol(run, assembly, strategy), "inputs": inputs}
+        results.write_environment(describe_environment() | stated)
         make_trainer = assembly.trainer_factory(run.strategy, results.path)
-        results.copy_row(0, self._untouched(module, data, make_trainer, display))
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        results.copy_row(0, self._untouched(run, module, data, make_trainer, display))
+        memory = PeakMemory(assembly.device)
         learn_in_sequence(module, data, make_trainer, results, display, self.config.score_every_n_steps)
-        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-        results.write_environment(results.environment() | {"peak_memory_bytes": peak})
+        results.write_environment(results.environment() | {"peak_memory_bytes": memory.bytes()})
 
     def _untouched(
-        self, module: ContinualModule, data: ContinualDataModule, make_trainer: MakeTrainer, display: Display
+        self, run: Run, module: ContinualModule, data: ContinualDataModule, make_trainer: MakeTrainer, display: Display
     ) -> RunFolder:
         """The folder with the scores of the model as loaded: made once in a study, then copied into each run.
 
         It is made again where it was scored from other inputs, under another text policy or in another precision.
         """
-        results = RunFolder(self.folder / UNTOUCHED)
-        trainer = make_trainer(data.tasks[0], [])
+        assembly = self.assembly_of(run.seed)
+        path = self.folder / UNTOUCHED
+        results = RunFolder(path if self.config == assembly.config else path / f"seed-{run.seed}")
         policy = {
-            "precision": trainer.precision,
-            "backbone": vars(self.config.backbone),
-            **vars(self.assembly.text_policy),
+            "precision": make_trainer(data.tasks[0], []).precision,
+            "backbone": vars(assembly.config.backbone),
+            **vars(assembly.text_policy),
         }
-        key = json.dumps({**self.assembly.inputs, **policy}, sort_keys=True)
+        key = json.dumps({**assembly.inputs, **policy}, sort_keys=True)
         marker = results.path / "scored.json"
         if marker.is_file() and marker.read_text(encoding="utf-8") == key:
             for task in data.tested:
@@ -190,27 +236,29 @@ class Study:
     def _narrowed(self, run: Run) -> StudyConfig:
         """The config of one run alone, which runs again by itself."""
         chosen = {run.strategy: self.config.strategies[run.strategy]}
-        return replace(self.config, strategies=chosen, orders=[run.order], seeds=[run.seed], existing="resume")
+        alone = replace(self.config, strategies=chosen, orders=[run.order], seeds=[run.seed], existing="resume")
+        return for_seed(alone, run.seed)
 
-    def _protocol(self, run: Run, strategy: ContinualStrategy) -> dict[str, Any]:
-        """What has to stand beside each number."""
-        config = self.config
-        return {
-            "strategy": run.strategy,
-            "order_name": run.order,
-            "seed": run.seed,
-            "task_id_at_test": needs_task_id(strategy),
-            "references": [member.reference for member in strategy.modules() if getattr(member, "reference", "")],
-            "backbone": config.backbone.path,
-            "dtype": config.backbone.dtype or "float32",
-            "end_token": self.assembly.backbone.tokenizer.eos_token,
-            "decoding": "greedy",
-            "precision": config.trainer.get("precision", "32-true"),
-            "text": vars(self.assembly.text_policy),
-            "scored_on": config.data.score_on,
-            "benchmark": config.benchmark.class_path,
-            "benchmark_notes": self.assembly.benchmark_notes,
-        }
+
+def _protocol(run: Run, assembly: Assembly, strategy: ContinualStrategy) -> dict[str, Any]:
+    """What has to stand beside each number."""
+    config = assembly.config
+    return {
+        "strategy": run.strategy,
+        "order_name": run.order,
+        "seed": run.seed,
+        "task_id_at_test": needs_task_id(strategy),
+        "references": [member.reference for member in strategy.modules() if getattr(member, "reference", "")],
+        "backbone": config.backbone.path,
+        "dtype": config.backbone.dtype or "float32",
+        "end_token": assembly.backbone.tokenizer.eos_token,
+        "decoding": "greedy",
+        "precision": config.trainer.get("precision", "32-true"),
+        "text": vars(assembly.text_policy),
+        "scored_on": config.data.score_on,
+        "benchmark": config.benchmark.class_path,
+        "benchmark_notes": assembly.benchmark_notes,
+    }
 
 
 def _load(source: str | Path, overrides: Sequence[str]) -> StudyConfig:

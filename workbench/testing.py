@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from workbench.benchmark import Benchmark
-from workbench.conformance import ConformanceError, check_benchmark, check_strategy
+from workbench.conformance import ConformanceError, check_benchmark, check_on_variants, check_strategy
 from workbench.strategy import ContinualStrategy
-from workbench.tiny import tiny_backbone, tiny_run, tiny_tasks
+from workbench.tiny import VARIANTS, tiny_backbone, tiny_corpus, tiny_run, tiny_tasks
 
 __all__ = [
+    "VARIANTS",
     "ConformanceError",
     "check_benchmark",
     "check_either",
+    "check_on_variants",
     "check_strategy",
     "tiny_backbone",
+    "tiny_corpus",
     "tiny_run",
     "tiny_tasks",
 ]
 
 
 def check_either(make: Callable[[], object]) -> list[str]:
-    """Runs the suite that fits: `check_strategy` or `check_benchmark`.
+    """Runs the suite that fits: `check_on_variants` or `check_benchmark`.
 
     Args:
         make: Gives a fresh strategy, or a benchmark, each time.
@@ -31,7 +34,7 @@ def check_either(make: Callable[[], object]) -> list[str]:
     """
     made = make()
     if isinstance(made, ContinualStrategy):
-        return check_strategy(make)  # type: ignore[arg-type]
+        return check_on_variants(make)  # type: ignore[arg-type]
     if isinstance(made, Benchmark):
         return check_benchmark(made)
     raise ConformanceError([f"{type(made).__name__} is neither a ContinualStrategy nor a Benchmark."])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,19 @@ TINY = {
     "tie_word_embeddings": False,
     "initializer_range": 0.2,
 }
+VARIANTS: Mapping[str, dict[str, Any]] = {
+    "gqa": {},
+    "tied": {"tie_word_embeddings": True},
+    "biased": {"attention_bias": True, "mlp_bias": True},
+    "bf16": {"dtype": torch.bfloat16},
+    "head_dim": {"head_dim": 16},  # where width / heads is 8
+    "layer_types": {
+        "family": "qwen3",
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "use_sliding_window": True,
+        "sliding_window": 6,  # tokens, less than half of a tiny prompt
+    },
+}
 
 
 def tiny_backbone(family: str = "llama", *, seed: int = 0, text: TextPolicy | None = None, **changes: Any) -> Backbone:
@@ -43,7 +57,8 @@ def tiny_backbone(family: str = "llama", *, seed: int = 0, text: TextPolicy | No
         family: "llama", "mistral", "qwen2" or "qwen3".
         seed: Of the weights.
         text: Limits, truncation and template.
-        changes: Of the model's config, such as num_hidden_layers=8.
+        changes: Of the model's config, such as num_hidden_layers=8. `VARIANTS` holds, by name, those that methods
+            stumble over: `tiny_backbone(**VARIANTS["tied"])`.
     """
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED["mini"])
 
@@ -84,8 +99,30 @@ def tiny_tasks(count: int = 2, rows: int = 12) -> list[Task]:
     ]
 
 
-def tiny_run(strategy: ContinualStrategy, folder: Path, *, backbone: Backbone | None = None, seed: int = 0) -> Backbone:
-    """Learns two tiny tasks in sequence, three steps each, and returns the backbone afterwards."""
+def tiny_corpus(rows: int = 4) -> Task:
+    """A little general text, for methods that pretrain."""
+    texts = {split: [f"{split} {word} runs" for word in "abcdefgh"[:rows]] for split in ("once a", "then a")}
+    train, test = (Dataset.from_dict({"text": lines}) for lines in texts.values())
+    return Task("prose", train=train, test=test)
+
+
+def tiny_run(
+    strategy: ContinualStrategy,
+    folder: Path,
+    *,
+    backbone: Backbone | None = None,
+    general: Task | None = None,
+    seed: int = 0,
+) -> Backbone:
+    """Learns two tiny tasks in sequence, three steps each, and returns the backbone afterwards.
+
+    Args:
+        strategy: The method.
+        folder: Of the run.
+        backbone: A fresh tiny one unless another is given.
+        general: A corpus, for methods that ask for one.
+        seed: Of the run.
+    """
     backbone = backbone or tiny_backbone()
     module = ContinualModule(
         backbone, strategy, lambda _, parameters, __: (torch.optim.AdamW(parameters, lr=1e-2), None)
@@ -103,6 +140,6 @@ def tiny_run(strategy: ContinualStrategy, folder: Path, *, backbone: Backbone | 
             default_root_dir=folder,
         )
 
-    data = ContinualDataModule(tiny_tasks(), batch_size=4, seed=seed)
+    data = ContinualDataModule(tiny_tasks(), general=general, batch_size=4, seed=seed)
     learn_in_sequence(module, data, make_trainer, RunFolder(folder))
     return backbone

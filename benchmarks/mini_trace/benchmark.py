@@ -20,7 +20,7 @@ PROBES = {"who_wants": 2, "option_letter": 2, "flip": 8, "add": 4}
 """Each probe, a skill of the pretraining mix, and its longest answer with the end token, in tokens."""
 
 PROBE_ROWS = 64
-GENERAL_TRAIN_ROWS = 512
+GENERAL_TRAIN_ROWS = 8192
 SMALLEST = {"train_rows": 1, "test_rows": 1, "validation_rows": 0}
 LARGEST = 4096
 
@@ -99,11 +99,13 @@ class MiniTrace:
 
     @cached_property
     def general(self) -> Task:
-        """Text as the backbone was pretrained on: one question and its answer a row."""
+        """Text as the backbone was pretrained on: one question and its answer a row, none of them a probe's."""
         rng = seeded("mini_trace", self.seed, "general")
         rows = distinct_rows(lambda rng: episode(rng)[0], rng, PROBE_ROWS + GENERAL_TRAIN_ROWS)
-        texts = [{"text": f"{prompt} {answer}"} for prompt, answer in rows]
-        test, train = Dataset.from_list(texts[:PROBE_ROWS]), Dataset.from_list(texts[PROBE_ROWS:])
+        texts = [f"{prompt} {answer}" for prompt, answer in rows]
+        asked = [prompt for probe in self.probes for prompt in probe.test["prompt"]]
+        learnt = [text for text in texts[PROBE_ROWS:] if not any(prompt in text for prompt in asked)]
+        test, train = (Dataset.from_dict({"text": part}) for part in (texts[:PROBE_ROWS], learnt))
         return Task(name="general_text", train=train, test=test)
 
     def _build(self, name: str) -> Task:

@@ -139,7 +139,10 @@ def test_probes_are_only_ever_tested() -> None:
 def test_general_text_is_a_corpus_with_splits_apart() -> None:
     general = MiniTrace().general
     assert general.is_corpus
-    assert (len(general.train), len(general.test)) == (512, 64)
+    assert len(general.test) == 64
+    assert 8100 < len(general.train) < 8192
+    asked = [prompt for probe in MiniTrace().probes for prompt in probe.test["prompt"]]
+    assert not [text for text in general.train["text"] if any(prompt in text for prompt in asked)]
     assert not set(general.train["text"]) & set(general.test["text"])
 
 

@@ -74,6 +74,9 @@ def test_the_size_of_a_block_of_llama_2() -> None:
         ({"groups": 2, "position": "bottom"}, [0, 1, 0, 1, 2, 3], [0, 1]),
         ({"groups": 2, "position": "top"}, [0, 1, 2, 3, 2, 3], [4, 5]),
         ({"groups": 3, "position": "top"}, [0, 1, 2, 3, 1, 2, 3], [4, 5, 6]),
+        ({"position": [2, 0]}, [0, 0, 1, 2, 2, 3], [1, 4]),
+        ({"position": [3, 3]}, [0, 1, 2, 3, 3, 3], [4, 5]),
+        ({"position": [1], "copies": 2}, [0, 1, 1, 1, 2, 3], [2, 3]),
     ],
 )
 def test_the_plan_by_hand(arguments: dict[str, Any], sources: list[int], new: list[int]) -> None:
@@ -149,7 +152,13 @@ def test_which_blocks_are_new_is_written_down_and_survives(tmp_path: Path) -> No
     [
         ({"groups": 0}, "groups=0 is out of range; it has to be at least 1."),
         ({"copies": 0}, "copies=0 is out of range; it has to be at least 1."),
-        ({"position": "middle"}, "position='middle': choose 'interleaved', 'bottom' or 'top'."),
+        ({"position": "middle"}, "position='middle': choose 'interleaved', 'bottom' or 'top', or list layers."),
+        ({"position": []}, "position lists no layer, so nothing would be added. List one or more."),
+        ({"trains": "some"}, "trains='some': choose 'new' or 'all'."),
+        (
+            {"trains": "all", "each_task": True},
+            "each_task freezes the blocks of past tasks, which trains='all' would train. Choose one.",
+        ),
     ],
 )
 def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:
@@ -161,8 +170,18 @@ def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize(
     ("arguments", "depth", "message"),
     [
-        ({"groups": 5}, 32, "groups=5 does not divide the model's 32 layers. Choose one of 1, 2, 4, 8, 16, 32."),
-        ({"groups": 8}, 6, "groups=8 does not divide the model's 6 layers. Choose one of 1, 2, 3, 6."),
+        (
+            {"groups": 5},
+            32,
+            "groups=5 does not divide the model's 32 layers. Choose one of 1, 2, 4, 8, 16, 32, or list layers as "
+            "`position`.",
+        ),
+        (
+            {"groups": 8},
+            6,
+            "groups=8 does not divide the model's 6 layers. Choose one of 1, 2, 3, 6, or list layers as `position`.",
+        ),
+        ({"position": [0, 6]}, 6, "position lists layer 6, but the model has 0 to 5."),
         ({"groups": 8, "copies": 5}, 32, "copies=5 is more than the 4 blocks of a group."),
         (
             {"groups": 4, "copies": 2, "position": "top"},

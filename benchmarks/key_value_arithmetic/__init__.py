@@ -1,0 +1,8 @@
+"""CALM's key-value arithmetic: one model knows the keys, another the arithmetic, a composition needs both."""
+
+from __future__ import annotations
+
+from benchmarks.key_value_arithmetic.benchmark import KeyValueArithmetic
+from benchmarks.key_value_arithmetic.pretrain import Pretrain
+
+__all__ = ["KeyValueArithmetic", "Pretrain"]

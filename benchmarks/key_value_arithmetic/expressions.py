@@ -1,0 +1,181 @@
+"""Keys, the number that each stands for, and expressions of them: SUBS, NUM and MATH."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import string
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+Row = tuple[str, str]
+Make = Callable[[random.Random], Row]
+Word = TypeVar("Word", int, str)
+
+KEY_LENGTHS = (2, 6)
+HELD_OUT = {"validation": 0.1, "test": 0.4}
+"""Shares of the keys that no composition learns from, whatever it sees of the others."""
+
+MOST_NUMBERS = 10_000
+TRIES = 50
+"""Draws for each row that is asked for, before its kind counts as exhausted."""
+
+
+def seeded(*parts: str | int) -> random.Random:
+    """A generator that depends on `parts` only: Python's own `hash` differs from process to process.
+
+    >>> seeded("a", 1).random() == seeded("a", 1).random()
+    True
+    """
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return random.Random(int.from_bytes(digest[:8], "big"))
+
+
+def evaluate(numbers: Sequence[int], operators: Sequence[str]) -> int:
+    """The value of an expression, products before sums.
+
+    >>> evaluate([2, 3, 4], ["-", "*"])
+    -10
+    """
+    terms = [numbers[0]]
+    for operator, number in zip(operators, numbers[1:], strict=True):
+        if operator == "*":
+            terms[-1] *= number
+        else:
+            terms.append(number if operator == "+" else -number)
+    return sum(terms)
+
+
+def spelt(words: Iterable[object], operators: Sequence[str]) -> str:
+    """An expression as it is written.
+
+    >>> spelt([12, 7, 3], "+-")
+    '12+7-3'
+    """
+    return "".join(f"{word}{operator}" for word, operator in zip(words, [*operators, ""], strict=True))
+
+
+@dataclass(frozen=True)
+class Expressions:
+    """Random keys, each a number, and rows of expressions over them.
+
+    The paper has 25 thousand keys, numbers up to as many, 3 to 6 operands and three operators. The defaults are what
+    models of a few hundred thousand parameters learn in minutes.
+
+    Args:
+        seed: Which keys there are, and what they stand for.
+        keys: How many, each of 2 to 6 letters.
+        values: A key's number is one of 1 to `values`.
+        operands: How many keys or numbers an expression may have, 2 or more.
+        operators: Which of "+", "-" and "*" stand between them.
+
+    Raises:
+        ValueError: A number is out of range, or there is no such operator.
+    """
+
+    seed: int = 0
+    keys: int = 1000
+    values: int = 20
+    operands: Sequence[int] = (2,)
+    operators: str = "+-"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "operands", tuple(self.operands))
+        if not 20 <= self.keys <= 100_000:
+            raise ValueError(f"keys={self.keys} is out of range. Choose 20 to 100000.")
+        if self.values < 2:
+            raise ValueError(f"values={self.values} is out of range. Choose 2 or more.")
+        if not self.operands or min(self.operands) < 2:
+            raise ValueError(f"operands={list(self.operands)}: give one count or more, each of 2 or more.")
+        if not self.operators or set(self.operators) - set("+-*"):
+            raise ValueError(f"operators={self.operators!r}: choose one or more of '+', '-' and '*'.")
+        if self.largest > MOST_NUMBERS:
+            raise ValueError(
+                f"values={self.values} and operands={list(self.operands)} with {self.operators!r} reach "
+                f"{self.largest}, and each number is a token. Choose fewer, so that none is above {MOST_NUMBERS}."
+            )
+
+    @property
+    def largest(self) -> int:
+        """The largest number, its sign apart, that any answer can hold."""
+        most = max(self.operands)
+        return int(self.values**most if "*" in self.operators else self.values * most)
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """What each key stands for, in an order that is itself random."""
+        rng = seeded("key_value", self.seed, "keys")
+        made: dict[str, int] = {}
+        while len(made) < self.keys:
+            key = "".join(rng.choice(string.ascii_lowercase) for _ in range(rng.randint(*KEY_LENGTHS)))
+            made.setdefault(key, rng.randint(1, self.values))
+        return made
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """All keys."""
+        return tuple(self.numbers)
+
+    @cached_property
+    def held_out(self) -> dict[str, tuple[str, ...]]:
+        """The keys of "validation" and of "test", which do not depend on how many are seen."""
+        first, second = (round(share * self.keys) for share in HELD_OUT.values())
+        return {"validation": self.words[:first], "test": self.words[first : first + second]}
+
+    def seen(self, share: float) -> tuple[str, ...]:
+        """The keys that a composition learns from; those of a smaller share are among those of a larger one.
+
+        Raises:
+            ValueError: The share leaves no key, or takes held-out ones.
+        """
+        most = 1 - sum(HELD_OUT.values())
+        count = round(share * self.keys)
+        if not 0 < share <= most or count < 1:
+            raise ValueError(f"share={share} of {self.keys} keys is out of range: choose more than 0, at most {most}.")
+        return self.words[self.keys - count :]
+
+    def subs(self, rng: random.Random, keys: Sequence[str], operands: Sequence[int] = ()) -> Row:
+        """Keys to their numbers: "ab+cde:" to "12+7". The colon tells it from MATH, which asks for the result."""
+        words, operators = self._draw(rng, keys, operands)
+        return spelt(words, operators) + ":", spelt([self.numbers[word] for word in words], operators)
+
+    def num(self, rng: random.Random, operands: Sequence[int] = ()) -> Row:
+        """Numbers to their result: "12+7=" to "19"."""
+        numbers, operators = self._draw(rng, range(1, self.values + 1), operands)
+        return spelt(numbers, operators) + "=", str(evaluate(numbers, operators))
+
+    def math(self, rng: random.Random, keys: Sequence[str]) -> Row:
+        """Keys to their result: "ab+cde=" to "19"."""
+        words, operators = self._draw(rng, keys, ())
+        return spelt(words, operators) + "=", str(evaluate([self.numbers[word] for word in words], operators))
+
+    def one_key(self, rng: random.Random) -> Row:
+        """A key alone, without a sign after it, to its number: "ab" to "12"."""
+        key = rng.choice(self.words)
+        return key, str(self.numbers[key])
+
+    def _draw(self, rng: random.Random, words: Sequence[Word], operands: Sequence[int]) -> tuple[list[Word], list[str]]:
+        count = rng.choice(operands or self.operands)
+        return [rng.choice(words) for _ in range(count)], [rng.choice(self.operators) for _ in range(count - 1)]
+
+
+def distinct(make: Make, rng: random.Random, count: int) -> list[Row]:
+    """`count` rows with different prompts.
+
+    Raises:
+        ValueError: There are too few prompts of this kind.
+    """
+    rows: dict[str, str] = {}
+    for _ in range(TRIES * count):
+        prompt, answer = make(rng)
+        rows.setdefault(prompt, answer)
+        if len(rows) == count:
+            break
+    if len(rows) < count:
+        raise ValueError(
+            f"Only {len(rows)} different prompts were found where {count} are asked for. "
+            "Take fewer rows, or more keys, values, operands or operators."
+        )
+    return list(rows.items())

@@ -1,0 +1,214 @@
+"""What a strategy has to keep to: each check is a function whose docstring says what holds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from workbench.backbone import Backbone
+from workbench.results import RunFolder
+from workbench.strategy import Composition, ContinualStrategy
+from workbench.trial import Trial, structure, weights
+
+DECODED_TOKENS = 8
+
+
+def cites_its_paper(trial: Trial) -> Iterator[str]:
+    """The strategy cites its paper in `reference`."""
+    for module in trial.make().modules():  # a composition cites what its members cite
+        if isinstance(module, ContinualStrategy) and not isinstance(module, Composition) and not module.reference:
+            yield f"{type(module).__name__}'s is empty."
+
+
+def runs(trial: Trial) -> Iterator[str]:
+    """Two tasks are learnt in sequence, and every score of the last row is there."""
+    if trial.failure:
+        yield f"{type(trial.failure).__name__}: {trial.failure}"
+    elif not RunFolder(trial.folder / "watched").has_row(2):
+        yield "There is none."
+
+
+def learns(trial: Trial) -> Iterator[str]:
+    """What is trainable does change."""
+    before, after = trial.fresh_backbone(), trial.learnt
+    rows = Dataset.from_list([{"prompt": "Task 0: t1 b\nAnswer:", "answer": "b"}])
+    same = bool(before.nats(before.encode(rows))[0] == after.nats(after.encode(rows))[0])
+    if same and (trial.folder / "watched" / "train.csv").is_file():
+        yield "The model is what it was."
+    yield from (f"{name} is trainable and got no gradient." for name in trial.seen.idle[:1])
+
+
+def keeps_no_backbone(trial: Trial) -> Iterator[str]:
+    """The strategy keeps no reference to the backbone, nor to the memory of its weights."""
+    own = {_identity(thing) for thing in (*trial.learnt.modules(), *trial.learnt.parameters())}
+    if held := [name for name, thing in _possessions(trial.finished.watched) if _identity(thing) in own]:
+        yield f"It holds one in {held[0]!r}."
+
+
+def frozen_stays(trial: Trial) -> Iterator[str]:
+    """What is frozen does not change while a task is trained."""
+    yield from trial.seen.changed
+
+
+def frozen_gets_no_gradient(trial: Trial) -> Iterator[str]:
+    """What is frozen gets no gradient."""
+    yield from trial.seen.gradients[:1]
+
+
+def penalties_are_scalars(trial: Trial) -> Iterator[str]:
+    """Penalties are finite scalars, by name."""
+    yield from trial.seen.penalties_wrong[:1]
+
+
+def leaves_the_rest(trial: Trial) -> Iterator[str]:
+    """Every hook leaves mode, dtype and device of what is there as it found them."""
+    yield from trial.seen.disturbed[:1]
+
+
+def decodes_with_a_cache(trial: Trial) -> Iterator[str]:
+    """Decoding with a cache, beside a longer row, gives the logits of one pass without, over eight tokens."""
+    backbone = trial.learnt
+    rows = [list(range(3, 12)), list(range(20, 24))]
+    with torch.no_grad(), backbone.evaluating(), backbone.merged():
+        answers, cached = _decode_with_cache(backbone, rows)
+        for row, answer, steps in zip(rows, answers, cached, strict=True):
+            batch = backbone.collate([{"input_ids": row + answer, "prompt_length": len(row), "row": 0}])
+            plain = backbone(batch.to(backbone.device)).logits()
+            difference = (steps - plain).abs().amax(dim=1)
+            rounding = max(1e-5, 4 * torch.finfo(plain.dtype).eps) * plain.abs().amax(dim=1)
+            if wrong := (~(difference < rounding)).nonzero().flatten().tolist():
+                yield f"At token {wrong[0] + 1} of {DECODED_TOKENS} they differ by {difference[wrong[0]].item():.2g}."
+                return
+
+
+def keeps_its_state(trial: Trial) -> Iterator[str]:
+    """The strategy's state, in a file read with `weights_only`, is the same again in a strategy built anew."""
+    file = trial.folder / "state.pt"
+    torch.save(trial.finished.watched.state_dict(), file)
+    try:
+        state = torch.load(file, weights_only=True)
+    except UnpicklingError:
+        yield "It holds more than tensors and plain values."
+        return
+    strategy, _ = trial.replayed
+    try:
+        strategy.load_state_dict(state)
+    except RuntimeError as error:
+        yield f"It does not load into one: {' '.join(str(error).split())}"
+        return
+    now = strategy.state_dict()
+    if different := [name for name in state if not _same(state[name], now[name])]:
+        yield f"{different[0]} differs."
+
+
+def saves_plain(trial: Trial) -> Iterator[str]:
+    """The saved model loads with plain transformers and gives the same logits, bit for bit."""
+    backbone = trial.learnt
+    plain = AutoModelForCausalLM.from_pretrained(
+        trial.folder / "watched" / "model",
+        dtype=backbone.model.dtype,
+        trust_remote_code=True,  # a file of our own, where one was saved along
+    )
+    tokens = torch.arange(3, 13).unsqueeze(0)
+    with torch.no_grad(), backbone.evaluating(), backbone.merged():
+        difference = (backbone.model(tokens).logits - plain(tokens).logits).abs().max().item()
+    if difference != 0:
+        yield f"The logits differ by {difference:.2g}."
+
+
+def rebuilds(trial: Trial) -> Iterator[str]:
+    """Replaying `setup` and `before_task` rebuilds what is there and what trains, so that a stopped run can go on."""
+    built, rebuilt = trial.finished.built, structure(trial.replayed[1])
+    if built and rebuilt != built:  # nothing is built where nothing is learnt
+        wrong = sorted(set(rebuilt.items()) ^ set(built.items()))
+        yield f"{wrong[0][0]} is another one."
+
+
+def repeats(trial: Trial) -> Iterator[str]:
+    """Two runs with one seed end with the same weights, bit for bit."""
+    one, other = weights(trial.learnt), weights(trial.run(trial.make(), "again"))
+    if one.keys() != other.keys():
+        yield f"Only one has {min(one.keys() ^ other.keys())}."
+    elif different := [name for name in one if not torch.equal(one[name], other[name])]:
+        yield f"{different[0]} differs."
+
+
+def restores(trial: Trial) -> Iterator[str]:
+    """`restore` brings back the model that was loaded."""
+    backbone = trial.learnt
+    backbone.restore()
+    loaded, now = weights(trial.fresh_backbone()), weights(backbone)
+    if loaded.keys() != now.keys() or any(not torch.equal(loaded[name], now[name]) for name in loaded):
+        yield "It does not."
+
+
+STRATEGY_CHECKS = (
+    cites_its_paper,
+    runs,
+    learns,
+    keeps_no_backbone,
+    frozen_stays,
+    frozen_gets_no_gradient,
+    penalties_are_scalars,
+    leaves_the_rest,
+    decodes_with_a_cache,
+    keeps_its_state,
+    saves_plain,
+    rebuilds,
+    repeats,
+    restores,  # the last one: after it the run's model is gone
+)
+
+
+def _possessions(strategy: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Everything in a strategy's attributes, collections opened, by the attribute's name."""
+    yield from (*strategy.named_modules(), *strategy.named_parameters(), *strategy.named_buffers())
+    for module in strategy.modules():
+        for name, value in vars(module).items():
+            items = value.values() if isinstance(value, Mapping) else value
+            yield from ((name, item) for item in (items if isinstance(items, Collection) else [value]))
+
+
+def _identity(thing: Any) -> int:
+    """The same for all tensors that share their memory, such as a weight and what `detach` makes of it."""
+    return int(thing.untyped_storage().data_ptr()) if isinstance(thing, Tensor) else id(thing)
+
+
+def _decode_with_cache(backbone: Backbone, rows: Sequence[list[int]]) -> tuple[list[list[int]], list[Tensor]]:
+    """Greedy tokens of each row, and the logits that they were chosen by, (tokens, vocabulary) each."""
+    size = max(map(len, rows))
+    made = backbone.model.generate(
+        input_ids=_tokens(backbone, [[backbone.pad_id] * (size - len(row)) + row for row in rows]),
+        attention_mask=_tokens(backbone, [[0] * (size - len(row)) + [1] * len(row) for row in rows]),
+        generation_config=GenerationConfig(
+            max_new_tokens=DECODED_TOKENS,
+            min_new_tokens=DECODED_TOKENS,  # the end token is never chosen
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            eos_token_id=backbone.tokenizer.eos_token_id,
+            pad_token_id=backbone.pad_id,
+        ),
+    )
+    return made.sequences[:, size:].tolist(), list(torch.stack(made.logits, dim=1))
+
+
+def _tokens(backbone: Backbone, rows: list[list[int]]) -> Tensor:
+    return torch.tensor(rows, device=backbone.device)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two states are equal, tensors bit for bit."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return type(one) is type(other) and bool(one == other)
