@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+from small import ROOT
 
 from benchmarks.key_value_arithmetic import KeyValueArithmetic
 from benchmarks.key_value_arithmetic.expressions import Expressions, distinct, evaluate, seeded
@@ -151,3 +152,14 @@ def test_distinct_rows_differ_in_their_prompts() -> None:
     made = Expressions(keys=20)
     rows = distinct(made.num, seeded("test"), 300)
     assert len({prompt for prompt, _ in rows}) == 300
+
+
+def test_the_rows_on_its_page_are_true() -> None:
+    page = (ROOT / "benchmarks" / "key_value_arithmetic" / "README.md").read_text(encoding="utf-8")
+    benchmark = KeyValueArithmetic()
+    prompt, answer = rows_of(benchmark[0], "train")[0]
+    first, sign, second = re.fullmatch("([a-z]+)(.)([a-z]+)=", prompt).groups()
+    one, two = (benchmark.expressions.numbers[key] for key in (first, second))
+    told = ((prompt[:-1] + ":", f"{one}{sign}{two}"), (first, one), (f"{one}{sign}{two}=", answer), (prompt, answer))
+    for asked, answered in told:
+        assert f"| `{asked}` | `{answered}` |" in page
