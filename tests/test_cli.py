@@ -169,6 +169,13 @@ def test_data_that_are_not_as_they_should_be(
     assert line.startswith(f"benchmark: {expected}")
 
 
+def test_data_that_a_benchmark_makes_only_when_a_task_is_asked_for(refuse: Refuse) -> None:
+    few = {"test_rows": 400, "expressions": {"keys": 20, "operands": [2]}}
+    made = {"class_path": "benchmarks.key_value_arithmetic.KeyValueArithmetic", "init_args": few}
+    (line,) = refuse(benchmark=made)
+    assert line.startswith("benchmark: test: Only 128 different prompts were found where 400 are asked for.")
+
+
 @pytest.mark.parametrize("name", ["../up", "/etc", "a/b", "..", "''", ".hidden"])
 def test_a_name_that_leads_out_of_the_folder(refuse: Refuse, name: str) -> None:
     assert "is no plain folder name" in refuse(f"name={name}")[0]

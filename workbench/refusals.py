@@ -29,9 +29,11 @@ def built_problems(config: StudyConfig, known: Sequence[str]) -> list[str]:
 
 
 def benchmark_refusal(component: Component | Mapping[str, Any]) -> list[str]:
-    """Why a benchmark cannot be built: its data are not there or not as they should be."""
+    """Why a benchmark or one of its tasks cannot be built: the data are not there or not as they should be."""
     try:
-        instantiate(component)
+        benchmark: Benchmark = instantiate(component)
+        for index in range(len(benchmark)):
+            benchmark[index]
     except (ValueError, OSError) as error:
         return [f"benchmark: {line}" for line in str(error).splitlines()]
     return []

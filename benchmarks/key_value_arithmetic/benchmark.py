@@ -32,7 +32,7 @@ class KeyValueArithmetic:
         seed: Which keys there are, and which rows.
         share: Of all keys, those that the training rows are made of; at most 0.5.
         train_on: "math" or "subs".
-        train_rows: Rows with different prompts.
+        train_rows: Rows with different prompts, at most: 50 keys make 5000 sums and differences of two, and no more.
         test_rows: Of the test split, and as many of the validation split.
         expressions: Arguments of `Expressions`, its seed aside.
 
@@ -94,7 +94,8 @@ class KeyValueArithmetic:
             self._rows(split, partial(made.math, keys=made.held_out[split]), self.test_rows)
             for split in ("test", "validation")
         )
-        train = self._rows(f"train_{self.train_on}", partial(learnt, keys=self.seen), self.train_rows)
+        count = min(self.train_rows, made.different(len(self.seen)))
+        train = self._rows(f"train_{self.train_on}", partial(learnt, keys=self.seen), count)
         return self._task("math", test, validation, train)
 
     def _rows(self, name: str, make: Make, count: int) -> list[Row]:

@@ -136,6 +136,10 @@ class Expressions:
             raise ValueError(f"share={share} of {self.keys} keys is out of range: choose more than 0, at most {most}.")
         return self.words[self.keys - count :]
 
+    def different(self, words: int) -> int:
+        """How many different expressions can be made of so many keys."""
+        return sum(words**count * len(self.operators) ** (count - 1) for count in self.operands)
+
     def subs(self, rng: random.Random, keys: Sequence[str], operands: Sequence[int] = ()) -> Row:
         """Keys to their numbers: "ab+cde:" to "12+7". The colon tells it from MATH, which asks for the result."""
         words, operators = self._draw(rng, keys, operands)

@@ -143,9 +143,15 @@ def test_what_cannot_be_is_told(arguments: dict[str, Any], told: str) -> None:
         KeyValueArithmetic(**arguments)
 
 
+def test_a_small_share_of_the_keys_has_all_its_different_rows() -> None:
+    few = small(train_rows=4000, share=0.05, expressions={**SMALL, "operands": [2]})
+    assert len(few.seen) == few.expressions.keys // 20
+    assert len(few[0].train) == len(few.seen) ** 2 * len(few.expressions.operators) < 4000
+
+
 def test_too_few_prompts_are_told_with_their_split() -> None:
-    with pytest.raises(ValueError, match=r"train_math: Only .* where 4000 are asked for"):
-        small(train_rows=4000, expressions={**SMALL, "operands": [2]})[0]
+    with pytest.raises(ValueError, match=r"test: Only .* where 400000 are asked for"):
+        small(test_rows=400_000, expressions={**SMALL, "operands": [2]})[0]
 
 
 def test_distinct_rows_differ_in_their_prompts() -> None:
