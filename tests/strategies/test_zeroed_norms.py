@@ -44,7 +44,7 @@ def run(strategy: BlockExpansion, seed: int, folder: Path) -> tuple[float, float
     backbone = Backbone.load("mini", text=TextPolicy(max_length=256))
     grown = Backbone.load("mini")
     type(strategy)(groups=3).setup(grown)
-    before = {name: value.clone() for name, value in grown.trainable().items()}
+    before = {name: value.detach().clone() for name, value in grown.trainable().items()}
     benchmark = MiniTrace()
     tasks = [task for task in map(benchmark.__getitem__, range(8)) if task.name in DOMAINS]
     data, results = ContinualDataModule(tasks, batch_size=32, seed=seed), RunFolder(folder)
@@ -53,7 +53,7 @@ def run(strategy: BlockExpansion, seed: int, folder: Path) -> tuple[float, float
     losses = [float(loss) for loss in column(folder / "train.csv", "loss")]
     last = (losses[38:48] + losses[-10:]) if len(losses) == 96 else []
     end = float(results.matrix()[-1].mean())
-    return sum(last) / 20, end, {name: (value - before[name]).norm() for name, value in backbone.trainable().items()}
+    return sum(last) / 20, end, {name: (value.detach() - before[name]).norm() for name, value in backbone.trainable().items()}
 
 
 @pytest.mark.slow
