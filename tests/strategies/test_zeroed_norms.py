@@ -53,7 +53,11 @@ def run(strategy: BlockExpansion, seed: int, folder: Path) -> tuple[float, float
     losses = [float(loss) for loss in column(folder / "train.csv", "loss")]
     last = (losses[38:48] + losses[-10:]) if len(losses) == 96 else []
     end = float(results.matrix()[-1].mean())
-    return sum(last) / 20, end, {name: (value.detach() - before[name]).norm() for name, value in backbone.trainable().items()}
+    return (
+        sum(last) / 20,
+        end,
+        {name: (value.detach() - before[name]).norm() for name, value in backbone.trainable().items()},
+    )
 
 
 @pytest.mark.slow
