@@ -116,7 +116,7 @@ def test_an_interrupt_ends_with_130_and_keeps_what_is_finished(
     assert guarded(lambda: app(["run", "small.yaml"])) == 130
     assert signal.getsignal(signal.SIGINT) is before
     told = capsys.readouterr()
-    assert told.err.splitlines()[-1].startswith("interrupted. Finished runs are kept")
+    assert told.err.splitlines()[-1].startswith("interrupted. All that was measured is kept")
     assert (folder / "seqft" / "default" / "seed-0" / "model" / "config.json").is_file()
     assert not (folder / "stops" / "default" / "seed-0" / "model").exists()
 

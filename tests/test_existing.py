@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from small import study, write_tasks
 
+from workbench import existing
 from workbench.config import ConfigError, parse
 from workbench.study import UNTOUCHED, Study
 
@@ -91,3 +92,18 @@ def test_test_rows_have_no_part_in_a_study_that_is_scored_on_validation_rows(mak
     second = make(data=data, seeds=[0, 1])  # goes on, and scores the untouched model once
     second.run()
     assert (second.folder / UNTOUCHED / "scores.csv").stat().st_mtime_ns == scores
+
+
+def test_other_versions_and_other_code_are_refused_with_the_difference(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make().run()
+    with monkeypatch.context() as changed:
+        changed.setattr(existing, "describe_environment", lambda: {"versions": {"torch": "9.9"}, "commit": "other"})
+        with pytest.raises(ConfigError, match=r"seed-0 was made with other versions \(torch: .* there, 9\.9 here\)"):
+            make(seeds=[0, 1]).run()
+    with monkeypatch.context() as changed:
+        changed.setattr(existing, "fingerprint_code", lambda _: "other")
+        with pytest.raises(ConfigError, match="seed-0 was made with another version of its strategy's code"):
+            make(seeds=[0, 1]).run()
+    assert len(make(seeds=[0, 1]).run()) == 2

@@ -135,6 +135,7 @@ def test_the_cards_numbers_are_those_of_the_run(runs: Path, tmp_path: Path) -> N
     scores = copied / "default" / "seed-0" / "scores.csv"
     lines = enumerate(scores.read_text().splitlines())
     scores.write_text("\n".join(re.sub(r"(accuracy),[^,]+", rf"\g<1>,0.{place}5", line) for place, line in lines))
+    (copied / "default" / "seed-0" / "journal.jsonl").unlink()  # which would win
     run = RunFolder(copied / "default" / "seed-0")
     folder = export(copied, tmp_path / "out")
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -209,8 +210,19 @@ def test_what_cannot_be_exported_is_refused(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no run"):
         export(tmp_path, tmp_path / "out")
     unfinished = shutil.copytree(runs / "seqft", tmp_path / "unfinished")
-    shutil.rmtree(unfinished / "default" / "seed-0" / "model")
+    journal = unfinished / "default" / "seed-0" / "journal.jsonl"
+    whole = journal.read_bytes()
+    journal.write_bytes(b"".join(line for line in whole.splitlines(True) if b'"kind": "end"' not in line)[:-9])
     with pytest.raises(ConfigError, match="not finished"):
+        export(unfinished, tmp_path / "out")
+    journal.write_bytes(whole)
+    with (unfinished / "default" / "seed-0" / "model" / "model.safetensors").open("r+b") as model:
+        model.seek(-1, 2)
+        model.write(b"\x7f")
+    with pytest.raises(ConfigError, match=r"model\.safetensors is not as it was written"):
+        export(unfinished, tmp_path / "out")
+    shutil.rmtree(unfinished / "default" / "seed-0" / "model")
+    with pytest.raises(ConfigError, match="no folder `model` any more"):
         export(unfinished, tmp_path / "out")
     with pytest.raises(ConfigError, match="is there already"):
         export(runs / "seqft", unfinished)

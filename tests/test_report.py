@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 from io import StringIO
 from pathlib import Path
 from typing import cast
@@ -46,8 +45,7 @@ def printed(table: object) -> list[list[str]]:
 def test_finished_runs_are_found_by_path(tmp_path: Path) -> None:
     for place in ("seqft/1/seed-0", "lora/1/seed-1", "lora/1/seed-0"):
         fill(tmp_path / place)
-    unfinished = fill(tmp_path / "lora/1/seed-2").path
-    shutil.rmtree(unfinished / "model")
+    fill(tmp_path / "lora/1/seed-2", ended=False)
     (tmp_path / "untouched").mkdir()
     found = [run.path.relative_to(tmp_path).as_posix() for run in find_runs(tmp_path)]
     assert found == ["lora/1/seed-0", "lora/1/seed-1", "seqft/1/seed-0"]
@@ -59,10 +57,10 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:
         find_runs(tmp_path)
     with pytest.raises(ConfigError, match="absent: there is no run"):
         find_runs(tmp_path / "absent")
-    shutil.rmtree(fill(tmp_path / "run").path / "model")
+    fill(tmp_path / "run", ended=False)
     with pytest.raises(ConfigError, match="there is 1 run, and it is not finished"):
         find_runs(tmp_path)
-    shutil.rmtree(fill(tmp_path / "other").path / "model")
+    fill(tmp_path / "other", ended=False)
     with pytest.raises(ConfigError, match="there are 2 runs, none of them finished"):
         find_runs(tmp_path)
 
@@ -147,6 +145,7 @@ def altered(run: RunFolder, cell: str, value: str) -> RunFolder:
     text, count = re.subn(rf"(?m)^{cell}[^,]+", f"{cell}{value}", file.read_text(encoding="utf-8"))
     assert count == 1
     file.write_text(text, encoding="utf-8")
+    (run.path / "journal.jsonl").unlink()  # which would win
     return RunFolder(run.path)
 
 

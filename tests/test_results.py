@@ -34,8 +34,8 @@ def protocol(names: list[str], **other: Any) -> dict[str, Any]:
     return known | {"decoding": "greedy", "precision": "32-true", "task_id_at_test": False} | other
 
 
-def fill(folder: Path, **other: Any) -> RunFolder:
-    """A finished run with the scores above."""
+def fill(folder: Path, ended: bool = True, **other: Any) -> RunFolder:
+    """A finished run with the scores above, or one that lacks its end."""
     run = RunFolder(folder)
     run.write_config("name: small\n")
     run.write_environment({"protocol": protocol(["a", "b", "c"], **other), "peak_memory_bytes": None})
@@ -49,6 +49,8 @@ def fill(folder: Path, **other: Any) -> RunFolder:
         run.add_costs({"item": item, **costs, "train_seconds": 1.5, "eval_seconds": 0.5})
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{}")
+    if ended:
+        run.end()
     return run
 
 
@@ -115,6 +117,7 @@ def test_what_was_not_timed_has_no_speed(tmp_path: Path) -> None:
     file = fill(tmp_path).path / "costs.csv"
     lines = [line.rpartition(",")[0].rpartition(",")[0] for line in file.read_text().splitlines()]
     file.write_text("\n".join(lines).replace(",60,1.5,", ",0,0,") + "\n")
+    (tmp_path / "journal.jsonl").unlink()  # which would win
     summary = RunFolder(tmp_path).summary()
     assert (summary["train_seconds"], summary["eval_seconds"]) == (0, 1.5)
     assert math.isnan(summary["train_tokens_per_second"])

@@ -72,10 +72,10 @@ def test_each_run_learns_with_the_model_of_its_seed(raw: dict[str, Any], tmp_pat
         alone = load(run.path / "config.yaml")
         assert (alone.backbone.path, alone.seeds) == (str(tmp_path / "models" / str(seed)), [seed])
         own = RunFolder(small.folder / UNTOUCHED / f"seed-{seed}")
-        assert [row for row in run._nll if row["after"] == "0"] == own._nll
+        assert [row for row in run.records.nll if row["after"] == "0"] == own.records.nll
         backbone = Backbone.load(alone.backbone.path, text=small.assembly.text_policy)
         nats, tokens = backbone.nats(backbone.encode(small.assembly.tasks["alpha"].test, 3))
-        assert float(own._nll[0]["value"]) == pytest.approx(float(nats.sum() / tokens.sum()), rel=1e-5)
+        assert float(own.records.nll[0]["value"]) == pytest.approx(float(nats.sum() / tokens.sum()), rel=1e-5)
     assert len(Study(parse(raw)).run()) == 2
     assert (tmp_path / "models" / "made.txt").read_text(encoding="utf-8") == "3\n4\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -140,18 +141,20 @@ def test_another_seed_is_another_run(make: Make) -> None:
     assert one.read_bytes() != other.read_bytes()
 
 
-def test_a_finished_run_is_kept_and_an_unfinished_one_made_anew(make: Make) -> None:
+def test_a_finished_run_is_kept_and_an_unfinished_one_gone_on_with(make: Make) -> None:
     first = make(seeds=[0, 1])
     first.run()
     kept, broken = (first.results(run).path for run in first.runs)
-    scores = (broken / "scores.csv").read_bytes()
+    scores, model = (broken / "scores.csv").read_bytes(), (broken / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(broken / "model")
+    lines = (broken / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (broken / "journal.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
     (kept / "mark").touch()
-    (broken / "mark").touch()
-    (broken / "model" / "config.json").unlink()
     make(seeds=[0, 1]).run()
     assert (kept / "mark").exists()
-    assert not (broken / "mark").exists()
     assert (broken / "scores.csv").read_bytes() == scores
+    assert (broken / "model" / "model.safetensors").read_bytes() == model
+    assert RunFolder(broken).environment()["resumed"] == {"times": 1}
 
 
 def test_a_folder_of_another_config_is_never_mixed_with_this_one(make: Make) -> None:

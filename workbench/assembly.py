@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
@@ -18,12 +20,13 @@ from workbench.backbone import Backbone
 from workbench.benchmark import Benchmark, Task
 from workbench.checks import STEP_ARGUMENTS
 from workbench.config import Component, ConfigError, StudyConfig, import_class, instantiate
+from workbench.course import MakeTrainer, count_parameters
 from workbench.data import ContinualDataModule
 from workbench.encoding import TextPolicy
 from workbench.fingerprint import fingerprint_model, fingerprint_tasks
-from workbench.loop import MakeTrainer, count_parameters
 from workbench.module import OptimizerFactory
-from workbench.strategy import Composition, ContinualStrategy
+from workbench.saving import StateFile
+from workbench.strategy import Composition, ContinualStrategy, needs_task_id
 
 SMALL_MODEL = 20_000_000
 """Parameters below which more than one thread costs more than it brings."""
@@ -130,7 +133,7 @@ class Assembly:
 
     def data(self, order: str, seed: int) -> ContinualDataModule:
         """The tasks in an order, for one run."""
-        return ContinualDataModule(
+        data = ContinualDataModule(
             [self.tasks[name] for name in self.benchmark.orders[order]],
             probes=self.benchmark.probes,
             general=self.benchmark.general,
@@ -138,6 +141,28 @@ class Assembly:
             bucket=self.config.data.bucket,
             seed=seed,
         )
+        data.num_workers = self.config.data.num_workers
+        return data
+
+    def protocol(self, name: str, order: str, seed: int) -> dict[str, Any]:
+        """What has to stand beside each number of a run."""
+        config, strategy = self.config, self.strategy(name)
+        return {
+            "strategy": name,
+            "order_name": order,
+            "seed": seed,
+            "task_id_at_test": needs_task_id(strategy),
+            "references": [member.reference for member in strategy.modules() if getattr(member, "reference", "")],
+            "backbone": config.backbone.path,
+            "dtype": config.backbone.dtype or "float32",
+            "end_token": self.backbone.tokenizer.eos_token,
+            "decoding": "greedy",
+            "precision": config.trainer.get("precision", "32-true"),
+            "text": vars(self.text_policy),
+            "scored_on": config.data.score_on,
+            "benchmark": config.benchmark.class_path,
+            "benchmark_notes": self.benchmark_notes,
+        }
 
     def optimizer_factory(self, strategy: str) -> OptimizerFactory:
         """Builds each task's optimizer and scheduler as the config says for this strategy."""
@@ -206,7 +231,17 @@ class Assembly:
         built = {key: _built(value) for key, value in given.items() if key != "logger"}
         if task is not None:
             built["max_epochs"], built["max_steps"] = self.length(strategy, task)
-        return TRAINER_DEFAULTS | built
+        return TRAINER_DEFAULTS | built | {"plugins": _plugins(built.get("plugins"))}
+
+
+def _plugins(given: Any) -> list[Any]:
+    """The config's plugins and our own: states straight to their file, and no requeueing but our resume."""
+    plugins = [] if given is None else list(_listed(given))
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(StateFile())
+    if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return plugins
 
 
 def _choose_threads(backbone: Backbone) -> None:

@@ -24,6 +24,7 @@ from transformers import (
 from workbench import adapters, composition  # noqa: F401, the latter so that a saved composition loads
 from workbench.batch import IGNORED, Batch, Output, collate
 from workbench.encoding import Encoder, TextPolicy, end_with
+from workbench.files import sync_folder, sync_tree
 from workbench.model_folder import check_folder, locate
 
 __all__ = ["Backbone", "Batch", "Output"]  # the latter two for methods, which know no workbench.batch
@@ -112,8 +113,7 @@ class Backbone(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Writes a folder that plain transformers loads: adapters folded in, and beside them as they are.
 
-        Adapters go to `folder/adapters/<name>`, where plain peft finds them. The folder appears whole or
-        not at all; an older one is replaced once the new one is complete.
+        Adapters go to `folder/adapters/<name>`, for plain peft. The folder appears whole, in place of an older one.
         """
         folder = Path(folder)
         partial = folder.with_name(folder.name + ".partial")
@@ -122,9 +122,11 @@ class Backbone(nn.Module):
             self.model.save_pretrained(partial, state_dict=adapters.plain_state_dict(self.model))
         self.tokenizer.save_pretrained(partial)
         adapters.save_adapters(self.model, partial / "adapters")
+        sync_tree(partial)
         if folder.is_dir():
             shutil.rmtree(folder)
         os.replace(partial, folder)
+        sync_folder(folder.parent)
 
     @property
     def device(self) -> torch.device:
@@ -145,7 +147,7 @@ class Backbone(nn.Module):
         adapters.freeze(self)
 
     def add_adapter(self, name: str, **settings: Any) -> None:
-        """Adds a low-rank adapter that alone trains from here on; `settings` are `peft.LoraConfig`'s."""
+        """Adds a low-rank adapter that alone trains from here on; `settings` are `LoraConfig`'s."""
         adapters.inject(self.model, name, settings)
 
     def fold_adapters(self) -> None:

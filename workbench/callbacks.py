@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,6 +18,7 @@ from workbench.data import ContinualDataModule
 from workbench.display import Display
 from workbench.module import ContinualModule
 from workbench.results import RunFolder
+from workbench.saving import Progress, Saver
 from workbench.scoring import TaskScore, score_task
 from workbench.seeding import seed_all, untouched_randomness
 
@@ -50,11 +52,13 @@ class StrategyHooks(Callback):
     Args:
         task: What is being learnt.
         data: Whose batches `after_task` may look at.
+        saver: Saves what was trained before `after_task` sees it.
     """
 
-    def __init__(self, task: Task, data: ContinualDataModule) -> None:
+    def __init__(self, task: Task, data: ContinualDataModule, saver: Saver) -> None:
         self.task = task
         self.data = data
+        self.saver = saver
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
         """Gradients are whole and unscaled here, and not yet clipped."""
@@ -64,7 +68,13 @@ class StrategyHooks(Callback):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """The task has been learnt."""
         if isinstance(module, ContinualModule):
-            module.continual_strategy.after_task(module.backbone, self.task, self.data.batches())
+            self.saver.between(module, "trained")
+            self.after_task(module)
+
+    def after_task(self, module: ContinualModule) -> None:
+        """Lets the strategy finish the task, with random numbers that depend on nothing before."""
+        seed_all(self.data.seed, "after", self.saver.progress.position)
+        module.continual_strategy.after_task(module.backbone, self.task, self.data.batches())
 
 
 class TrainingCurve(Callback):
@@ -73,17 +83,15 @@ class TrainingCurve(Callback):
     Args:
         results: Where `train.csv` is.
         item: The name of what is being learnt.
-        steps_before: Optimizer steps of the sequence before this task.
+        progress: How far it has come; steps and tokens are counted there.
         display: What a person sees.
     """
 
-    def __init__(self, results: RunFolder, item: str, steps_before: int, display: Display) -> None:
+    def __init__(self, results: RunFolder, item: str, progress: Progress, display: Display) -> None:
         self.results = results
         self.item = item
-        self.steps_before = steps_before
+        self.progress = progress
         self.display = display
-        self.tokens: int | Tensor = 0
-        self.steps = 0
         self._parts: list[dict[str, Any]] = []
         self._waiting: list[dict[str, Any]] = []
         self._written = time.monotonic()
@@ -93,34 +101,39 @@ class TrainingCurve(Callback):
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Keeps the parts of the loss as tensors: reading them each step would make a GPU wait."""
-        self.tokens += batch.attention_mask.sum()
+        progress = self.progress
+        progress.tokens += batch.attention_mask.sum()
         scale = trainer.accumulate_grad_batches  # Lightning has divided the loss by it, and nothing else
         self._parts.append({**outputs, "loss": outputs["loss"] * scale})
-        if trainer.global_step == self.steps:
+        if trainer.global_step == progress.steps:
             return
-        self.steps = trainer.global_step
+        progress.steps = trainer.global_step
         parts, self._parts = _mean_parts(self._parts), []
-        self._waiting.append({"step": self.steps_before + self.steps, "item": self.item, **parts})
+        self._waiting.append({"step": progress.steps_before + progress.steps, "item": self.item, **parts})
         total = trainer.estimated_stepping_batches
         now = time.monotonic()
-        if now - self._shown > SECONDS_BETWEEN_SHOWN or self.steps == total:
+        if now - self._shown > SECONDS_BETWEEN_SHOWN or progress.steps == total:
             self._shown = now
-            self.display.steps(self.steps, int(total) if math.isfinite(total) else self.steps, float(parts["loss"]))
+            self.display.steps(
+                progress.steps, int(total) if math.isfinite(total) else progress.steps, float(parts["loss"])
+            )
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
-            self._write()
+            self.write()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Writes what is left."""
-        self._write()
+        self.write()
 
-    def _write(self) -> None:
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Writes what is left, if that is not what failed: who looks for the reason looks at the curve."""
+        with suppress(OSError):
+            self.write()
+
+    def write(self) -> None:
+        """Writes the steps that wait; a state that is saved counts on them."""
         rows = [{key: _plain(value) for key, value in row.items()} for row in self._waiting]
         self._waiting, self._written = [], time.monotonic()
         self.results.add_steps(rows)
-        if bad := [row for row in rows if not math.isfinite(row["loss"])]:
-            raise FloatingPointError(
-                f"{self.item}: the loss is {bad[0]['loss']} at step {bad[0]['step']} of the sequence."
-            )
 
 
 class ForgettingMonitor(Callback):
@@ -136,11 +149,7 @@ class ForgettingMonitor(Callback):
         display: What a person sees.
         every_n_steps: Also score in mid-task, into `within.csv`, after so many optimizer steps, and once before the
             first step of the sequence: what a surgery has left.
-
-    Attributes:
-        seconds: What all scoring took.
-        decoded_tokens: Tokens of the answers of row `after`.
-        decode_seconds: What it took to give these.
+        progress: How far the task has come; the seconds of scoring are added there.
     """
 
     def __init__(
@@ -150,20 +159,20 @@ class ForgettingMonitor(Callback):
         after: int | None,
         display: Display | None = None,
         every_n_steps: int | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.data = data
         self.results = results
         self.after = after
         self.display = display or Display()
         self.every_n_steps = every_n_steps
-        self.seconds = 0.0
-        self.decoded_tokens = 0
-        self.decode_seconds = 0.0
-        self._last_step = 0
+        self.progress = progress or Progress(0, 0)
+        self._last_step = self.progress.steps
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Scores before the first step of all, where scores in mid-task were asked for."""
-        if self.every_n_steps is not None and isinstance(module, ContinualModule) and module.steps_before == 0:
+        first = self.progress.steps_before == self.progress.steps == 0
+        if self.every_n_steps is not None and first and isinstance(module, ContinualModule):
             self._score_within(module, 0)
 
     def on_train_batch_end(
@@ -175,7 +184,7 @@ class ForgettingMonitor(Callback):
             return
         self._last_step = step
         if isinstance(module, ContinualModule):
-            self._score_within(module, module.steps_before + step)
+            self._score_within(module, self.progress.steps_before + step)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Scores the row of the matrix that this task ends."""
@@ -183,34 +192,39 @@ class ForgettingMonitor(Callback):
             self.score(module)
 
     def score(self, module: ContinualModule) -> None:
-        """Scores everything that is tested, as row `after`."""
+        """Scores everything that is tested, as row `after`; what was scored before the run was resumed is kept."""
         if self.after is None:
             return
         after = self.after
-        cut: dict[str, dict[str, int]] = {}
 
-        def keep(score: TaskScore) -> None:
-            self.results.add_score(after, score)
+        def keep(score: TaskScore, seconds: float) -> None:
+            self.results.add_score(after, score, seconds)
+            self.results.add_to_environment("cut_in_test", {score.task: score.cut})
             self.display.scored(after, score.task, score.value)
-            cut[score.task] = score.cut
-            self.decoded_tokens += score.decoded_tokens
-            self.decode_seconds += score.decode_seconds
 
         self.display.scoring(after)
-        self._score(module, keep)
-        self.results.add_to_environment("cut_in_test", cut)
+        waiting = []
+        for task in self.data.tested:
+            if self.results.has_cell(after, task.name):
+                self.display.scored(after, task.name, self.results.value(after, task.name, task.primary))
+            else:
+                waiting.append(task)
+        self._score(module, waiting, keep)
 
     def _score_within(self, module: ContinualModule, at: int) -> None:
-        self._score(module, lambda score: self.results.add_within(at, module.task_name, score))
+        waiting = [task for task in self.data.tested if not self.results.has_within(at, task.name)]
+        name = module.task_name
+        self._score(module, waiting, lambda score, seconds: self.results.add_within(at, name, score, seconds))
 
-    def _score(self, module: ContinualModule, keep: Callable[[TaskScore], None]) -> None:
-        started = time.monotonic()
-        with untouched_randomness():
-            for task in self.data.tested:
-                with module.scoring_context():
-                    score = score_task(module.backbone, module.continual_strategy, task)
-                keep(score)
-        self.seconds += time.monotonic() - started
+    def _score(self, module: ContinualModule, tasks: Sequence[Task], keep: Callable[[TaskScore, float], None]) -> None:
+        for task in tasks:
+            started = time.monotonic()
+            with untouched_randomness(), module.scoring_context():
+                seed_all(self.data.seed, "score", task.name)
+                score = score_task(module.backbone, module.continual_strategy, task)
+            seconds = time.monotonic() - started
+            keep(score, seconds)
+            self.progress.scoring += seconds
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ from workbench.config import arguments as read_arguments
 from workbench.config import check as check_components
 from workbench.config import check_parts, check_surroundings, load, shipped_configs
 
+KEPT = "All that was measured is kept, and so is the last saved state: the same command goes on from there."
 INTERRUPTED = 130
 FAILED = 1
 WRONG_INPUT = 2
@@ -42,7 +44,7 @@ def run(config: str, overrides: Overrides = None) -> None:
     """Run a study: CONFIG is a path, or the name of a shipped config (see `lightning list`)."""
     study = checked(config, overrides or [])
     display = import_module("workbench.display").choose_display()
-    with display:
+    with going_on(), display:
         rows = study.run(display)
     if rows:
         show(study.folder, rows)
@@ -131,6 +133,35 @@ def export(run: Path, out: Path) -> None:
 
 
 @contextmanager
+def going_on() -> Iterator[None]:
+    """Ends a study that is stopped at once, whatever it does, with a status that a scheduler reads as interrupted.
+
+    SIGTERM is what `kill` and clusters send; SIGUSR1 what SLURM is often asked to send before a job's time is over.
+    """
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before = {number: signal.signal(number, stop) for number in known}
+    try:
+        yield
+    except (OSError, FloatingPointError, SafetensorError) as error:
+        tell([f"{error}. {KEPT}"])
+        raise typer.Exit(FAILED) from error
+    except KeyboardInterrupt as error:
+        print(f"interrupted. {KEPT}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from error
+    except SystemExit as error:
+        print(f"terminated. {KEPT}", file=sys.stderr)
+        raise typer.Exit(error.code if isinstance(error.code, int) else FAILED) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop(number: int, _: object) -> None:
+    """Ends the program wherever it is: files are whole at any moment."""
+    raise SystemExit(128 + number)
+
+
+@contextmanager
 def whole_or_nothing() -> Iterator[None]:
     """Tells what a command on folders refuses, or what the disk does; a folder that was begun is gone by then."""
     try:
@@ -140,6 +171,9 @@ def whole_or_nothing() -> Iterator[None]:
     except OSError as error:
         tell([f"{error}. Nothing was written."])
         raise typer.Exit(FAILED) from error
+    except KeyboardInterrupt as error:
+        print("interrupted. Nothing was written.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from error
 
 
 def checked(config: str, overrides: list[str]) -> Any:
@@ -214,24 +248,18 @@ def guarded(command: Callable[[], None]) -> int:
     """Runs the program; what a user can mend is told in one message, without a traceback.
 
     Returns:
-        The exit status: 2 for wrong input, 1 for a run that failed, 130 for an interrupt.
+        The exit status: 2 for wrong input, 1 for a run that failed, 130 for an interrupt, 143 where terminated.
     """
     try:
         command()
     except ConfigError as error:
         tell(error.problems)
         return WRONG_INPUT
-    except (OSError, FloatingPointError, SafetensorError) as error:
-        print(
-            f"error: {error}. Finished runs are kept: the same command goes on with the rest.",
-            file=sys.stderr,
-        )
+    except (OSError, SafetensorError) as error:
+        tell([str(error)])
         return FAILED
-    except (KeyboardInterrupt, SystemExit) as error:  # typer turns the first into the second, without a word
-        if isinstance(error, SystemExit) and error.code != INTERRUPTED:
-            raise
-        print("interrupted. Finished runs are kept: the same command goes on with the rest.", file=sys.stderr)
-        return INTERRUPTED
+    except SystemExit as error:  # typer ends so, whatever happened
+        return error.code if isinstance(error.code, int) else 0
     return 0
 
 

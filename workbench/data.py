@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 from workbench.backbone import Backbone
 from workbench.batch import Batch, collate
 from workbench.benchmark import Task
+from workbench.files import let_go
 from workbench.seeding import derived_seed
 
 
@@ -38,6 +40,14 @@ class EncodedRows(TorchDataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all tokens, of where rows and prompts end, and of which rows these are."""
+        digest = hashlib.sha256()
+        for numbers in (self._tokens, *map(torch.tensor, (self.lengths, self._prompt_lengths, self._rows))):
+            digest.update(numbers.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         end = self._ends[index]
         return {
@@ -59,6 +69,9 @@ class EpochBatches(Sampler[list[int]]):
         batch_size: Rows in a batch; the last one of an epoch may have fewer.
         seed: Of the order.
         bucket: Batches in a window.
+
+    Attributes:
+        start: Batches of the current epoch that a run which is resumed has had before.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, bucket: int = 1) -> None:
@@ -67,11 +80,13 @@ class EpochBatches(Sampler[list[int]]):
         self.bucket = bucket
         self.seed = seed
         self.epoch = 0
+        self.start = 0
         self.sampler = self  # where Lightning looks for `set_epoch`
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose order comes next."""
-        self.epoch = epoch
+        """Chooses the epoch whose order comes next; another one than the current begins at its first batch."""
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
 
     def __len__(self) -> int:
         return -(-len(self.lengths) // self.batch_size)
@@ -84,7 +99,7 @@ class EpochBatches(Sampler[list[int]]):
         for start in range(0, len(order), window):
             rows = sorted(order[start : start + window], key=lambda row: self.lengths[row])
             batches += [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
-        for index in torch.randperm(len(batches), generator=generator).tolist():
+        for index in torch.randperm(len(batches), generator=generator).tolist()[self.start :]:
             yield batches[index]
 
 
@@ -98,7 +113,12 @@ class ContinualDataModule(LightningDataModule):
         batch_size: Rows in a training batch.
         bucket: Batches whose rows are sorted by length together; 1: plain shuffling.
         seed: Of every order of rows.
+
+    Attributes:
+        num_workers: Processes that make batches beside this one; they change no number.
     """
+
+    num_workers: int = 0
 
     def __init__(
         self,
@@ -117,6 +137,7 @@ class ContinualDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.bucket = bucket
         self.seed = seed
+        self._resumed = {"epoch": 0, "batch": 0}
 
     @property
     def tested(self) -> list[Task]:
@@ -137,6 +158,24 @@ class ContinualDataModule(LightningDataModule):
         self._collate: Callable[[list[Any]], Batch] = partial(collate, pad_id=backbone.pad_id)
         self._device = backbone.device
         self._task_seed = derived_seed(self.seed, "task", position)
+        self._resumed = {"epoch": 0, "batch": 0}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the current task's encoded rows: a run is resumed with the rows that it began with, or not at all."""
+        return "" if self.rows is None else self.rows.fingerprint
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training stands: epochs done, and batches of the current one."""
+        loop: Any = self.trainer.fit_loop  # type: ignore[union-attr]
+        return {
+            "epoch": loop.epoch_progress.current.processed,
+            "batch": loop.epoch_loop.batch_progress.current.ready,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Goes on where training stood; Lightning calls this before it asks for batches."""
+        self._resumed = dict(state_dict)
 
     def cut_rows(self) -> dict[str, int]:
         """How many prompts and answers of the current task were too long and lost a part."""
@@ -148,7 +187,14 @@ class ContinualDataModule(LightningDataModule):
         if self.rows is None:
             raise ValueError("There is nothing to train on: `begin` was given no rows.")
         order = EpochBatches(self.rows.lengths, self.batch_size, self._task_seed, self.bucket)
-        return DataLoader(self.rows, batch_sampler=order, collate_fn=self._collate)
+        order.epoch, order.start = self._resumed["epoch"], self._resumed["batch"]
+        return DataLoader(
+            self.rows,
+            batch_sampler=order,
+            collate_fn=self._collate,
+            num_workers=self.num_workers,
+            worker_init_fn=let_go if self.num_workers else None,
+        )
 
     def batches(self) -> TaskBatches:
         """The current task's batches for a strategy: once through, in a fixed order, as often as wanted."""

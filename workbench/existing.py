@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from workbench.config import StudyConfig, for_seed, load, resolved
-from workbench.fingerprint import fingerprint_named
+from workbench.config import ConfigError, StudyConfig, for_seed, import_class, load, resolved
+from workbench.environment import describe_environment
+from workbench.fingerprint import fingerprint_code, fingerprint_named
 from workbench.results import RunFolder
 
 ADVICE = "Choose another `name`, or existing=replace to lose what is there."
-WORDS = {"files": "corpus or model of its strategy"}
-NOT_COMPARED = ("output", "existing")
+WORDS = {"files": "corpus or model of its strategy", "code": "version of its strategy's code"}
+NOT_COMPARED = ("output", "existing", "save_every_n_steps", "save_every_seconds", "data.num_workers")
+UNTOUCHED = ".untouched"  # a name that no strategy can have
 
 
 def existing_problems(
@@ -32,29 +34,63 @@ def existing_problems(
         another model; also for runs that are not asked for now, because they would stand in the same table.
     """
     problems = []
-    for file in sorted(folder.rglob("config.yaml")):
-        path = file.parent
-        if path in wanted and config.existing == "replace":
+    files = {file.parent for name in ("config.yaml", "journal.jsonl") for file in folder.rglob(name)}
+    for path in sorted(files):
+        own = wanted.get(path)
+        if UNTOUCHED in path.relative_to(folder).parts or (own and config.existing == "replace"):
             continue
-        if path in wanted and config.existing == "refuse":
+        if own and config.existing == "refuse":
             problems.append(f"existing: {path} is there. Choose another `name`, or existing=resume or =replace.")
             continue
-        there = load(file)
-        changes = differences(there, wanted[path] if path in wanted else _as_it_would_be(config, there))
-        advice = ADVICE if path in wanted else "Choose another `name`, or delete the folder."
-        if changes:
-            problems.append(f"{path} was made with another config ({'; '.join(changes)}). {advice}")
-        inputs = {**inputs_of(there.seeds[0]), "files": fingerprint_of_files(there)}
-        recorded = RunFolder(path).environment().get("inputs", inputs)
-        changed = [WORDS.get(name, name) for name, value in recorded.items() if inputs.get(name) != value]
-        if changed and not changes:
-            problems.append(f"{path} was made with another {' and another '.join(changed)}. {advice}")
+        try:
+            problems += _run_problems(config, path, own, inputs_of)
+        except ConfigError as error:
+            problems += error.problems
     return problems
 
 
-def fingerprint_of_files(config: StudyConfig) -> str:
-    """Of what a run's strategy reads beside the backbone."""
-    return fingerprint_named(part.init_args for chosen in config.strategies.values() for part in chosen.components)
+def _run_problems(
+    config: StudyConfig, path: Path, own: StudyConfig | None, inputs_of: Callable[[int], Mapping[str, str]]
+) -> list[str]:
+    """What keeps one run from standing in the study's table; what can be made again in its folder is."""
+    run = RunFolder(path)
+    run.mend()
+    if not run.journal.records and run.finished:
+        return [f"{path} is finished, but its journal.jsonl is missing. Delete {path} to make the run again."]
+    try:
+        there = load(path / "config.yaml")
+    except ConfigError as error:
+        return [f"{path}/config.yaml cannot be read ({error.problems[0]}). Delete {path} to make the run again."]
+    advice = ADVICE if own else "Choose another `name`, or delete the folder."
+    if changes := differences(there, own or _as_it_would_be(config, there)):
+        return [f"{path} was made with another config ({'; '.join(changes)}). {advice}"]
+    environment = run.environment()
+    inputs = {**inputs_of(there.seeds[0]), **own_inputs(there)}
+    recorded = environment.get("inputs", inputs)
+    if changed := [WORDS.get(name, name) for name, value in recorded.items() if inputs.get(name) != value]:
+        return [f"{path} was made with another {' and another '.join(changed)}. {advice}"]
+    if changed := _other_versions(environment, run.finished):
+        return [f"{path} was made with other versions ({'; '.join(changed)}). {advice}"]
+    return []
+
+
+def _other_versions(environment: Mapping[str, Any], finished: bool) -> list[str]:
+    """The libraries that were others; for a run that is to go on, also the workbench's commit, where it is known."""
+    now = describe_environment()
+    old, new = dict(environment.get("versions", {})), dict(now["versions"])
+    if not finished:
+        old, new = old | {"commit": environment.get("commit")}, new | {"commit": now["commit"]}
+    known = [name for name in old if None not in (old[name], new.get(name))]
+    return [f"{name}: {old[name]} there, {new[name]} here" for name in known if old[name] != new[name]]
+
+
+def own_inputs(config: StudyConfig) -> dict[str, str]:
+    """Fingerprints of what is a run's own: "files", which its strategy reads beside the backbone, and its "code"."""
+    components = [part for chosen in config.strategies.values() for part in chosen.components]
+    return {
+        "files": fingerprint_named(part.init_args for part in components),
+        "code": fingerprint_code(import_class(part.class_path) for part in components),
+    }
 
 
 def _as_it_would_be(config: StudyConfig, there: StudyConfig) -> StudyConfig:

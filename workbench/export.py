@@ -51,12 +51,15 @@ def only_run(folder: str | Path) -> RunFolder:
     """The one finished run in a folder.
 
     Raises:
-        ConfigError: There is none, or more than one.
+        ConfigError: There is none, or more than one; its model is gone, or not as it was written.
     """
     runs = find_runs(folder)
     if len(runs) > 1:
         names = ", ".join(str(run.path) for run in runs)
         raise ConfigError([f"{folder} holds {len(runs)} finished runs. Choose one: {names}."])
+    if not (runs[0].path / "model").is_dir():
+        raise ConfigError([f"{runs[0].path} has no folder `model` any more, so there is nothing to export."])
+    runs[0].mend()
     return runs[0]
 
 

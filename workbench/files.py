@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 import tempfile
@@ -11,7 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
+
+PIECE = 1 << 20
+_held: list[BaseFileLock] = []
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -28,13 +32,40 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes what was created, renamed or deleted in a folder survive a loss of power."""
     if os.name != "posix":  # elsewhere a folder cannot be opened
         return
-    folder = os.open(path.parent, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+def sync_file(file: Path) -> None:
+    """Makes a file's content survive a loss of power."""
+    with file.open("rb+") as content:
+        os.fsync(content.fileno())
+
+
+def sync_tree(folder: Path) -> None:
+    """Makes all files of a folder survive a loss of power."""
+    for path in sorted(folder.rglob("*")):
+        sync_folder(path) if path.is_dir() else sync_file(path)
+    sync_folder(folder)
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while piece := content.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -50,10 +81,20 @@ def only_process(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise BlockingIOError(f"{folder} is in use by another process. Wait for it, or choose another name") from error
+    _held.append(lock)
     try:
         yield
     finally:
+        _held.remove(lock)
         lock.release()
+
+
+def let_go(_: int) -> None:
+    """Called in a process that was forked: its parent's locks are not its own, and end with the parent."""
+    for lock in _held:
+        if lock._context.lock_file_fd is not None:
+            os.close(lock._context.lock_file_fd)
+    _held.clear()
 
 
 def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,15 @@ def fingerprint_named(arguments: Iterable[Any]) -> str:
         elif path.is_file():
             named.append(_fingerprint_files([path]))
     return hashlib.sha256(" ".join(named).encode()).hexdigest()[:16] if named else "none"
+
+
+def fingerprint_code(classes: Iterable[Any]) -> str:
+    """Of the files in which classes are written: a method that was changed is another one."""
+    digest = hashlib.sha256()
+    for one in classes:
+        file = inspect.getsourcefile(one)
+        digest.update(Path(file).read_bytes() if file else repr(one).encode())
+    return digest.hexdigest()[:16]
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -40,6 +40,7 @@ class ContinualModule(LightningModule):
         self.make_optimizer = make_optimizer
         self.task_name = ""
         self.steps_before = 0
+        self.strict_loading = False  # a state holds what may have changed, and no more
         self.scoring_context: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def adopt_precision(self, trainer: Trainer) -> None:
@@ -57,16 +58,31 @@ class ContinualModule(LightningModule):
         self.train()
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
-        """The mean nats per labelled token plus the penalties, and each of them by name."""
+        """The mean nats per labelled token plus the penalties, and each of them by name.
+
+        Raises:
+            FloatingPointError: The loss is not finite; the weights are those of the step before.
+        """
         output = self.backbone(batch)
         penalties = self.continual_strategy.penalties(self.backbone, batch, output)
         loss = output.loss + sum(penalties.values())
+        if not torch.isfinite(loss).all():
+            raise FloatingPointError(self._not_finite(loss, penalties, batch))
         parts = {"loss": loss, "nats_per_token": output.loss.detach()}
         parts |= {name: value.detach() for name, value in penalties.items()}
         if self.trainer.loggers:
             step = float(self.steps_before + self.trainer.global_step)
             self.log_dict({**{f"train/{name}": value for name, value in parts.items()}, "step": step})
         return parts
+
+    def _not_finite(self, loss: Tensor, penalties: dict[str, Tensor], batch: Batch) -> str:
+        step = self.steps_before + self.trainer.global_step + 1
+        added = "".join(f", {name} {value.item()}" for name, value in penalties.items())
+        return (
+            f"{self.task_name}: the loss is {loss.item()}{added} at step {step} of the sequence, on rows "
+            f"{sorted(batch.row.tolist())} of its training data. Nothing was learnt from them; the last saved "
+            "state is kept"
+        )
 
     def configure_optimizers(self) -> Any:
         """The task's own optimizer over what trains now; a scheduler steps with it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -80,6 +81,15 @@ def _count(value: Any, where: str, problems: Problems) -> Any:
     found = check_value(value, int | None, where)
     if not found and value is not None and value < 1:
         found = [f"{where}: {value} is out of range; it has to be at least 1."]
+    problems += found
+    return value
+
+
+def _seconds(value: Any, where: str, problems: Problems) -> Any:
+    """Read a time that is not negative."""
+    found = check_value(value, float, where)
+    if not found and not 0 <= value < math.inf:
+        found = [f"{where}: {value} is out of range; it has to be at least 0."]
     problems += found
     return value
 
@@ -271,4 +281,6 @@ _READERS: dict[str, Reader] = {
     "data": partial(_section, DataConfig),
     "trainer": _mapping,
     "score_every_n_steps": _count,
+    "save_every_n_steps": _count,
+    "save_every_seconds": _seconds,
 }

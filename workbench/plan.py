@@ -14,8 +14,8 @@ from workbench.assembly import Assembly
 from workbench.backbone import Backbone
 from workbench.benchmark import Task
 from workbench.config import ConfigError
+from workbench.course import describe_trainable
 from workbench.display import duration
-from workbench.loop import describe_trainable
 from workbench.seeding import seed_all, untouched_randomness
 
 CALIBRATION_STEPS = 3

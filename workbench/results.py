@@ -13,45 +13,41 @@ import torch
 from torch import Tensor
 
 from workbench import metrics
-from workbench.files import read_csv, to_csv, write_whole
+from workbench.components import ConfigError
+from workbench.files import digest_of, write_whole
+from workbench.journal import Journal
+from workbench.records import Records
 
 if TYPE_CHECKING:
     from workbench.scoring import TaskScore
-
-SCORES = ("after", "on", "metric", "value", "count")
-WITHIN = ("step", "item", "on", "metric", "value", "count")
-COSTS = (
-    "item",
-    "trainable_parameters",
-    "added_parameters",
-    "steps",
-    "tokens",
-    "train_seconds",
-    "eval_seconds",
-    "decoded_tokens",
-    "decode_seconds",
-)
 
 
 class RunFolder:
     """Everything that one run leaves behind, each file whole at any moment.
 
+    What was measured goes to `journal.jsonl` first, and the other files are made from it; so a file that was torn or
+    changed is made again, and nothing wrong is ever read. Predictions and the model alone are stored once, with
+    their checksums in the journal. A folder without a journal is read from its files.
+
     Args:
         path: The run's folder; it is made when something is first written.
+
+    Raises:
+        ConfigError: The journal is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._scores: list[dict[str, Any]] = list(read_csv(self.path / "scores.csv"))
-        self._nll: list[dict[str, Any]] = list(read_csv(self.path / "nll.csv"))
-        self._costs: list[dict[str, Any]] = list(read_csv(self.path / "costs.csv"))
-        self._within: list[dict[str, Any]] = list(read_csv(self.path / "within.csv"))
-        self._curve: list[dict[str, Any]] = []
-        self._curve_columns = ["step", "item", "loss", "nats_per_token"]
+        self.journal = Journal(self.path / "journal.jsonl")
+        self.records = Records() if self.journal.records else Records.from_files(self.path)
+        for record in self.journal.records:
+            self.records.add(record)
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end: the final model is written last."""
+        """Whether the run came to its end: that is written last, after the final model."""
+        if self.journal.records:
+            return self.records.model is not None
         return (self.path / "model" / "config.json").is_file()
 
     def clear(self) -> None:
@@ -60,77 +56,135 @@ class RunFolder:
             shutil.rmtree(self.path)
         self.__init__(self.path)  # type: ignore[misc]
 
+    def mend(self) -> list[str]:
+        """Makes again what can be made from the journal and is not as it was written.
+
+        Returns:
+            The names of the files that were made again.
+
+        Raises:
+            ConfigError: A file of predictions, or of the final model if it is there, is not as it was written.
+        """
+        kept = {self.path / "predictions" / name: digest for name, digest in self.records.predictions.items()}
+        if (self.path / "model").is_dir():  # who needs the room may have deleted it
+            kept |= {self.path / "model" / name: digest for name, digest in (self.records.model or {}).items()}
+        wrong = [file for file, digest in kept.items() if not file.is_file() or digest_of(file) != digest]
+        if wrong:
+            raise ConfigError([f"{wrong[0]} is not as it was written. Delete {self.path} to make the run again."])
+        mended = []
+        for name in self.records.names:
+            file, text = self.path / name, self.records.text(name).encode()
+            if not file.is_file() or file.read_bytes() != text:
+                write_whole(file, text.decode())
+                mended.append(name)
+        return mended
+
     # -- what a run writes
 
     def write_config(self, text: str) -> None:
         """`config.yaml`: resolved; it runs again by itself."""
-        write_whole(self.path / "config.yaml", text)
+        if text != self.records.config:
+            self._record("config", text=text)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """`environment.json`: versions, hardware, protocol."""
-        write_whole(self.path / "environment.json", json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
+        self._record("environment", section=None, values=environment)
 
     def add_to_environment(self, section: str, values: Mapping[str, Any]) -> None:
-        """Adds entries to one section of `environment.json`."""
-        environment = self.environment()
-        environment.setdefault(section, {}).update(values)
-        self.write_environment(environment)
+        """Adds entries to one section of `environment.json`, unless they are there."""
+        old = self.environment().get(section, {})
+        if any(name not in old or old[name] != value for name, value in values.items()):
+            self._record("environment", section=section, values=values)
 
-    def add_score(self, after: int, score: TaskScore) -> None:
-        """Adds one cell to `scores.csv` and `nll.csv`, and its answers to `predictions/`."""
-        cell = {"after": after, "on": score.task}
-        self._scores += [
-            {**cell, "metric": name, "value": repr(value), "count": score.count}
-            for name, value in score.metrics.items()
-        ]
-        nll = {"metric": "nats_per_token", "value": repr(score.nats_per_token), "count": score.tokens}
-        self._nll.append({**cell, **nll})
+    def add_score(self, after: int, score: TaskScore, seconds: float = 0.0) -> None:
+        """Adds one cell to `scores.csv` and `nll.csv`, and its answers to `predictions/`.
+
+        Args:
+            after: The row of the matrix.
+            score: What was measured.
+            seconds: What it took.
+        """
+        written = {}
         if score.predictions:
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in score.predictions)
-            write_whole(self.path / "predictions" / f"{after}-{score.task}.jsonl", lines)
-        write_whole(self.path / "nll.csv", to_csv(SCORES, self._nll))
-        write_whole(self.path / "scores.csv", to_csv(SCORES, self._scores))
+            file = self.path / "predictions" / f"{after}-{score.task}.jsonl"
+            write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in score.predictions))
+            written = {file.name: digest_of(file)}
+        nats = {"nats_per_token": repr(score.nats_per_token), "tokens": score.tokens}
+        self._record("cell", after=after, predictions=written, **nats, **_measured(score, seconds))
 
     def copy_row(self, after: int, source: RunFolder) -> None:
-        """Takes over all that was measured after one task from another run's folder."""
-        self._scores += [row for row in source._scores if int(row["after"]) == after]
-        self._nll += [row for row in source._nll if int(row["after"]) == after]
-        for file in sorted((source.path / "predictions").glob(f"{after}-*.jsonl")):
-            write_whole(self.path / "predictions" / file.name, file.read_text(encoding="utf-8"))
-        write_whole(self.path / "nll.csv", to_csv(SCORES, self._nll))
-        write_whole(self.path / "scores.csv", to_csv(SCORES, self._scores))
+        """Takes over all that was measured after one task from another run's folder, but what it took."""
+        for record in source.journal.records:
+            if record["kind"] == "cell" and record["after"] == after and not self.has_cell(after, record["on"]):
+                for name in record["predictions"]:
+                    text = (source.path / "predictions" / name).read_text(encoding="utf-8")
+                    write_whole(self.path / "predictions" / name, text)
+                self._record(**{**record, "spent": {}})
 
-    def add_within(self, step: int, item: str, score: TaskScore) -> None:
+    def add_within(self, step: int, item: str, score: TaskScore, seconds: float = 0.0) -> None:
         """Adds what was scored in the middle of a task to `within.csv`; it enters no matrix."""
-        cell = {"step": step, "item": item, "on": score.task, "count": score.count}
-        self._within += [{**cell, "metric": name, "value": repr(value)} for name, value in score.metrics.items()]
-        write_whole(self.path / "within.csv", to_csv(WITHIN, self._within))
+        self._record("within", step=step, item=item, **_measured(score, seconds))
 
     def add_steps(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Adds steps to `train.csv`: the loss and each penalty, on one axis over the whole sequence."""
-        self._curve += [dict(row) for row in rows]
-        self._curve_columns = list(dict.fromkeys([*self._curve_columns, *(name for row in rows for name in row)]))
-        write_whole(self.path / "train.csv", to_csv(self._curve_columns, self._curve))
+        """Adds steps to `train.csv`, the loss and each penalty, on one axis over the whole sequence.
+
+        Steps that are there are left out: a resumed run makes the last ones again, and they are the same.
+        """
+        known = int(self.records.curve[-1]["step"]) if self.records.curve else 0
+        if new := [dict(row) for row in rows if int(row["step"]) > known]:
+            self._record("steps", rows=new)
 
     def add_costs(self, costs: Mapping[str, Any]) -> None:
         """Adds a curriculum item's budget to `costs.csv`: parameters, steps, tokens, seconds."""
-        self._costs.append(dict(costs))
-        write_whole(self.path / "costs.csv", to_csv(COSTS, self._costs))
+        self._record("costs", values=costs)
+
+    def end(self) -> None:
+        """Says that the run came to its end, with the checksums of its model's files."""
+        folder = self.path / "model"
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        self._record("end", model={path.relative_to(folder).as_posix(): digest_of(path) for path in files})
+
+    def _record(self, kind: str, **content: Any) -> None:
+        self.journal.append({"kind": kind, **content})
+        for name in self.records.add(self.journal.records[-1]):
+            write_whole(self.path / name, self.records.text(name))
 
     # -- what can be read from it
 
     def environment(self) -> dict[str, Any]:
         """`environment.json`, or nothing where it is not there yet."""
-        file = self.path / "environment.json"
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+        return dict(self.records.environment)
 
     def has_row(self, after: int) -> bool:
         """Whether anything was scored after this many tasks."""
-        return any(int(row["after"]) == after for row in self._scores)
+        return any(int(row["after"]) == after for row in self.records.scores)
+
+    def has_cell(self, after: int, on: str) -> bool:
+        """Whether a task was scored after this many tasks."""
+        return any(int(row["after"]) == after and row["on"] == on for row in self.records.nll)
+
+    def has_within(self, step: int, on: str) -> bool:
+        """Whether a task was scored in mid-task, at this step of the sequence."""
+        return any(int(row["step"]) == step and row["on"] == on for row in self.records.within)
+
+    def spent(self, after: int | None, steps: range) -> dict[str, float]:
+        """What scoring took: a row of the matrix, and what was scored in mid-task at some steps.
+
+        Args:
+            after: The row; None: none.
+            steps: Of the sequence.
+
+        Returns:
+            "seconds" of both; "decoded_tokens" and "decode_seconds" of the row.
+        """
+        row = [cell for cell in self.records.spent if after is not None and cell.get("after") == str(after)]
+        within = [cell for cell in self.records.spent if "step" in cell and int(cell["step"]) in steps]
+        total = {name: sum(cell.get(name, 0) for cell in row) for name in ("decoded_tokens", "decode_seconds")}
+        return {"seconds": sum(cell.get("seconds", 0.0) for cell in row + within), **total}
 
     def value(self, after: int, on: str, metric: str) -> float:
         """One score; NaN where it was not measured."""
-        for row in self._scores:
+        for row in self.records.scores:
             if int(row["after"]) == after and row["on"] == on and row["metric"] == metric:
                 return float(row["value"])
         return math.nan
@@ -167,8 +221,8 @@ class RunFolder:
             "forgetting": metrics.forgetting(scores),
             "learning_accuracy": metrics.learning_accuracy(scores),
             "general_delta": metrics.general_ability_delta(*probes),
-            "trainable_parameters": max((int(row["trainable_parameters"]) for row in self._costs), default=0),
-            "added_parameters": max((int(row["added_parameters"]) for row in self._costs), default=0),
+            "trainable_parameters": max((int(row["trainable_parameters"]) for row in self.records.costs), default=0),
+            "added_parameters": max((int(row["added_parameters"]) for row in self.records.costs), default=0),
             "train_seconds": self._total("train_seconds"),
             "eval_seconds": self._total("eval_seconds"),
             "peak_memory_bytes": self.environment().get("peak_memory_bytes") or math.nan,
@@ -177,10 +231,21 @@ class RunFolder:
         }
 
     def _total(self, column: str) -> float:
-        return sum(float(row[column]) for row in self._costs)
+        return sum(float(row[column]) for row in self.records.costs)
 
     def _last(self, column: str) -> float:
-        return float(self._costs[-1].get(column, 0)) if self._costs else 0.0
+        return float(self.records.costs[-1].get(column, 0)) if self.records.costs else 0.0
+
+
+def _measured(score: TaskScore, seconds: float) -> dict[str, Any]:
+    """What a score and what it took become in the journal; numbers in full precision."""
+    spent = {
+        "seconds": round(seconds, 3),
+        "decoded_tokens": score.decoded_tokens,
+        "decode_seconds": round(score.decode_seconds, 3),
+    }
+    metrics = {name: repr(value) for name, value in score.metrics.items()}
+    return {"on": score.task, "metrics": metrics, "count": score.count, "spent": spent}
 
 
 def _rate(count: float, seconds: float) -> float:

@@ -56,6 +56,7 @@ class DataConfig:
         template: What is written around a prompt.
         truncation: Where a prompt that is too long is cut.
         eval_batch_size: Rows in a batch of scoring.
+        num_workers: Processes that make batches beside the one that trains; they change no number.
         score_on: The split of each task that is scored, wherever a task is: "validation" while learning rates and
             the like are chosen, so that the test rows have no part in the choice. Probes and the general corpus
             are scored on their test rows all the same.
@@ -69,6 +70,7 @@ class DataConfig:
     template: Literal["none", "alpaca", "chat"] = "none"
     truncation: Literal["left", "middle"] = "left"
     eval_batch_size: int = field(default=64, metadata={"least": 1})
+    num_workers: int = field(default=0, metadata={"least": 0})
     score_on: Literal["test", "validation"] = "test"
 
 
@@ -117,6 +119,10 @@ class StudyConfig:
         per_task: What single tasks do otherwise, by the task's name; a strategy's own goes before it.
         trainer: Arguments of `lightning.Trainer`, word for word.
         score_every_n_steps: Also score in mid-task, after so many optimizer steps; None: only after each task.
+        save_every_n_steps: Save the state, from which the same command goes on, after so many optimizer steps and
+            between tasks; None: by the clock.
+        save_every_seconds: Save it after so many seconds, or less often where saving takes long: all of it stays below
+            3 % of the time.
         existing: What to do with a run's folder that is there.
         output: The folder of all studies.
     """
@@ -134,6 +140,8 @@ class StudyConfig:
     data: DataConfig = field(default_factory=DataConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     score_every_n_steps: int | None = None
+    save_every_n_steps: int | None = None
+    save_every_seconds: float = 60.0
     existing: Literal["resume", "refuse", "replace"] = "resume"
     output: str = "runs"
 

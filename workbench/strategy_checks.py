@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from workbench.backbone import Backbone
+from workbench.components import ConfigError
 from workbench.results import RunFolder
 from workbench.strategy import Composition, ContinualStrategy
 from workbench.trial import Trial, structure, weights
@@ -131,12 +132,15 @@ def rebuilds(trial: Trial) -> Iterator[str]:
 
 
 def repeats(trial: Trial) -> Iterator[str]:
-    """Two runs with one seed end with the same weights, bit for bit."""
-    one, other = weights(trial.learnt), weights(trial.run(trial.make(), "again"))
-    if one.keys() != other.keys():
-        yield f"Only one has {min(one.keys() ^ other.keys())}."
-    elif different := [name for name in one if not torch.equal(one[name], other[name])]:
-        yield f"{different[0]} differs."
+    """Two runs with one seed end with the same weights, bit for bit, also where one is stopped and gone on with."""
+    one = weights(trial.learnt)
+    try:
+        problem = _difference(one, weights(trial.run_in_parts("in parts")))
+    except ConfigError as error:
+        problem = str(error)
+    if problem:
+        unstopped = _difference(one, weights(trial.run(trial.make(), "again")))
+        yield unstopped or f"{problem} Only where it is stopped: what changes has to be in buffers or extra state."
 
 
 def restores(trial: Trial) -> Iterator[str]:
@@ -164,6 +168,12 @@ STRATEGY_CHECKS = (
     repeats,
     restores,  # the last one: after it the run's model is gone
 )
+
+
+def _difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
+    if one.keys() != other.keys():
+        return f"Only one has {min(one.keys() ^ other.keys())}."
+    return next((f"{name} differs." for name in one if not torch.equal(one[name], other[name])), "")
 
 
 def _possessions(strategy: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,20 +24,20 @@ from workbench.config import (
     instantiate,
     load,
 )
+from workbench.course import MakeTrainer, score_untouched
 from workbench.data import ContinualDataModule
 from workbench.display import Display
 from workbench.environment import PeakMemory, describe_environment
-from workbench.existing import existing_problems, fingerprint_of_files
-from workbench.files import only_process, write_whole
-from workbench.loop import MakeTrainer, learn_in_sequence, score_untouched
+from workbench.existing import UNTOUCHED, existing_problems, own_inputs
+from workbench.files import only_process
+from workbench.loop import learn_in_sequence
 from workbench.module import ContinualModule
 from workbench.plan import Plan, make_plan
 from workbench.refusals import benchmark_refusal, built_problems
 from workbench.report import write_summary
 from workbench.results import RunFolder
-from workbench.strategy import ContinualStrategy, needs_task_id
-
-UNTOUCHED = ".untouched"  # a name that no strategy can have
+from workbench.saving import Intervals
+from workbench.strategy import ContinualStrategy
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,17 @@ class Study:
         kept = self.config.existing != "replace"
         return make_plan(self.assembly, [run for run in self.runs if not (kept and self.results(run).finished)])
 
-    def results(self, run: Run) -> RunFolder:
+    def path(self, run: Run) -> Path:
         """The folder of one run."""
-        return RunFolder(self.folder / run.strategy / run.order / f"seed-{run.seed}")
+        return self.folder / run.strategy / run.order / f"seed-{run.seed}"
+
+    def results(self, run: Run) -> RunFolder:
+        """What is in the folder of one run.
+
+        Raises:
+            ConfigError: Its journal is damaged.
+        """
+        return RunFolder(self.path(run))
 
     def check_existing(self) -> None:
         """Compares what is there with what is asked for.
@@ -123,7 +132,7 @@ class Study:
         Raises:
             ConfigError: A folder is there that `existing` does not allow, or one made with another config.
         """
-        wanted = {self.results(run).path: self._narrowed(run) for run in self.runs}
+        wanted = {self.path(run): self._narrowed(run) for run in self.runs}
         if problems := existing_problems(self.config, self.folder, wanted, lambda seed: self.assembly_of(seed).inputs):
             raise ConfigError(problems)
 
@@ -157,15 +166,16 @@ class Study:
         """
         display = display or Display()
         self.prepare(display)
-        self.check_existing()
-        runs = self.runs
-        replaced = self.config.existing == "replace"
-        if replaced or not all(self.results(run).finished for run in runs):
+        if fresh := not self.folder.is_dir():
             display.note(str(self.plan()))
         with only_process(self.folder):
-            if replaced:
-                for results in [RunFolder(self.folder / UNTOUCHED), *map(self.results, runs)]:
-                    results.clear()
+            self.check_existing()
+            if self.config.existing == "replace":
+                for path in [self.folder / UNTOUCHED, *map(self.path, self.runs)]:
+                    shutil.rmtree(path, ignore_errors=True)
+            runs = self.runs
+            if not fresh and not all(self.results(run).finished for run in runs):
+                display.note(str(self.plan()))
             for index, run in enumerate(runs):
                 self._run_unless_finished(run, f"run {index + 1} of {len(runs)}: {run.title}", display)
             rows = write_summary(self.folder) if any(self.results(run).finished for run in runs) else []
@@ -177,7 +187,8 @@ class Study:
         if results.finished:
             display.note(f"{run.title}: finished before, kept.")
             return
-        results.clear()
+        if not results.journal.records:
+            results.clear()
         display.run_begins(title, *self.assembly_of(run.seed).tested_names(run.order))
         try:
             self._run(run, results, display)
@@ -197,13 +208,16 @@ class Study:
         data = assembly.data(run.order, run.seed)
         alone = self._narrowed(run)
         results.write_config(dump(alone))
-        inputs = {**assembly.inputs, "files": fingerprint_of_files(alone)}
-        stated = {"protocol": _protocol(run, assembly, strategy), "inputs": inputs}
-        results.write_environment(describe_environment() | stated)
+        inputs = {**assembly.inputs, **own_inputs(alone)}
+        stated = {"protocol": assembly.protocol(run.strategy, run.order, run.seed), "inputs": inputs}
+        if before := results.environment():
+            results.add_to_environment("resumed", {"times": before.get("resumed", {}).get("times", 0) + 1})
+        else:
+            results.write_environment(describe_environment() | stated)
         make_trainer = assembly.trainer_factory(run.strategy, results.path)
         results.copy_row(0, self._untouched(run, module, data, make_trainer, display))
         memory = PeakMemory(assembly.device)
-        learn_in_sequence(module, data, make_trainer, results, display, self.config.score_every_n_steps)
+        learn_in_sequence(module, data, make_trainer, results, display, _intervals(self.config))
         results.write_environment(results.environment() | {"peak_memory_bytes": memory.bytes()})
 
     def _untouched(
@@ -211,26 +225,27 @@ class Study:
     ) -> RunFolder:
         """The folder with the scores of the model as loaded: made once in a study, then copied into each run.
 
-        It is made again where it was scored from other inputs, under another text policy or in another precision.
+        It is made again where it was scored from other inputs, under another text policy or in another precision,
+        and where it is damaged.
         """
         assembly = self.assembly_of(run.seed)
         path = self.folder / UNTOUCHED
-        results = RunFolder(path if self.config == assembly.config else path / f"seed-{run.seed}")
+        path = path if self.config == assembly.config else path / f"seed-{run.seed}"
         policy = {
             "precision": make_trainer(data.tasks[0], []).precision,
             "backbone": vars(assembly.config.backbone),
             **vars(assembly.text_policy),
         }
         key = json.dumps({**assembly.inputs, **policy}, sort_keys=True)
-        marker = results.path / "scored.json"
-        if marker.is_file() and marker.read_text(encoding="utf-8") == key:
-            for task in data.tested:
+        results = _whole(path)
+        if results.environment().get("scored from") != {"key": key}:
+            results.clear()
+            results.add_to_environment("scored from", {"key": key})
+        for task in data.tested:
+            if results.has_cell(0, task.name):
                 display.scored(0, task.name, results.value(0, task.name, task.primary))
-            return results
-        results.clear()
         asked = ContinualModule(module.backbone, ContinualStrategy(), module.make_optimizer)
         score_untouched(asked, data, make_trainer, results, display)
-        write_whole(marker, key)
         return results
 
     def _narrowed(self, run: Run) -> StudyConfig:
@@ -240,25 +255,19 @@ class Study:
         return for_seed(alone, run.seed)
 
 
-def _protocol(run: Run, assembly: Assembly, strategy: ContinualStrategy) -> dict[str, Any]:
-    """What has to stand beside each number."""
-    config = assembly.config
-    return {
-        "strategy": run.strategy,
-        "order_name": run.order,
-        "seed": run.seed,
-        "task_id_at_test": needs_task_id(strategy),
-        "references": [member.reference for member in strategy.modules() if getattr(member, "reference", "")],
-        "backbone": config.backbone.path,
-        "dtype": config.backbone.dtype or "float32",
-        "end_token": assembly.backbone.tokenizer.eos_token,
-        "decoding": "greedy",
-        "precision": config.trainer.get("precision", "32-true"),
-        "text": vars(assembly.text_policy),
-        "scored_on": config.data.score_on,
-        "benchmark": config.benchmark.class_path,
-        "benchmark_notes": assembly.benchmark_notes,
-    }
+def _whole(path: Path) -> RunFolder:
+    """The folder of scores that can be made again; what is damaged in it is gone."""
+    try:
+        results = RunFolder(path)
+        results.mend()
+    except ConfigError:
+        shutil.rmtree(path)
+        results = RunFolder(path)
+    return results
+
+
+def _intervals(config: StudyConfig) -> Intervals:
+    return Intervals(config.score_every_n_steps, config.save_every_n_steps, config.save_every_seconds)
 
 
 def _load(source: str | Path, overrides: Sequence[str]) -> StudyConfig:

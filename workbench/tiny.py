@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -20,6 +20,7 @@ from workbench.loop import learn_in_sequence
 from workbench.model_folder import SHIPPED
 from workbench.module import ContinualModule
 from workbench.results import RunFolder
+from workbench.saving import Intervals
 from workbench.scorers import ExactMatch
 from workbench.seeding import seed_all, untouched_randomness
 from workbench.strategy import ContinualStrategy
@@ -106,6 +107,27 @@ def tiny_corpus(rows: int = 4) -> Task:
     return Task("prose", train=train, test=test)
 
 
+class Stopped(Exception):
+    """A run was stopped on purpose."""
+
+
+class StopsAfter(Callback):
+    """Stops a run after so many batches, or never; what was begun with the next one is lost.
+
+    Args:
+        batches: How many.
+    """
+
+    def __init__(self, batches: int | None) -> None:
+        self.left = batches
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Counts."""
+        if self.left == 0:
+            raise Stopped
+        self.left = None if self.left is None else self.left - 1
+
+
 def tiny_run(
     strategy: ContinualStrategy,
     folder: Path,
@@ -113,6 +135,7 @@ def tiny_run(
     backbone: Backbone | None = None,
     general: Task | None = None,
     seed: int = 0,
+    stop_after: int | None = None,
 ) -> Backbone:
     """Learns two tiny tasks in sequence, three steps each, and returns the backbone afterwards.
 
@@ -122,17 +145,23 @@ def tiny_run(
         backbone: A fresh tiny one unless another is given.
         general: A corpus, for methods that ask for one.
         seed: Of the run.
+        stop_after: Batches, after which this process stops; its folder is gone on with when it is given again.
+
+    Raises:
+        Stopped: It did.
     """
     backbone = backbone or tiny_backbone()
     module = ContinualModule(
         backbone, strategy, lambda _, parameters, __: (torch.optim.AdamW(parameters, lr=1e-2), None)
     )
 
+    stops = StopsAfter(stop_after)
+
     def make_trainer(_: Task, callbacks: list[Callback]) -> Trainer:
         return Trainer(
             max_epochs=1,
             accelerator="cpu",
-            callbacks=callbacks,
+            callbacks=[*callbacks, stops],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -141,5 +170,6 @@ def tiny_run(
         )
 
     data = ContinualDataModule(tiny_tasks(), general=general, batch_size=4, seed=seed)
-    learn_in_sequence(module, data, make_trainer, RunFolder(folder))
+    intervals = Intervals(save_every_n_steps=1 if stop_after else None)
+    learn_in_sequence(module, data, make_trainer, RunFolder(folder), intervals=intervals)
     return backbone

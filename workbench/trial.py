@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from workbench.backbone import Backbone
 from workbench.batch import Batch, Output
 from workbench.benchmark import Task
 from workbench.strategy import ContinualStrategy
-from workbench.tiny import tiny_corpus, tiny_run, tiny_tasks
+from workbench.tiny import Stopped, tiny_corpus, tiny_run, tiny_tasks
 
 
 class Unfinished(Exception):
@@ -81,6 +81,13 @@ class Trial:
     def run(self, strategy: ContinualStrategy, name: str) -> Backbone:
         """A run of two tasks in a folder of its own; the model after it."""
         return tiny_run(strategy, self.folder / name, backbone=self.fresh_backbone(), general=tiny_corpus())
+
+    def run_in_parts(self, name: str) -> Backbone:
+        """The same, stopped after every second batch, and each time gone on with by fresh objects."""
+        while True:
+            with suppress(Stopped):
+                folder, backbone = self.folder / name, self.fresh_backbone()
+                return tiny_run(self.make(), folder, backbone=backbone, general=tiny_corpus(), stop_after=2)
 
     @cached_property
     def replayed(self) -> tuple[ContinualStrategy, Backbone]:

@@ -1,0 +1,206 @@
+"""Where a run stands, in one file: enough to go on exactly, and no more of the model than may have changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from workbench.components import ConfigError
+from workbench.files import digest_of, sync_file, sync_folder
+
+KEY = "workbench"
+NAME = re.compile(r"state-(\d+)-([0-9a-f]{16})\.ckpt")
+OWN = "continual_strategy."
+TIMES_ITS_COST = 40
+"""How many times as long as the last save took the next has to wait, so that saving stays below 3 % of the time."""
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Where in the sequence a state belongs.
+
+    Args:
+        position: Of the item in the curriculum.
+        stage: "begun": nothing of it has been trained; "training"; "trained": all of it, `after_task` is still to come.
+        steps_before: Optimizer steps of the sequence before this item.
+        steps: Optimizer steps of this item.
+        tokens: That these have seen.
+        seconds: That they took.
+        rows: Fingerprint of the item's encoded rows.
+        unchanged: Fingerprint of the weights that are not in the file.
+        records: How many records the journal had.
+        checksum: Theirs.
+    """
+
+    position: int
+    stage: Literal["begun", "training", "trained"]
+    steps_before: int
+    steps: int
+    tokens: int
+    seconds: float
+    rows: str
+    unchanged: str
+    records: int
+    checksum: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A state that was found: its file, its stamp, its tensors and a strategy's own plain data."""
+
+    file: Path
+    stamp: Stamp
+    state: dict[str, Any]
+
+
+class StateFolder:
+    """The last state of a run, in a file named by its checksum; an older one is kept until the new one is safe.
+
+    Args:
+        path: The folder `checkpoint` of a run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def latest(self) -> Saved | None:
+        """The newest state that is as it was written; None: there is none, and the run begins at its start."""
+        for _, file in reversed(self._files()):
+            match = NAME.fullmatch(file.name)
+            if match and digest_of(file).startswith(match.group(2)):
+                try:
+                    content = torch.load(file, map_location="cpu", weights_only=True)
+                except UnpicklingError as error:
+                    told = f"{file} holds more than tensors and plain values, so it is not loaded ({error})."
+                    raise ConfigError([f"{told} Delete {self.path.parent} to make the run again."]) from error
+                return Saved(file, Stamp(**content[KEY]), content["state_dict"])
+        return None
+
+    def publish(self, write: Callable[[Path], object]) -> float:
+        """Replaces the state by what `write` writes.
+
+        Returns:
+            The seconds that it took.
+
+        Raises:
+            OSError: It cannot be written; the state that was there is kept.
+        """
+        started = time.monotonic()
+        self.path.mkdir(parents=True, exist_ok=True)
+        partial = self.path / "partial.ckpt"
+        try:
+            write(partial)
+            sync_file(partial)
+        except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError when the disk is full
+            partial.unlink(missing_ok=True)
+            raise OSError(f"{self.path}: the state could not be saved ({error})") from error
+        older = self._files()
+        number = older[-1][0] + 1 if older else 1
+        os.replace(partial, self.path / f"state-{number}-{digest_of(partial)[:16]}.ckpt")
+        sync_folder(self.path)
+        for _, file in older:
+            file.unlink(missing_ok=True)
+        return time.monotonic() - started
+
+    def clear(self) -> None:
+        """Deletes all states."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _files(self) -> list[tuple[int, Path]]:
+        found = [(NAME.fullmatch(file.name), file) for file in self.path.glob("state-*.ckpt")]
+        return sorted((int(match.group(1)), file) for match, file in found if match)
+
+
+class ReplayedWeights:
+    """Knows which weights a replay of `setup` and `before_task` gives, so that only the others are stored.
+
+    Weights are told by their bits: whatever a hook did to them, and whether or not they trained, those that are not
+    what they were when the run began are stored, and so are those that came later.
+    """
+
+    def __init__(self) -> None:
+        self._digests: Any = WeakIdKeyDictionary()
+
+    def note(self, module: nn.Module) -> None:
+        """Takes the weights as they are now for those that a replay gives."""
+        for _, value in _tensors(module):
+            self._digests[value] = _digest(value)
+
+    def changed(self, module: nn.Module) -> tuple[set[str], str]:
+        """What has to be stored of a module, and a fingerprint of the weights that have not.
+
+        Returns:
+            The names of the weights that are otherwise now, of those that train, and of the strategy's own state.
+        """
+        names, same = set(), {}
+        for name, value in _tensors(module):
+            digest = _digest(value)
+            if name.startswith(OWN) or value.requires_grad or self._digests.get(value) != digest:
+                names.add(name)
+            else:
+                same[name] = digest
+        return names, _fingerprint(same)
+
+
+def chosen(state: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    """What of a module's state is stored: tensors of these names, and plain data."""
+    return {name: value for name, value in state.items() if name in names or not isinstance(value, Tensor)}
+
+
+def save_tensors(module: nn.Module, names: set[str], stamp: Stamp) -> Callable[[Path], None]:
+    """Writes a state without optimizer and loops: between trainings."""
+    content = {KEY: asdict(stamp), "state_dict": chosen(module.state_dict(), names)}
+    return lambda file: torch.save(content, file)
+
+
+def load_tensors(module: nn.Module, saved: Saved, run: Path) -> None:
+    """Puts a state into a module of the structure that it was saved from.
+
+    Raises:
+        ConfigError: The structure is another one, or the weights that were not stored are.
+    """
+    remedy = f"Delete {run} to make the run again."
+    own = module.state_dict()
+    strange = [
+        name
+        for name, value in saved.state.items()
+        if name not in own or (isinstance(value, Tensor) and own[name].shape != value.shape)
+    ]
+    if strange:
+        told = f"{strange[0]} does not fit the model as `setup` and `before_task` make it."
+        raise ConfigError([f"{saved.file}: {told} {remedy}"])
+    module.load_state_dict(saved.state, strict=False)
+    stored = {name for name, value in saved.state.items() if isinstance(value, Tensor)}
+    same = {name: _digest(value) for name, value in _tensors(module) if name not in stored}
+    if _fingerprint(same) != saved.stamp.unchanged:
+        told = "The weights that `setup` and `before_task` give are not those that they gave when the run began."
+        raise ConfigError([f"{saved.file}: {told} {remedy}"])
+
+
+def _fingerprint(digests: Mapping[str, str]) -> str:
+    text = "\n".join(f"{name} {digest}" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, value in module.state_dict(keep_vars=True).items():
+        if isinstance(value, Tensor):
+            yield name, value
+
+
+def _digest(value: Tensor) -> str:
+    flat = value.detach().cpu().contiguous().flatten()
+    content: Any = flat.view(torch.uint8).numpy() if flat.numel() else b""
+    return hashlib.sha256(content).hexdigest()[:16]

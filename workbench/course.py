@@ -1,0 +1,212 @@
+"""One run on its way: how an item of the curriculum is begun, learnt, scored, and gone on with after a stop."""
+
+from __future__ import annotations
+
+import re
+import signal
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from workbench.backbone import Backbone
+from workbench.benchmark import Task
+from workbench.callbacks import ForgettingMonitor, SeedBatches, StrategyHooks, TrainingCurve
+from workbench.checkpoint import Saved, StateFolder, load_tensors
+from workbench.components import ConfigError
+from workbench.data import ContinualDataModule
+from workbench.display import Display
+from workbench.module import ContinualModule
+from workbench.results import RunFolder
+from workbench.saving import Intervals, Progress, Saver
+from workbench.seeding import seed_all
+
+MakeTrainer = Callable[[Task, list[Callback]], Trainer]
+TERMINATED = 143
+
+
+class Course:
+    """One run on its way: what stays the same from item to item, and where it stands.
+
+    Args:
+        module: Backbone and strategy.
+        data: The tasks.
+        make_trainer: Builds a fresh Trainer for a task.
+        results: The run's folder.
+        display: What a person sees.
+        intervals: How often there is scoring and saving in mid-task.
+    """
+
+    def __init__(
+        self,
+        module: ContinualModule,
+        data: ContinualDataModule,
+        make_trainer: MakeTrainer,
+        results: RunFolder,
+        display: Display,
+        intervals: Intervals,
+    ) -> None:
+        self.module, self.backbone, self.strategy = module, module.backbone, module.continual_strategy
+        self.data, self.make_trainer, self.results, self.display = data, make_trainer, results, display
+        self.score_every_n_steps = intervals.score_every_n_steps
+        self.states = StateFolder(results.path / "checkpoint")
+        self.saver = Saver(self.states, results, intervals)
+        self.device = self.backbone.device
+        self.parameters = count_parameters(self.backbone)
+        self.steps = 0
+
+    def last_state(self) -> Saved | None:
+        """Where a run that was stopped goes on.
+
+        Raises:
+            ConfigError: The journal has lost what the state counts on.
+        """
+        saved = self.states.latest()
+        if saved and not self.results.journal.has(saved.stamp.records, saved.stamp.checksum):
+            told = "has lost lines that were written before the last state was saved"
+            raise ConfigError(
+                [f"{self.results.journal.file} {told}. Delete {self.results.path} to make the run again."]
+            )
+        return saved
+
+    def replay(self, position: int, item: Task) -> None:
+        """Makes the structure of an item that is over; what it learnt is loaded later."""
+        self.module.to(self.device)  # the end of a fit leaves it on the CPU
+        seed_all(self.data.seed, "task", position)
+        self.strategy.before_task(self.backbone, item, [])
+
+    def begin(self, position: int, item: Task, saved: Saved | None) -> None:
+        """Turns to an item: its rows, its structure, and what a saved state knows of it."""
+        if saved:
+            self.steps = saved.stamp.steps_before
+        progress = Progress(position, self.steps, saved.stamp if saved else None)
+        if saved:
+            self.replay(position, item)
+            self.saver.weights.note(self.module)
+            load_tensors(self.module, saved, self.results.path)
+            self._choose_rows(position, item)
+            if saved.stamp.rows != self.data.fingerprint:
+                told = f"{item.name} was begun with other rows than the strategy gives now"
+                raise ConfigError([f"{saved.file}: {told}. Delete {self.results.path} to make the run again."])
+        else:
+            self.module.to(self.device)
+            self._choose_rows(position, item)
+            seed_all(self.data.seed, "task", position)
+            self.strategy.before_task(self.backbone, item, self.data.batches())
+            if position == 0:
+                self.saver.weights.note(self.module)
+        progress.rows = self.data.fingerprint
+        self.saver.begin(progress)
+        self.module.begin(item.name, self.steps)
+        self._record(item)
+        if position > 0 and not saved:
+            self.saver.between(self.module, "begun")
+
+    def learn(self, item: Task, row: int | None, saved: Saved | None) -> None:
+        """Trains an item, lets the strategy finish it, and scores; without rows there is no training."""
+        progress, data, results = self.saver.progress, self.data, self.results
+        trains = count_trainable(self.backbone)
+        within = self.score_every_n_steps if item.prepares is None else None  # an expert alone is not the model yet
+        curve = TrainingCurve(results, item.name, progress, self.display)
+        hooks = StrategyHooks(item, data, self.saver)
+        monitor = ForgettingMonitor(data, results, row, self.display, within, progress)
+        stage = saved.stamp.stage if saved else "begun"
+        if data.rows is None or stage == "trained":
+            hooks.after_task(self.module)
+            monitor.score(self.module)
+        else:
+            callbacks = [SeedBatches(data.seed, progress.position), curve, hooks, monitor, self.saver]
+            state = saved.file if saved and stage == "training" else None
+            _fit(self.make_trainer(item, callbacks), self.module, data, state)
+        if len(results.records.costs) <= progress.position:
+            parameters = {"trainable_parameters": trains, "added_parameters": self._added()}
+            results.add_costs({"item": item.name, **parameters, **_spent(results, progress, row)})
+        self.steps += progress.steps
+
+    def end(self) -> None:
+        """Writes the model; the state that led to it is not needed any more."""
+        self.backbone.save(self.results.path / "model")
+        self.results.end()
+        self.states.clear()
+
+    def _added(self) -> int:
+        return count_parameters(self.backbone) - self.parameters
+
+    def _choose_rows(self, position: int, item: Task) -> None:
+        seed_all(self.data.seed, "rows", position)
+        self.data.begin(self.backbone, position, item, self.strategy.training_data(item, item.train))
+
+    def _record(self, item: Task) -> None:
+        cut = self.data.cut_rows()
+        self.results.add_to_environment("trainable", {item.name: sorted(self.backbone.trainable())})
+        self.results.add_to_environment("cut_in_training", {item.name: cut})
+        if any(cut.values()):
+            self.display.note(f"  too long, and cut: {cut['prompts']} prompts and {cut['answers']} answers")
+
+
+def score_untouched(
+    module: ContinualModule,
+    data: ContinualDataModule,
+    make_trainer: MakeTrainer,
+    results: RunFolder,
+    display: Display,
+) -> None:
+    """Scores row 0, as far as it is not there, in the precision that training will have."""
+    module.adopt_precision(make_trainer(data.tasks[0], []))
+    if not all(results.has_cell(0, task.name) for task in data.tested):
+        ForgettingMonitor(data, results, 0, display).score(module)
+
+
+def _fit(trainer: Trainer, module: ContinualModule, data: ContinualDataModule, state: Path | None) -> None:
+    """Trains one task; an interrupt leaves as one, where Lightning would exit with 1, or with 0 when terminated."""
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
+            trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
+    except SIGTERMException as error:
+        raise SystemExit(TERMINATED) from error
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, on_interrupt)  # Lightning turned it off
+        raise KeyboardInterrupt from error
+
+
+def count_parameters(backbone: Backbone) -> int:
+    """How many values the model holds; tied ones once."""
+    return sum(parameter.numel() for parameter in backbone.model.parameters())
+
+
+def count_trainable(backbone: Backbone) -> int:
+    """How many values train now."""
+    return sum(parameter.numel() for parameter in backbone.trainable().values())
+
+
+def describe_trainable(backbone: Backbone) -> str:
+    """What trains, for a person: how many values of how many, and in which layers."""
+    trainable = backbone.trainable()
+    text = f"{count_trainable(backbone):,} of {count_parameters(backbone):,} parameters"
+    found = [re.search(r"layers\.(\d+)\.", name) for name in trainable]
+    layers = sorted({int(match.group(1)) for match in found if match})
+    if all(found) and layers and len(layers) < backbone.model.config.num_hidden_layers:
+        return f"{text} (layers {', '.join(map(str, layers))})"
+    return text
+
+
+def _spent(results: RunFolder, progress: Progress, row: int | None) -> dict[str, Any]:
+    """An item's steps, tokens and seconds, over all the times that it was resumed."""
+    first = progress.steps_before
+    steps = range(first + 1 if first else 0, first + progress.steps + 1)
+    scoring = results.spent(row, steps)
+    return {
+        "steps": progress.steps,
+        "tokens": int(progress.tokens),
+        "train_seconds": round(progress.seconds, 3),
+        "eval_seconds": round(scoring["seconds"], 3),
+        "decoded_tokens": int(scoring["decoded_tokens"]),
+        "decode_seconds": round(scoring["decode_seconds"], 3),
+    }
