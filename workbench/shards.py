@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from workbench.files import sync_folder, sync_tree
 from workbench.stored import CHUNK, INDEX, ITEM_BYTES, SINGLE, Stored
 
 SHARD_BYTES = 5_000_000_000
@@ -143,24 +144,12 @@ def _new_folder(out: Path, size: int) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for path in (*partial.iterdir(), partial):
-            _sync(path)
+        sync_tree(partial)
         os.replace(partial, out)
-        _sync(out.parent)
+        sync_folder(out.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of files, is on the disk."""
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
