@@ -21,7 +21,7 @@ FLOORS = (
     ("components", "scorers", "depth", "composition", "benchmark", "encoding", "adapters", "display"),
     ("stored", "shards", "folder_surgery", "merging"),
     ("schema", "checks", "parsing", "config"),
-    ("journal", "checkpoint", "records"),
+    ("journal", "checkpoint", "records", "processes"),
     ("backbone", "results", "fingerprint"),
     ("strategy",),
     ("scoring",),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
@@ -25,6 +26,7 @@ from workbench.data import ContinualDataModule
 from workbench.encoding import TextPolicy
 from workbench.fingerprint import fingerprint_model, fingerprint_tasks
 from workbench.module import OptimizerFactory
+from workbench.processes import world
 from workbench.saving import StateFile
 from workbench.strategy import Composition, ContinualStrategy, needs_task_id
 
@@ -38,6 +40,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_checkpointing": False,
     "enable_progress_bar": False,
     "enable_model_summary": False,
+    "use_distributed_sampler": False,  # the batches are cut for each process as they are made
 }
 
 
@@ -157,6 +160,7 @@ class Assembly:
             "dtype": config.backbone.dtype or "float32",
             "end_token": self.backbone.tokenizer.eos_token,
             "decoding": "greedy",
+            "processes": world(),
             "precision": config.trainer.get("precision", "32-true"),
             "text": vars(self.text_policy),
             "scored_on": config.data.score_on,
@@ -211,13 +215,16 @@ class Assembly:
 
     def trainer_problems(self) -> list[str]:
         """What Lightning itself refuses in the `trainer` sections: an accelerator that is not there, a precision."""
-        problems = []
+        problems, processes = [], set()
         for strategy in self.config.strategies:
             for task in (None, *map(self.tasks.get, self.config.tasks(strategy))):
                 try:
-                    Trainer(**self._trainer_arguments(strategy, task))
+                    processes.add(Trainer(**self._trainer_arguments(strategy, task)).world_size)
                 except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
                     problems.append(f"trainer: {error}")
+        if len(processes) > 1:
+            told = f"{' and '.join(map(str, sorted(processes)))} in one study"
+            problems.append(f"trainer.devices: {told}. Give all strategies and tasks the same number.")
         return list(dict.fromkeys(problems))
 
     def _loggers(self, strategy: str, folder: Path) -> Any:
@@ -239,7 +246,8 @@ def _plugins(given: Any) -> list[Any]:
     plugins = [] if given is None else list(_listed(given))
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(StateFile())
-    if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+    elsewhere = TorchElasticEnvironment.detect() or any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
+    if SLURMEnvironment.detect() and not elsewhere:
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return plugins
 

@@ -75,8 +75,11 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> Batch:
     """Pads encoded rows (`Backbone.encode`) to the longest of them.
 
     Returns:
-        A Batch; the first `prompt_length` tokens of each row carry no label.
+        A Batch; the first `prompt_length` tokens of each row carry no label. No rows, as a process may get of a
+        small batch, become one token without a label, in row -1.
     """
+    if not rows:
+        rows = [{"input_ids": [pad_id], "prompt_length": 1, "row": -1}]
     size = max(len(row["input_ids"]) for row in rows)
     input_ids = torch.full((len(rows), size), pad_id, dtype=torch.long)
     attention_mask = torch.zeros((len(rows), size), dtype=torch.long)

@@ -102,20 +102,20 @@ class TrainingCurve(Callback):
     ) -> None:
         """Keeps the parts of the loss as tensors: reading them each step would make a GPU wait."""
         progress = self.progress
-        progress.tokens += batch.attention_mask.sum()
-        scale = trainer.accumulate_grad_batches  # Lightning has divided the loss by it, and nothing else
-        self._parts.append({**outputs, "loss": outputs["loss"] * scale})
+        progress.tokens += module.tokens
+        parts = {name: value for name, value in outputs.items() if name != "loss"}
+        self._parts.append({"loss": sum(parts.values()), **parts})
         if trainer.global_step == progress.steps:
             return
         progress.steps = trainer.global_step
-        parts, self._parts = _mean_parts(self._parts), []
-        self._waiting.append({"step": progress.steps_before + progress.steps, "item": self.item, **parts})
+        means, self._parts = _mean_parts(self._parts), []
+        self._waiting.append({"step": progress.steps_before + progress.steps, "item": self.item, **means})
         total = trainer.estimated_stepping_batches
         now = time.monotonic()
         if now - self._shown > SECONDS_BETWEEN_SHOWN or progress.steps == total:
             self._shown = now
             self.display.steps(
-                progress.steps, int(total) if math.isfinite(total) else progress.steps, float(parts["loss"])
+                progress.steps, int(total) if math.isfinite(total) else progress.steps, float(means["loss"])
             )
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
             self.write()

@@ -21,6 +21,7 @@ from workbench.components import ConfigError
 from workbench.files import digest_of, sync_file, sync_folder
 
 KEY = "workbench"
+PARTIAL = "partial.ckpt"
 NAME = re.compile(r"state-(\d+)-([0-9a-f]{16})\.ckpt")
 OWN = "continual_strategy."
 TIMES_ITS_COST = 40
@@ -99,7 +100,7 @@ class StateFolder:
         """
         started = time.monotonic()
         self.path.mkdir(parents=True, exist_ok=True)
-        partial = self.path / "partial.ckpt"
+        partial = self.path / PARTIAL
         try:
             write(partial)
             sync_file(partial)

@@ -82,7 +82,7 @@ def check_parts(raw: Mapping[str, Any], trainer: Callable[..., Any] | None = Non
 
 
 def check_limits(trainer: Mapping[str, Any], where: str) -> list[str]:
-    """Tell the arguments that a Trainer would take and that would train nothing, never end, or need many devices."""
+    """Tell the arguments that a Trainer would take and that would train nothing, or never end."""
     problems = []
     epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps")
     if isinstance(epochs, int) and epochs < 1:
@@ -92,14 +92,6 @@ def check_limits(trainer: Mapping[str, Any], where: str) -> list[str]:
             problems.append(f"{joined(where, 'max_epochs')}: {epochs} is out of range. {remedy}")
     if isinstance(steps, int) and steps < 1 and steps != -1:
         problems.append(f"{joined(where, 'max_steps')}: {steps} is out of range; it has to be at least 1.")
-    devices = trainer.get("devices", 1)
-    if devices not in (None, 1, "1") and not (isinstance(devices, list | tuple) and len(devices) == 1):
-        remedy = "This version trains on one device: leave it out, or give 1, or one index as a list, such as [0]."
-        problems.append(f"{joined(where, 'devices')}: got {devices!r}. {remedy}")
-    if trainer.get("num_nodes", 1) not in (None, 1):
-        problems.append(
-            f"{joined(where, 'num_nodes')}: got {trainer['num_nodes']!r}. This version trains on one device."
-        )
     return problems
 
 

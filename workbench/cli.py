@@ -145,6 +145,13 @@ def going_on() -> Iterator[None]:
     except (OSError, FloatingPointError, SafetensorError) as error:
         tell([f"{error}. {KEPT}"])
         raise typer.Exit(FAILED) from error
+    except RuntimeError as error:
+        processes = import_module("workbench.processes")
+        if processes.world() == 1:
+            raise
+        if processes.is_first():
+            tell([f"one of {processes.world()} processes has ended ({str(error).splitlines()[0]}). {KEPT}"])
+        raise typer.Exit(FAILED) from error
     except KeyboardInterrupt as error:
         print(f"interrupted. {KEPT}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from error

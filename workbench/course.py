@@ -20,6 +20,7 @@ from workbench.components import ConfigError
 from workbench.data import ContinualDataModule
 from workbench.display import Display
 from workbench.module import ContinualModule
+from workbench.processes import is_first, together
 from workbench.results import RunFolder
 from workbench.saving import Intervals, Progress, Saver
 from workbench.seeding import seed_all
@@ -70,6 +71,7 @@ class Course:
             raise ConfigError(
                 [f"{self.results.journal.file} {told}. Delete {self.results.path} to make the run again."]
             )
+        together()  # before anything else is written
         return saved
 
     def replay(self, position: int, item: Task) -> None:
@@ -128,9 +130,11 @@ class Course:
 
     def end(self) -> None:
         """Writes the model; the state that led to it is not needed any more."""
-        self.backbone.save(self.results.path / "model")
-        self.results.end()
-        self.states.clear()
+        if is_first():
+            self.backbone.save(self.results.path / "model")
+            self.results.end()
+            self.states.clear()
+        together()
 
     def _added(self) -> int:
         return count_parameters(self.backbone) - self.parameters

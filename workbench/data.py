@@ -17,6 +17,7 @@ from workbench.backbone import Backbone
 from workbench.batch import Batch, collate
 from workbench.benchmark import Task
 from workbench.files import let_go
+from workbench.processes import share
 from workbench.seeding import derived_seed
 
 
@@ -62,7 +63,8 @@ class EpochBatches(Sampler[list[int]]):
 
     The rows are permuted and cut into windows of `bucket` batches; within a window they are sorted by length, and
     the batches are then permuted again. A window of one batch is plain shuffling. A wider one saves padding and
-    makes batches less alike: where a row's length says something of its answer, that costs learning.
+    makes batches less alike: where a row's length says something of its answer, that costs learning. Of several
+    processes each gets its share of every batch.
 
     Args:
         lengths: Of the rows, in tokens.
@@ -100,7 +102,7 @@ class EpochBatches(Sampler[list[int]]):
             rows = sorted(order[start : start + window], key=lambda row: self.lengths[row])
             batches += [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
         for index in torch.randperm(len(batches), generator=generator).tolist()[self.start :]:
-            yield batches[index]
+            yield [batches[index][place] for place in share(len(batches[index]))]
 
 
 class ContinualDataModule(LightningDataModule):

@@ -68,6 +68,11 @@ def digest_of(file: Path) -> str:
     return digest.hexdigest()
 
 
+def digest_of_text(text: str) -> str:
+    """SHA-256 of a text as `write_whole` writes it."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
     """Keeps other processes out of a folder while the context lasts; a process that dies lets go of it.

@@ -20,6 +20,7 @@ class Journal:
 
     Args:
         file: Where it is; it is made when the first record is appended.
+        writes: Whether records go to the file, or are only kept: of several processes one writes.
 
     Attributes:
         records: What the file holds, oldest first.
@@ -28,8 +29,9 @@ class Journal:
         ConfigError: A line before the last is damaged.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, writes: bool = True) -> None:
         self.file = file
+        self.writes = writes
         self.records: list[dict[str, Any]] = []
         self._sums: list[int] = []
         self._size = 0
@@ -44,16 +46,20 @@ class Journal:
         """Adds a record; it is on the disk when this returns."""
         line = json.dumps(record, ensure_ascii=False)
         total = zlib.crc32(line.encode(), self.checksum)
+        if self.writes:
+            self._write(f"{total:08x} {line}\n")
+        self.records.append(json.loads(line))
+        self._sums.append(total)
+
+    def _write(self, text: str) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("ab") as file:
             if file.tell() != self._size:
                 file.truncate(self._size)
-            file.write(f"{total:08x} {line}\n".encode())
+            file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
             self._size = file.tell()
-        self.records.append(json.loads(line))
-        self._sums.append(total)
 
     @property
     def checksum(self) -> int:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from workbench.backbone import Backbone
-from workbench.batch import Batch
+from workbench.batch import Batch, Output
+from workbench.processes import gathered, total, world
 from workbench.strategy import ContinualStrategy
 
 
@@ -31,6 +32,9 @@ class ContinualModule(LightningModule):
         backbone: What learns.
         strategy: How.
         make_optimizer: Builds a task's optimizer over the parameters that train.
+
+    Attributes:
+        tokens: Of the last batch, over all processes.
     """
 
     def __init__(self, backbone: Backbone, strategy: ContinualStrategy, make_optimizer: OptimizerFactory) -> None:
@@ -40,6 +44,7 @@ class ContinualModule(LightningModule):
         self.make_optimizer = make_optimizer
         self.task_name = ""
         self.steps_before = 0
+        self.tokens: Tensor = torch.zeros((), dtype=torch.long)
         self.strict_loading = False  # a state holds what may have changed, and no more
         self.scoring_context: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -65,23 +70,44 @@ class ContinualModule(LightningModule):
         """
         output = self.backbone(batch)
         penalties = self.continual_strategy.penalties(self.backbone, batch, output)
-        loss = output.loss + sum(penalties.values())
-        if not torch.isfinite(loss).all():
-            raise FloatingPointError(self._not_finite(loss, penalties, batch))
-        parts = {"loss": loss, "nats_per_token": output.loss.detach()}
-        parts |= {name: value.detach() for name, value in penalties.items()}
+        shown, part = self._over_all_processes(batch, output, penalties)
+        if not torch.isfinite(sum(shown.values(), torch.zeros(()))).all():
+            raise FloatingPointError(self._not_finite(shown, batch))
         if self.trainer.loggers:
+            logged = {"loss": sum(shown.values()), **shown}
             step = float(self.steps_before + self.trainer.global_step)
-            self.log_dict({**{f"train/{name}": value for name, value in parts.items()}, "step": step})
-        return parts
+            self.log_dict({**{f"train/{name}": value for name, value in logged.items()}, "step": step})
+        return {"loss": output.loss * part + sum(penalties.values()), **shown}
 
-    def _not_finite(self, loss: Tensor, penalties: dict[str, Tensor], batch: Batch) -> str:
+    def _over_all_processes(
+        self, batch: Batch, output: Output, penalties: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], float | Tensor]:
+        """Nats per labelled token and penalties of the whole batch, and the weight of this process's own mean.
+
+        Processes' gradients are averaged. So a mean over the labelled tokens of all of them needs each one's own mean
+        weighted by its share of the tokens, times the number of processes; a mean of their means would be another one
+        wherever their shares are not alike. A penalty is the mean of theirs.
+        """
+        self.tokens = batch.attention_mask[batch.row >= 0].sum()
+        shown = {"nats_per_token": output.loss.detach()}
+        shown |= {name: value.detach() for name, value in penalties.items()}
+        if world() == 1:
+            return shown, 1.0
+        own = [output.loss_sum.detach(), self.tokens, *(value / world() for value in list(shown.values())[1:])]
+        count = torch.tensor(output.count, device=self.tokens.device)
+        count, nats, self.tokens, *means = total(torch.stack([value.double() for value in (count, *own)]))
+        count = count.clamp(min=1)
+        means = [mean.float() for mean in (nats / count, *means)]
+        return dict(zip(shown, means, strict=True)), (world() * output.count / count).float()
+
+    def _not_finite(self, shown: dict[str, Tensor], batch: Batch) -> str:
         step = self.steps_before + self.trainer.global_step + 1
-        added = "".join(f", {name} {value.item()}" for name, value in penalties.items())
+        added = "".join(f", {name} {value.item()}" for name, value in shown.items() if name != "nats_per_token")
+        loss = float(sum(shown.values()))
+        rows = sorted(row for row in gathered(batch.row.tolist()) if row >= 0)
         return (
-            f"{self.task_name}: the loss is {loss.item()}{added} at step {step} of the sequence, on rows "
-            f"{sorted(batch.row.tolist())} of its training data. Nothing was learnt from them; the last saved "
-            "state is kept"
+            f"{self.task_name}: the loss is {loss}{added} at step {step} of the sequence, on rows {rows} of its "
+            "training data. Nothing was learnt from them; the last saved state is kept"
         )
 
     def configure_optimizers(self) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workbench import metrics
 from workbench.components import ConfigError
-from workbench.files import digest_of, write_whole
+from workbench.files import digest_of, digest_of_text, write_whole
 from workbench.journal import Journal
 from workbench.records import Records
 
@@ -31,14 +31,15 @@ class RunFolder:
 
     Args:
         path: The run's folder; it is made when something is first written.
+        writes: Whether anything is written, or all is only kept: of several processes that make a run, one writes.
 
     Raises:
         ConfigError: The journal is damaged.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, writes: bool = True) -> None:
         self.path = Path(path)
-        self.journal = Journal(self.path / "journal.jsonl")
+        self.journal = Journal(self.path / "journal.jsonl", writes)
         self.records = Records() if self.journal.records else Records.from_files(self.path)
         for record in self.journal.records:
             self.records.add(record)
@@ -52,9 +53,9 @@ class RunFolder:
 
     def clear(self) -> None:
         """Deletes the run, to begin it again."""
-        if self.path.exists():
+        if self.journal.writes and self.path.exists():
             shutil.rmtree(self.path)
-        self.__init__(self.path)  # type: ignore[misc]
+        self.__init__(self.path, self.journal.writes)  # type: ignore[misc]
 
     def mend(self) -> list[str]:
         """Makes again what can be made from the journal and is not as it was written.
@@ -107,8 +108,9 @@ class RunFolder:
         written = {}
         if score.predictions:
             file = self.path / "predictions" / f"{after}-{score.task}.jsonl"
-            write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in score.predictions))
-            written = {file.name: digest_of(file)}
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in score.predictions)
+            self._put(file, text)
+            written = {file.name: digest_of_text(text)}
         nats = {"nats_per_token": repr(score.nats_per_token), "tokens": score.tokens}
         self._record("cell", after=after, predictions=written, **nats, **_measured(score, seconds))
 
@@ -116,7 +118,7 @@ class RunFolder:
         """Takes over all that was measured after one task from another run's folder, but what it took."""
         for record in source.journal.records:
             if record["kind"] == "cell" and record["after"] == after and not self.has_cell(after, record["on"]):
-                for name in record["predictions"]:
+                for name in record["predictions"] if self.journal.writes else ():
                     text = (source.path / "predictions" / name).read_text(encoding="utf-8")
                     write_whole(self.path / "predictions" / name, text)
                 self._record(**{**record, "spent": {}})
@@ -147,7 +149,11 @@ class RunFolder:
     def _record(self, kind: str, **content: Any) -> None:
         self.journal.append({"kind": kind, **content})
         for name in self.records.add(self.journal.records[-1]):
-            write_whole(self.path / name, self.records.text(name))
+            self._put(self.path / name, self.records.text(name))
+
+    def _put(self, file: Path, text: str) -> None:
+        if self.journal.writes:
+            write_whole(file, text)
 
     # -- what can be read from it
 

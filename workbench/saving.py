@@ -13,8 +13,18 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from workbench.batch import Batch
-from workbench.checkpoint import KEY, TIMES_ITS_COST, ReplayedWeights, Stamp, StateFolder, chosen, save_tensors
+from workbench.checkpoint import (
+    KEY,
+    PARTIAL,
+    TIMES_ITS_COST,
+    ReplayedWeights,
+    Stamp,
+    StateFolder,
+    chosen,
+    save_tensors,
+)
 from workbench.module import ContinualModule
+from workbench.processes import agreed, is_first
 from workbench.results import RunFolder
 
 
@@ -108,11 +118,16 @@ class Saver(Callback):
             return
         self._last_step = step
         last_of_epoch = batch_idx + 1 >= trainer.num_training_batches
-        if last_of_epoch or step >= trainer.estimated_stepping_batches or trainer.should_stop or not self._due(step):
+        if last_of_epoch or step >= trainer.estimated_stepping_batches or trainer.should_stop:
+            return
+        if not agreed(self._due(step), module.device):
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             getattr(callback, "write", lambda: None)()
-        self._publish(trainer.save_checkpoint)
+        if is_first():
+            self._publish(trainer.save_checkpoint)
+        else:  # takes part, and writes nothing
+            trainer.save_checkpoint(self.states.path / PARTIAL)
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Leaves out of a state what a replay gives, and says where it belongs."""
@@ -122,7 +137,7 @@ class Saver(Callback):
 
     def between(self, module: ContinualModule, stage: Literal["begun", "trained"]) -> None:
         """Saves between the parts of a task, if it is time."""
-        if self._due(None):
+        if is_first() and self._due(None):
             names, unchanged = self._chosen(module)
             self._publish(save_tensors(module, names, self._stamp(stage, unchanged)))
 

@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from datasets import Dataset
 from torchmetrics import Metric
 
 from workbench.backbone import Backbone
 from workbench.benchmark import NATS_PER_BYTE, Task
+from workbench.processes import gathered, share
 from workbench.strategy import ContinualStrategy
 
 
@@ -54,24 +56,28 @@ def score_task(backbone: Backbone, strategy: ContinualStrategy, task: Task) -> T
     """Tests one task: the strategy's own answers under each scorer, and the likelihood of the right ones.
 
     A strict score can fall to 0 when only the format is lost; the likelihood, in nats per token, tells that from
-    lost knowledge. A corpus has no answers: it is scored in nats per byte of UTF-8 (lower is better).
+    lost knowledge. A corpus has no answers: it is scored in nats per byte of UTF-8 (lower is better). Of several
+    processes each scores its share of the rows, and all have the whole afterwards.
     """
     with backbone.merged():
         encoded = backbone.encode(task.test, task.max_new_tokens)
         cut = {"prompts": sum(encoded["prompt_cut"][:]), "answers": sum(encoded["answer_cut"][:])}
-        row_nats, row_tokens = backbone.nats(encoded)
+        own = backbone.nats(encoded.select(share(len(encoded))))
+        row_nats, row_tokens = (torch.tensor(gathered(values.tolist()), dtype=values.dtype) for values in own)
         nats, tokens = float(row_nats.sum()), int(row_tokens.sum())
         if task.is_corpus:
             size = sum(len(text.encode()) for text in task.test["text"])
             metrics = {NATS_PER_BYTE: nats / size}
             return TaskScore(task.name, task.primary, metrics, len(task.test), nats / tokens, tokens)
         prompts, answers = task.test["prompt"][:], task.test["answer"][:]
+        own_prompts = [prompts[row] for row in share(len(prompts))]
         with backbone.evaluating():
             started = time.perf_counter()
-            predictions = strategy.answer(backbone, task, prompts)
+            predictions = strategy.answer(backbone, task, own_prompts) if own_prompts else []
             seconds = time.perf_counter() - started
-    if len(predictions) != len(prompts):
-        raise ValueError(f"{task.name}: {len(predictions)} answers came back for {len(prompts)} prompts.")
+    if len(predictions) != len(own_prompts):
+        raise ValueError(f"{task.name}: {len(predictions)} answers came back for {len(own_prompts)} prompts.")
+    predictions = gathered(predictions)
     metrics = {name: judge(scorer, prompts, predictions, answers) for name, scorer in task.scorers.items()}
     rows = [
         {"prompt": prompt, "prediction": prediction, "answer": answer}

@@ -33,6 +33,7 @@ from workbench.files import only_process
 from workbench.loop import learn_in_sequence
 from workbench.module import ContinualModule
 from workbench.plan import Plan, make_plan
+from workbench.processes import is_first, joined, one_after_the_other, world
 from workbench.refusals import benchmark_refusal, built_problems
 from workbench.report import write_summary
 from workbench.results import RunFolder
@@ -124,7 +125,7 @@ class Study:
         Raises:
             ConfigError: Its journal is damaged.
         """
-        return RunFolder(self.path(run))
+        return RunFolder(self.path(run), writes=is_first())
 
     def check_existing(self) -> None:
         """Compares what is there with what is asked for.
@@ -164,6 +165,9 @@ class Study:
             ConfigError: As `check_existing` and `plan`.
             BlockingIOError: Another process works on this study.
         """
+        if not is_first():
+            self._make_runs(Display())
+            return []
         display = display or Display()
         self.prepare(display)
         if fresh := not self.folder.is_dir():
@@ -173,17 +177,22 @@ class Study:
             if self.config.existing == "replace":
                 for path in [self.folder / UNTOUCHED, *map(self.path, self.runs)]:
                     shutil.rmtree(path, ignore_errors=True)
-            runs = self.runs
-            if not fresh and not all(self.results(run).finished for run in runs):
+            if not fresh and not all(self.results(run).finished for run in self.runs):
                 display.note(str(self.plan()))
-            for index, run in enumerate(runs):
-                self._run_unless_finished(run, f"run {index + 1} of {len(runs)}: {run.title}", display)
-            rows = write_summary(self.folder) if any(self.results(run).finished for run in runs) else []
+            self._make_runs(display)
+            rows = write_summary(self.folder) if any(self.results(run).finished for run in self.runs) else []
         places = {name: place for place, name in enumerate(self.config.strategies)}
         return sorted(rows, key=lambda row: places.get(row["strategy"], len(places)))
 
+    def _make_runs(self, display: Display) -> None:
+        with joined(self.assembly.trainer(next(iter(self.config.strategies)))):
+            runs = self.runs
+            for index, run in enumerate(runs):
+                self._run_unless_finished(run, f"run {index + 1} of {len(runs)}: {run.title}", display)
+
     def _run_unless_finished(self, run: Run, title: str, display: Display) -> None:
-        results = self.results(run)
+        with one_after_the_other():
+            results = self.results(run)
         if results.finished:
             display.note(f"{run.title}: finished before, kept.")
             return
@@ -193,6 +202,8 @@ class Study:
         try:
             self._run(run, results, display)
         except (FloatingPointError, torch.OutOfMemoryError) as error:
+            if world() > 1 and not isinstance(error, FloatingPointError):
+                raise  # the other processes still wait for this one
             self.failures.append(f"{run.title} failed: {error}")
             display.note(self.failures[-1])
             return
@@ -237,7 +248,8 @@ class Study:
             **vars(assembly.text_policy),
         }
         key = json.dumps({**assembly.inputs, **policy}, sort_keys=True)
-        results = _whole(path)
+        with one_after_the_other():
+            results = _whole(path)
         if results.environment().get("scored from") != {"key": key}:
             results.clear()
             results.add_to_environment("scored from", {"key": key})
@@ -258,8 +270,9 @@ class Study:
 def _whole(path: Path) -> RunFolder:
     """The folder of scores that can be made again; what is damaged in it is gone."""
     try:
-        results = RunFolder(path)
-        results.mend()
+        results = RunFolder(path, writes=is_first())
+        if is_first():
+            results.mend()
     except ConfigError:
         shutil.rmtree(path)
         results = RunFolder(path)
