@@ -34,7 +34,7 @@ from workbench.testing import tiny_backbone
 OTHERS = {
     "joint": {"class_path": "strategies.Joint"},
     "alone": {"class_path": "strategies.PerTaskFT"},
-    "solar": {"class_path": "strategies.DepthUpScaling", "init_args": {"dropped": 1}},
+    "solar": {"class_path": "strategies.DepthUpScaling", "init_args": {"dropped": 0}},
     "experts": {"class_path": "strategies.DownProjectionMoE"},
     "calm": {"class_path": "strategies.CALM", "init_args": {"augmenting": "model", "connections": 1}},
 }
@@ -184,7 +184,8 @@ def main(form: str, seed: int) -> int:
         told(f"one process and two: weights {most:.1e} apart after 20 steps, row 0 {same}", most < 1e-5 and same)
         expected = pair.end("expected", TWO)
         if form != "short":
-            told("under torchrun", pair.end("torchrun", TWO, launcher=TORCHRUN) == expected)
+            equal = pair.end("torchrun", TWO, launcher=TORCHRUN) == expected
+            told(f"started by Lightning and by torchrun: {'equal' if equal else 'different'}", equal)
         for stop in stops(form, random.Random(seed)):
             outcome = pair.outcome(expected, stop)
             told(f"{stop}: {outcome}", outcome.endswith(", equal"))
