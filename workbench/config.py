@@ -56,6 +56,8 @@ __all__ = [
     "shipped_configs",
 ]
 
+READ_ELSEWHERE = re.compile(r"(?<!\\)(?:\\\\)*(\$\{\s*(?:oc\.)?env\s*:(?!\s*WORKBENCH_)[^,}]*)")
+
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read a study from its YAML, whose folder and the current one may hold modules of the reader's own.
@@ -72,6 +74,8 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     reach(path.parent.resolve())
     raw = _read(path)
     problems = _override(raw, overrides)
+    if secrets := list(_secrets(raw, "")):
+        raise ConfigError(problems + secrets)
     try:
         raw = typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(raw), resolve=True))
     except OmegaConfBaseException as error:
@@ -209,6 +213,17 @@ def _missing(value: Any, where: str) -> Iterator[str]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         yield from _missing(item, joined(where, key))
+
+
+def _secrets(value: Any, where: str) -> Iterator[str]:
+    """Tell what a config may not read: with its value, `config.yaml` and the model card would hold a password."""
+    if isinstance(value, str) and (found := READ_ELSEWHERE.search(value)):
+        told = "only variables whose names begin with WORKBENCH_ can be read, for what they hold is written into"
+        advice = "Leave a secret to the library that reads it itself."
+        yield f"{where}: {found[1]}}}: {told} each run's config.yaml. {advice}"
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _secrets(item, joined(where, key))
 
 
 def _members(strategy: StrategyConfig) -> Any:
