@@ -172,6 +172,7 @@ def test_the_card_says_how_the_model_was_made(runs: Path, model_folder: Path, tm
     assert facts["tasks in order"] == "alpha → beta (order `default`)"
     assert facts["seed"] == "0"
     assert facts["precision of training"] == "32-true"
+    assert facts["deterministic kernels"] == "yes, wherever torch has one"
     assert facts["scored"] == "on test rows; decoding greedy"
     assert f"torch {torch.__version__}" in facts["versions"]
     assert "0, a copy of 0 that began as the identity, 1, a copy of 1 that began as the identity." in text

@@ -41,6 +41,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
     "use_distributed_sampler": False,  # the batches are cut for each process as they are made
+    "deterministic": "warn",  # True raises where torch has no such kernel, and a strategy may need what has none
 }
 
 
@@ -162,6 +163,7 @@ class Assembly:
             "decoding": "greedy",
             "processes": world(),
             "precision": config.trainer.get("precision", "32-true"),
+            "deterministic": (TRAINER_DEFAULTS | config.settings(name).trainer)["deterministic"],
             "text": vars(self.text_policy),
             "scored_on": config.data.score_on,
             "benchmark": config.benchmark.class_path,

@@ -21,6 +21,7 @@ from workbench.report import MEASURES, moments
 from workbench.results import RunFolder
 
 SPEEDS = (("training", "train_tokens_per_second"), ("decoding", "decoded_tokens_per_second"))
+KERNELS = {True: "yes", "warn": "yes, wherever torch has one", False: "not asked for"}
 FOLDER = "path/to/this/folder"
 MEANING = """OP: mean score over all domains at the end. BWT: change of a domain's score since it was learnt. FWT:
 what a domain gained before its turn. Forgetting: fall from the best score so far. Learning accuracy: score right
@@ -158,6 +159,7 @@ def _facts(run: RunFolder, protocol: Mapping[str, Any], study: StudyConfig) -> I
         ("tasks in order", f"{' → '.join(protocol['order'])} (order `{protocol['order_name']}`)"),
         ("seed", str(protocol["seed"])),
         ("precision of training", str(protocol["precision"])),
+        ("deterministic kernels", KERNELS.get(protocol.get("deterministic"), "")),
         ("scored", f"on {protocol['scored_on']} rows; decoding {protocol['decoding']}"),
         ("prompts", f"template {protocol['text']['template']}; too long ones cut: {protocol['text']['truncation']}"),
         ("end token", f"`{protocol['end_token']}`"),

@@ -1,14 +1,17 @@
-"""Random state as a function of where a run stands, so that none has to be saved."""
+"""Random state as a function of where a run stands, so that none has to be saved; what holds for a whole process."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def derived_seed(*parts: int | str) -> int:
@@ -37,3 +40,20 @@ def untouched_randomness() -> Iterator[None]:
         yield
     random.setstate(python_state)
     np.random.set_state(numpy_state)
+
+
+@contextmanager
+def untouched_kernels() -> Iterator[None]:
+    """Whatever a Trainer made inside asks of the process's kernels, afterwards they are chosen as before.
+
+    A Trainer's `deterministic` and `benchmark` hold for the whole process, and for all that comes after it.
+    """
+    chosen, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    measured, workspace = torch.backends.cudnn.benchmark, os.environ.get(WORKSPACE)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(chosen, warn_only=warns)
+        torch.backends.cudnn.benchmark = measured
+        os.environ.pop(WORKSPACE, None)
+        os.environ.update({} if workspace is None else {WORKSPACE: workspace})

@@ -38,6 +38,7 @@ from workbench.refusals import benchmark_refusal, built_problems
 from workbench.report import write_summary
 from workbench.results import RunFolder
 from workbench.saving import Intervals
+from workbench.seeding import untouched_kernels
 from workbench.strategy import ContinualStrategy
 
 
@@ -70,6 +71,7 @@ class Study:
         ConfigError: All that is wrong, at once.
     """
 
+    @untouched_kernels()
     def __init__(self, config: StudyConfig | str | Path, overrides: Sequence[str] = ()) -> None:
         self.config = config if isinstance(config, StudyConfig) else _load(config, overrides)
         problems = check_surroundings(self.config) + check(self.config, Trainer)
@@ -106,6 +108,7 @@ class Study:
             for seed in self.config.seeds
         ]
 
+    @untouched_kernels()
     def plan(self) -> Plan:
         """Builds every strategy once, dry, and estimates what the study costs; nothing is written.
 
@@ -155,6 +158,7 @@ class Study:
         if self.config.prepare and (problems := check_surroundings(replace(self.config, prepare=[]))):
             raise ConfigError(problems)
 
+    @untouched_kernels()
     def run(self, display: Display | None = None) -> list[dict[str, Any]]:
         """Makes every run that is not finished yet.
 
