@@ -33,7 +33,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Resolves a strategy when it is asked for, so that listing them imports none."""
     if name not in _HOMES:
-        raise AttributeError(f"module 'strategies' has no attribute {name!r}")
+        raise AttributeError(f"module 'strategies' has no attribute {name!r}. Choose from {', '.join(__all__)}.")
     return getattr(import_module(f"strategies.{_HOMES[name]}"), name)
 
 

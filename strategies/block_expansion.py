@@ -97,7 +97,9 @@ class BlockExpansion(ContinualStrategy):
         if self.position != "interleaved":
             added = self.groups * self.copies
             if added > depth:
-                raise ValueError(f"groups x copies = {added} blocks are to be copied, but the model has {depth}.")
+                raise ValueError(
+                    f"groups x copies = {added} blocks are to be copied, but the model has {depth}. Choose fewer."
+                )
             lowest = 0 if self.position == "bottom" else depth - added
             new = [PlannedLayer(index, identity=True) for index in range(lowest, lowest + added)]
             return new + old if self.position == "bottom" else old + new
@@ -109,7 +111,7 @@ class BlockExpansion(ContinualStrategy):
             )
         size = depth // self.groups
         if self.copies > size:
-            raise ValueError(f"copies={self.copies} is more than the {size} blocks of a group.")
+            raise ValueError(f"copies={self.copies} is more than the {size} blocks of a group. Choose fewer.")
         plan: list[PlannedLayer] = []
         for start in range(0, depth, size):
             group = old[start : start + size]
@@ -125,7 +127,9 @@ class BlockExpansion(ContinualStrategy):
 
     def _above(self, chosen: Sequence[int], depth: int) -> list[PlannedLayer]:
         if wrong := [index for index in chosen if not 0 <= index < depth]:
-            raise ValueError(f"position lists layer {wrong[0]}, but the model has 0 to {depth - 1}.")
+            raise ValueError(
+                f"position lists layer {wrong[0]}, but the model has 0 to {depth - 1}. Choose among these."
+            )
         plan = []
         for index in range(depth):
             plan.append(PlannedLayer(index))

@@ -70,10 +70,10 @@ class CALM(ContinualStrategy):
                 "another tokenizer cannot read. Choose policy='one' or alignment='same'."
             )
         if not self.sources:
-            raise ValueError("augmenting is empty: there is nothing to join the backbone with.")
+            raise ValueError("augmenting is empty: there is nothing to join the backbone with. Name a model.")
         if policy == "each_task" and len(self.sources) > 1:
             raise ValueError(
-                f"policy='each_task' trains copies of one model, but augmenting names {len(self.sources)}."
+                f"policy='each_task' trains copies of one model, but augmenting names {len(self.sources)}. Name one."
             )
         self.connections = connections
         self.settings = {"zero_init": zero_init, "encoder": encoder}

@@ -61,7 +61,7 @@ def read_corpus(file: Path) -> Task:
     try:
         lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
         texts = lines if file.suffix == ".txt" else [json.loads(line)["text"] for line in lines]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"corpus: {file} cannot be read ({type(error).__name__}: {error}). {REMEDY}") from error
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"corpus: {file} holds no text. {REMEDY}")

@@ -50,7 +50,7 @@ class LoRA(ContinualStrategy):
         if alpha <= 0:
             raise ValueError(f"alpha={alpha} is out of range; it has to be more than 0.")
         if not targets:
-            raise ValueError("targets is empty: no projection would get an adapter.")
+            raise ValueError("targets is empty: no projection would get an adapter. Name one or more.")
         if policy not in ("continue", "merge", "stack"):
             raise ValueError(f"policy={policy!r}: choose 'continue', 'merge' or 'stack'.")
         self.policy = policy
@@ -64,7 +64,7 @@ class LoRA(ContinualStrategy):
         present = {name.rpartition(".")[2] for name, _ in backbone.model.named_modules()}
         if absent := [target for target in self.targets if target not in present]:
             there = ", ".join(sorted(name for name in present if name.endswith("proj")))
-            raise ValueError(f"targets: the model has no {absent[0]!r}. There are {there}.")
+            raise ValueError(f"targets: the model has no {absent[0]!r}. Choose from {there}.")
         backbone.freeze()
         self._begin_adapter(backbone)
 

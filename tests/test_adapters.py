@@ -176,7 +176,8 @@ def test_a_setting_that_would_train_more_than_the_adapter(name: str, value: obje
     with pytest.raises(ValueError) as caught:
         tiny_backbone().add_adapter("one", **SETTINGS, **{name: value})
     assert (
-        str(caught.value) == f"peft: {name}={value!r} is not supported: only the low-rank factors train and are saved."
+        str(caught.value) == f"peft: {name}={value!r} is not supported: only the low-rank factors train and are saved. "
+        "Leave it out."
     )
 
 

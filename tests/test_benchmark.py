@@ -27,7 +27,7 @@ def test_a_subset_keeps_its_tasks_in_each_orders_sequence() -> None:
 
 
 def test_tasks_that_are_not_there() -> None:
-    with pytest.raises(ValueError, match=r"tasks: there is no 'number'\. There are topic_stance, policy_stance"):
+    with pytest.raises(ValueError, match=r"tasks: there is no 'number'\. Choose from topic_stance, policy_stance"):
         Subset(WHOLE, ["number"])
     with pytest.raises(ValueError, match=r"tasks: empty\. Name one or more of topic_stance"):
         Subset(WHOLE, [])

@@ -96,7 +96,7 @@ def test_a_component_of_the_wrong_shape() -> None:
     ]
     assert check_component({"class_pth": "methods.LoRA", "init_args": []}, "s") == [
         "s.class_pth: a component has 'class_path' and 'init_args' only. Did you mean 'class_path'?",
-        "s.class_path: missing.",
+        "s.class_path: missing. Name a class.",
         "s.init_args: expected dict[str, Any] or None, got [] (list).",
     ]
 

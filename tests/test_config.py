@@ -146,7 +146,7 @@ def test_references_are_resolved_and_open_values_told(folder: Path) -> None:
     config = load(folder / "study.yaml", ["data.eval_batch_size=${data.batch_size}", "data.batch_size=8"])
     assert config.data.eval_batch_size == 8
     assert problems(folder, "data.batch_size=${dat.size}") == [
-        "data.batch_size: Interpolation key 'dat.size' not found"
+        "data.batch_size: Interpolation key 'dat.size' not found. Name a key that is there."
     ]
     assert problems(folder, "benchmark.init_args.path=???", "seeds=???") == [
         f"{key}: left open (???). Write it in the file, or give {key}=… ."
@@ -223,7 +223,7 @@ def test_a_file_that_is_no_study(folder: Path) -> None:
     for text, problem in [
         ("name: a\nseeds: [0\ndata: {}\n", f"{path}, line 3: did not find expected ',' or ']'."),
         ("name: a\nname: b\n", f"{path}, line 2: found duplicate key name."),
-        ("- a\n", f"{path}: expected a mapping of keys, got a list."),
+        ("- a\n", f"{path}: expected a mapping of keys, got a list. Write `key: value`."),
         (
             "",
             "\n".join(f"{key}: missing; every study needs it." for key in ("name", "benchmark", "strategies")),
@@ -247,5 +247,5 @@ def test_shipped_configs_are_found_by_name(folder: Path, monkeypatch: pytest.Mon
         load("quikstart")
     assert str(caught.value) == (
         "there is no file 'quikstart', nor a shipped config. Did you mean 'quickstart'? "
-        "Shipped: quickstart, trace/small."
+        "Give a path, or choose from quickstart, trace/small."
     )

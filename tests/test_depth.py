@@ -181,8 +181,11 @@ def restacked(*plan: PlannedLayer) -> Callable[[], nn.ModuleList]:
     ("surgery", "message"),
     [
         (restacked(), "The layer plan is empty: a model needs at least one layer."),
-        (restacked(PlannedLayer(0), PlannedLayer(4)), "The layer plan names layer 4, but the model has 0 to 3."),
-        (restacked(PlannedLayer(-1)), "The layer plan names layer -1, but the model has 0 to 3."),
+        (
+            restacked(PlannedLayer(0), PlannedLayer(4)),
+            "The layer plan names layer 4, but the model has 0 to 3. Choose among these.",
+        ),
+        (restacked(PlannedLayer(-1)), "The layer plan names layer -1, but the model has 0 to 3. Choose among these."),
     ],
 )
 def test_a_plan_that_cannot_be(surgery: Callable[[], nn.ModuleList], message: str) -> None:

@@ -170,13 +170,18 @@ def test_what_a_tokenizer_lacks() -> None:
     endless.eos_token = None
     with pytest.raises(ValueError) as caught:
         Encoder(endless, POSITIONS, TextPolicy())
-    assert str(caught.value) == "The tokenizer has no end token (eos_token), so that generation could never stop."
+    assert str(caught.value) == (
+        "The tokenizer has no end token (eos_token), so that generation could never stop. Set one."
+    )
 
 
 def test_a_template_longer_than_the_limit() -> None:
     with pytest.raises(ValueError) as caught:
         encoder(template="alpaca").prompt(LONG, 8)
-    assert str(caught.value) == "The template 'alpaca' alone is longer than the 8 prompt tokens."
+    assert str(caught.value) == (
+        "The template 'alpaca' alone is longer than the 8 prompt tokens. "
+        "Set data.max_length or data.max_prompt_length higher."
+    )
 
 
 def test_labels_stand_on_the_answer_alone() -> None:

@@ -129,12 +129,15 @@ def test_weights_that_do_not_make_whole_layers(tmp_path: Path) -> None:
     drop(source, "model.layers.2.mlp.up_proj.weight")
     with pytest.raises(ValueError) as caught:
         restack_folder(source, EXPANSION, tmp_path / "out")
-    assert str(caught.value) == f"{source}: model.layers.2.mlp.up_proj.weight is missing; other layers have it."
+    assert (
+        str(caught.value)
+        == f"{source}: model.layers.2.mlp.up_proj.weight is missing; other layers have it. Copy it again."
+    )
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(ValueError) as caught:
         restack_folder(source, UPSCALING[:2], tmp_path / "out")
-    assert str(caught.value) == f"{source}: config.json says 3 layers, but there are tensors of 4."
+    assert str(caught.value) == f"{source}: config.json says 3 layers, but there are tensors of 4. Copy it again."
     assert {path.name for path in tmp_path.iterdir()} == {"source"}
 
 
@@ -142,8 +145,11 @@ def test_weights_that_do_not_make_whole_layers(tmp_path: Path) -> None:
     ("plan", "message"),
     [
         ([], "The layer plan is empty: a model needs at least one layer."),
-        ([PlannedLayer(0), PlannedLayer(2)], "The layer plan names layer 2, but the model has 0 to 1."),
-        ([PlannedLayer(-1)], "The layer plan names layer -1, but the model has 0 to 1."),
+        (
+            [PlannedLayer(0), PlannedLayer(2)],
+            "The layer plan names layer 2, but the model has 0 to 1. Choose among these.",
+        ),
+        ([PlannedLayer(-1)], "The layer plan names layer -1, but the model has 0 to 1. Choose among these."),
     ],
 )
 def test_a_plan_that_cannot_be(plan: list[PlannedLayer], message: str, model_folder: Path, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def refused(folder: Path) -> list[str]:
         merge(folder / "a", folder / "b", folder / "out")
     assert not (folder / "out").exists()
     heading, *problems = str(caught.value).splitlines()
-    assert heading == f"{folder}/a and {folder}/b cannot be merged:"
+    assert heading == f"{folder}/a and {folder}/b cannot be merged. Give two that agree in this:"
     return problems
 
 

@@ -114,7 +114,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         tiny_backbone(vocab_size=700)
     assert str(caught.value) == (
-        "The tokenizer has 1191 tokens and the model only 700 embeddings: they do not belong together."
+        "The tokenizer has 1191 tokens and the model only 700 embeddings. Give the tokenizer of this model."
     )
 
 

@@ -55,7 +55,7 @@ def test_data(key: str, value: object, problem: str) -> None:
         ("existing", "no", "expected 'resume' or 'refuse' or 'replace', got 'no' (str)."),
         ("seeds", [], "empty; name one or more."),
         ("seeds", [1, 1], "1 stands there more than once."),
-        ("seeds", [2**32], "4294967296 is out of range; a seed is at least 0 and below 2**32."),
+        ("seeds", [2**32], "4294967296 is out of range; a seed has to be at least 0 and below 2**32."),
         ("seeds", [True], "expected list[int], got [True] (list)."),
         ("seeds", 0, "expected list[int], got 0 (int)."),
         ("orders", [], "empty; name one or more."),
@@ -77,7 +77,7 @@ def test_one_key(key: str, value: object, problem: str) -> None:
         ("m.LoRA", ": expected a mapping with 'class_path', got 'm.LoRA' (str)."),
         ([], ": an empty list; name one component or more."),
         ([{"class_path": "m.A"}, "m.B"], ".1: expected a mapping with 'class_path', got 'm.B' (str)."),
-        ([{"init_args": {}}], ".0.class_path: missing."),
+        ([{"init_args": {}}], ".0.class_path: missing. Name a class."),
         ({"class_path": 3}, ".class_path: expected str, got 3 (int)."),
         ({"class_path": "m.A", "max_epochs": 1},
          ".max_epochs: strategies.x has no key 'max_epochs'. "

@@ -66,7 +66,7 @@ def test_a_scheduler_cannot_be_changed_where_there_is_none() -> None:
     ]:
         with pytest.raises(ConfigError) as caught:
             parse({**RAW, **raw})
-        assert caught.value.problems == [f"{where}.scheduler.class_path: missing."]
+        assert caught.value.problems == [f"{where}.scheduler.class_path: missing. Name a class."]
 
 
 def test_laying_over_changes_neither() -> None:

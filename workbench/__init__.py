@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> object:
     """Resolves a public name (PEP 562)."""
     if name not in _HOMES:
-        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+        raise AttributeError(f"module 'workbench' has no attribute {name!r}. Choose from {', '.join(__all__)}.")
     return getattr(import_module(f"workbench.{_HOMES[name]}"), name)
 
 

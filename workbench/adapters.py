@@ -44,10 +44,11 @@ def inject(model: PreTrainedModel, name: str, settings: Mapping[str, Any]) -> No
     try:
         config = LoraConfig(**settings)
     except TypeError as error:
-        raise ValueError(f"peft: {error}") from error
+        raise ValueError(f"peft: {error}. Give arguments of its LoraConfig.") from error
     for key, neutral in (("modules_to_save", None), ("trainable_token_indices", None), ("bias", "none")):
         if (given := getattr(config, key, neutral)) != neutral:
-            raise ValueError(f"peft: {key}={given!r} is not supported: only the low-rank factors train and are saved.")
+            told = "is not supported: only the low-rank factors train and are saved. Leave it out."
+            raise ValueError(f"peft: {key}={given!r} {told}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are wanted here
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings")  # refused below
@@ -55,7 +56,8 @@ def inject(model: PreTrainedModel, name: str, settings: Mapping[str, Any]) -> No
     shared = model.get_input_embeddings().weight
     for layer in adapter_layers(model):
         if layer.base_layer.weight is shared and model.config.tie_word_embeddings:
-            raise ValueError("an adapter on the tied head would change the embeddings as well when it is folded in.")
+            told = "an adapter on the tied head would change the embeddings as well when it is folded in."
+            raise ValueError(f"{told} Leave lm_head out of its targets.")
         layer.set_adapter(adapter_names(model))
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(f".{name}." in key and "lora_" in key)

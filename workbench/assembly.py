@@ -223,7 +223,7 @@ class Assembly:
                 try:
                     processes.add(Trainer(**self._trainer_arguments(strategy, task)).world_size)
                 except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
-                    problems.append(f"trainer: {error}")
+                    problems.append(f"trainer: {error} Mend the section `trainer`.")
         if len(processes) > 1:
             told = f"{' and '.join(map(str, sorted(processes)))} in one study"
             problems.append(f"trainer.devices: {told}. Give all strategies and tasks the same number.")
@@ -269,7 +269,8 @@ def _constructed(section: str, component: Component, **extra: Any) -> Any:
     try:
         return instantiate(component, **extra)
     except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise ConfigError([f"{section}: {component.class_path}: {error}"]) from error
+        told = f"{section}: {component.class_path}: {str(error).rstrip('.')}. Mend its init_args."
+        raise ConfigError([told]) from error
 
 
 def _logger(component: Mapping[str, Any], version: str) -> Any:

@@ -59,11 +59,9 @@ class Backbone(nn.Module):
         self.tokenizer = tokenizer
         self.eval_batch_size = eval_batch_size
         self.encoder = Encoder(tokenizer, self.model.config.max_position_embeddings, text or TextPolicy())
-        if len(tokenizer) > self.model.get_input_embeddings().num_embeddings:
-            raise ValueError(
-                f"The tokenizer has {len(tokenizer)} tokens and the model only "
-                f"{self.model.get_input_embeddings().num_embeddings} embeddings: they do not belong together."
-            )
+        if len(tokenizer) > (rows := self.model.get_input_embeddings().num_embeddings):
+            told = f"The tokenizer has {len(tokenizer)} tokens and the model only {rows} embeddings"
+            raise ValueError(f"{told}. Give the tokenizer of this model.")
 
     @classmethod
     def load(
@@ -102,7 +100,7 @@ class Backbone(nn.Module):
             end_with(tokenizer, end_token)
             return cls(lambda: _load_model(source, torch_dtype), tokenizer, text=text, eval_batch_size=eval_batch_size)
         except Exception as error:  # transformers, tokenizers and the hub client each raise classes of their own
-            raise ValueError(f"{path}: cannot be loaded: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{path}: cannot be loaded: {' '.join(f'{error}'.split())} Copy it again.") from error
 
     def restore(self) -> None:
         """Back to the weights and the structure that were loaded, on the device where it is."""
@@ -296,5 +294,7 @@ def _load_model(source: str | Path, dtype: torch.dtype) -> PreTrainedModel:
         ignore_mismatched_sizes=True,  # they are named below
     )
     if missing := sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"]):
-        raise ValueError(f"{len(missing)} weights are missing or of another shape, the first: {missing[0]}.")
+        raise ValueError(
+            f"{len(missing)} weights are missing or of another shape, the first: {missing[0]}. Copy them again."
+        )
     return cast(PreTrainedModel, model)

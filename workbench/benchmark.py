@@ -63,7 +63,9 @@ class Task:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"{self.name!r} is no name for a task: it has to be usable as a file's name.")
         if len(self.test) == 0:
-            raise ValueError(f"{self.name}: the test split has no rows, so nothing could be measured on it.")
+            raise ValueError(
+                f"{self.name}: the test split has no rows, so nothing could be measured on it. Give it one."
+            )
         for split in ("train", "validation", "test"):
             self._check_columns(split)
         if not self.is_corpus and not self.scorers:
@@ -75,9 +77,8 @@ class Task:
             return
         needed = {"text"} if self.is_corpus else {"prompt", "answer"}
         if missing := needed - set(dataset.column_names):
-            raise ValueError(
-                f"{self.name}, {split}: column {sorted(missing)[0]!r} is missing (there: {dataset.column_names})."
-            )
+            told = f"column {sorted(missing)[0]!r} is missing (there: {dataset.column_names}). Rename or add it."
+            raise ValueError(f"{self.name}, {split}: {told}")
 
     @property
     def is_corpus(self) -> bool:
@@ -142,7 +143,7 @@ class Subset:
     def __init__(self, of: Benchmark, tasks: Sequence[str]) -> None:
         there = [of[index].name for index in range(len(of))]
         if unknown := [name for name in tasks if name not in there]:
-            raise ValueError(f"tasks: there is no {unknown[0]!r}. There are {', '.join(there)}.")
+            raise ValueError(f"tasks: there is no {unknown[0]!r}. Choose from {', '.join(there)}.")
         if not tasks:
             raise ValueError(f"tasks: empty. Name one or more of {', '.join(there)}.")
         self.of = of

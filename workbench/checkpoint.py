@@ -86,7 +86,11 @@ class StateFolder:
                 except UnpicklingError as error:
                     told = f"{file} holds more than tensors and plain values, so it is not loaded ({error})."
                     raise ConfigError([f"{told} Delete {self.path.parent} to make the run again."]) from error
-                return Saved(file, Stamp(**content[KEY]), content["state_dict"])
+                try:
+                    return Saved(file, Stamp(**content[KEY]), content["state_dict"])
+                except (KeyError, TypeError) as error:
+                    told = f"{file} was saved by another version, so it is not loaded ({error})."
+                    raise ConfigError([f"{told} Delete {self.path.parent} to make the run again."]) from error
         return None
 
     def publish(self, write: Callable[[Path], object]) -> float:
@@ -106,7 +110,9 @@ class StateFolder:
             sync_file(partial)
         except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError when the disk is full
             partial.unlink(missing_ok=True)
-            raise OSError(f"{self.path}: the state could not be saved ({error})") from error
+            raise OSError(
+                f"{self.path}: the state could not be saved ({error}). Make room there, or give the right to write"
+            ) from error
         older = self._files()
         number = older[-1][0] + 1 if older else 1
         os.replace(partial, self.path / f"state-{number}-{digest_of(partial)[:16]}.ckpt")

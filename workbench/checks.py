@@ -46,9 +46,9 @@ def check_surroundings(config: StudyConfig) -> list[str]:
     output = Path(config.output).expanduser().absolute()
     nearest = next(parent for parent in (output, *output.parents) if parent.exists())
     if not nearest.is_dir():
-        problems.append(f"output: {nearest} is a file; results need a folder.")
+        problems.append(f"output: {nearest} is a file; results need a folder. Choose another.")
     elif not os.access(nearest, os.W_OK | os.X_OK):
-        problems.append(f"output: {nearest} cannot be written to.")
+        problems.append(f"output: {nearest} cannot be written to. Choose another.")
     return problems
 
 

@@ -23,7 +23,7 @@ from workbench.config import arguments as read_arguments
 from workbench.config import check as check_components
 from workbench.config import check_parts, check_surroundings, load, shipped_configs
 
-KEPT = "All that was measured is kept, and so is the last saved state: the same command goes on from there."
+KEPT = "All that was measured is kept, and so is the last saved state: give the same command to go on."
 INTERRUPTED = 130
 FAILED = 1
 WRONG_INPUT = 2
@@ -176,7 +176,7 @@ def whole_or_nothing() -> Iterator[None]:
     except ValueError as error:
         raise ConfigError(str(error).splitlines()) from error
     except OSError as error:
-        tell([f"{error}. Nothing was written."])
+        tell([f"{error}. Nothing was written. Choose another folder, or mend that."])
         raise typer.Exit(FAILED) from error
     except KeyboardInterrupt as error:
         print("interrupted. Nothing was written.", file=sys.stderr)

@@ -137,7 +137,7 @@ def check_shape(value: object, where: str, partial: bool = False) -> list[str]:
     if "class_path" in value:
         problems += check_value(value["class_path"], str, joined(where, "class_path"))
     elif not partial:
-        problems.append(f"{joined(where, 'class_path')}: missing.")
+        problems.append(f"{joined(where, 'class_path')}: missing. Name a class.")
     return problems + check_value(value.get("init_args"), dict[str, Any] | None, joined(where, "init_args"))
 
 

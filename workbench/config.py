@@ -79,7 +79,8 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     try:
         raw = typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(raw), resolve=True))
     except OmegaConfBaseException as error:
-        raise ConfigError([*problems, f"{error.full_key}: {str(error.msg).splitlines()[0]}"]) from error
+        told = f"{error.full_key}: {str(error.msg).splitlines()[0]}. Name a key that is there."
+        raise ConfigError([*problems, told]) from error
     missing = list(_missing(raw, ""))
     problems += [f"{key}: left open (???). Write it in the file, or give {key}=… ." for key in missing]
     try:
@@ -131,7 +132,9 @@ def _find(source: str | Path) -> Path:
         return shipped[str(source)]
     hint = did_you_mean(Path(source).stem, shipped)
     names = ", ".join(shipped)
-    raise ConfigError([f"there is no file '{source}', nor a shipped config.{hint} Shipped: {names}."])
+    raise ConfigError(
+        [f"there is no file '{source}', nor a shipped config.{hint} Give a path, or choose from {names}."]
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -141,9 +144,9 @@ def _read(path: Path) -> dict[str, Any]:
     except YAMLError as error:
         raise ConfigError([f"{path}{_yaml_words(error)}"]) from error
     except (OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ConfigError([f"{path}: {error}"]) from error
+        raise ConfigError([f"{path}: cannot be read: {error}. Save it as UTF-8, where you may read it."]) from error
     if not isinstance(raw, dict):
-        raise ConfigError([f"{path}: expected a mapping of keys, got a {type(raw).__name__}."])
+        raise ConfigError([f"{path}: expected a mapping of keys, got a {type(raw).__name__}. Write `key: value`."])
     return typing.cast(dict[str, Any], raw)
 
 

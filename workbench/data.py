@@ -187,7 +187,7 @@ class ContinualDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches of the current task."""
         if self.rows is None:
-            raise ValueError("There is nothing to train on: `begin` was given no rows.")
+            raise ValueError("There is nothing to train on: `begin` was given no rows. Give it some.")
         order = EpochBatches(self.rows.lengths, self.batch_size, self._task_seed, self.bucket)
         order.epoch, order.start = self._resumed["epoch"], self._resumed["batch"]
         return DataLoader(

@@ -44,7 +44,12 @@ def compose_plans(first: Plan, second: Plan) -> list[PlannedLayer]:
 
 def recorded_plan(config: Any) -> list[PlannedLayer]:
     """The surgeries that a model has gone through, as its config records them; empty where there was none."""
-    return [PlannedLayer(int(source), bool(identity)) for source, identity in getattr(config, "layer_plan", None) or []]
+    recorded = getattr(config, "layer_plan", None) or []
+    try:
+        return [PlannedLayer(int(source), bool(identity)) for source, identity in recorded]
+    except (TypeError, ValueError) as error:
+        told = "expected pairs of a layer and whether it began as the identity. Mend the model's config.json."
+        raise ValueError(f"layer_plan={recorded!r}: {told}") from error
 
 
 def refuse_second_growth(config: Any, again: bool) -> None:
@@ -164,4 +169,6 @@ def check_plan(plan: Plan, depth: int) -> None:
     if not plan:
         raise ValueError("The layer plan is empty: a model needs at least one layer.")
     if wrong := [layer.source for layer in plan if not 0 <= layer.source < depth]:
-        raise ValueError(f"The layer plan names layer {wrong[0]}, but the model has 0 to {depth - 1}.")
+        raise ValueError(
+            f"The layer plan names layer {wrong[0]}, but the model has 0 to {depth - 1}. Choose among these."
+        )

@@ -60,7 +60,9 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, positions: int, policy: TextPolicy) -> None:
         if tokenizer.eos_token_id is None:
-            raise ValueError("The tokenizer has no end token (eos_token), so that generation could never stop.")
+            raise ValueError(
+                "The tokenizer has no end token (eos_token), so that generation could never stop. Set one."
+            )
         if policy.template == "chat" and not tokenizer.chat_template:
             raise ValueError("template: 'chat' needs a tokenizer with a chat template. Choose 'none' or 'alpaca'.")
         self.tokenizer = tokenizer
@@ -102,7 +104,8 @@ class Encoder:
         body = self._tokens(text, special=False)
         room = limit - len(head) - len(tail)
         if room < 1:
-            raise ValueError(f"The template {self.policy.template!r} alone is longer than the {limit} prompt tokens.")
+            told = f"The template {self.policy.template!r} alone is longer than the {limit} prompt tokens."
+            raise ValueError(f"{told} Set data.max_length or data.max_prompt_length higher.")
         kept_first = room // 2 if self.policy.truncation == "middle" else 0
         return head + body[:kept_first] + body[len(body) - (room - kept_first) :] + tail, True
 
@@ -198,7 +201,8 @@ def end_with(tokenizer: PreTrainedTokenizerBase, token: str | None) -> None:
     if token is None:
         return
     if token not in tokenizer.get_vocab():
-        raise ValueError(f"end_token={token!r} is not in the tokenizer's vocabulary of {len(tokenizer)} tokens.")
+        told = f"is not in the tokenizer's vocabulary of {len(tokenizer)} tokens. Choose one that is."
+        raise ValueError(f"end_token={token!r} {told}")
     tokenizer.eos_token = token
 
 

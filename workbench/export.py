@@ -58,7 +58,9 @@ def only_run(folder: str | Path) -> RunFolder:
         names = ", ".join(str(run.path) for run in runs)
         raise ConfigError([f"{folder} holds {len(runs)} finished runs. Choose one: {names}."])
     if not (runs[0].path / "model").is_dir():
-        raise ConfigError([f"{runs[0].path} has no folder `model` any more, so there is nothing to export."])
+        raise ConfigError(
+            [f"{runs[0].path} has no folder `model` any more, so there is nothing to export. Make it again."]
+        )
     runs[0].mend()
     return runs[0]
 

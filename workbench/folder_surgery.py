@@ -100,11 +100,15 @@ def _layers(folder: Path, stored: Mapping[str, Stored], depth: int) -> list[dict
         if match := LAYER.fullmatch(name):
             layers.setdefault(int(match[1]), {})[match[2]] = tensor
     if sorted(layers) != list(range(depth)):
-        raise ValueError(f"{folder}: config.json says {depth} layers, but there are tensors of {len(layers)}.")
+        raise ValueError(
+            f"{folder}: config.json says {depth} layers, but there are tensors of {len(layers)}. Copy it again."
+        )
     every = {name for layer in layers.values() for name in layer}
     for index in range(depth):
         if absent := sorted(every - layers[index].keys()):
-            raise ValueError(f"{folder}: model.layers.{index}.{absent[0]} is missing; other layers have it.")
+            raise ValueError(
+                f"{folder}: model.layers.{index}.{absent[0]} is missing; other layers have it. Copy it again."
+            )
     return [layers[index] for index in range(depth)]
 
 

@@ -54,7 +54,7 @@ def import_class(path: str) -> Callable[..., Any]:
         raise ConfigError([_failed(path, error)]) from error
     if not callable(found):
         kind, hint = type(found).__name__, did_you_mean(name, known - {name})
-        raise ConfigError([f"class_path: '{path}' is no class or function, but of type {kind}.{hint}"])
+        raise ConfigError([f"class_path: '{path}' is no class or function, but of type {kind}. Give one.{hint}"])
     return typing.cast(Callable[..., Any], found)
 
 
@@ -95,11 +95,11 @@ def _module(name: str) -> ModuleType:
 
 def _names(module: ModuleType) -> set[str]:
     """List what a module offers: not its submodules, as `strategies.lora` beside `strategies.LoRA`."""
-    names = {*dir(module), *getattr(module, "__all__", ())}
     own = vars(module)
+    names = {*dir(module), *own.get("__all__", ())}
     return {name for name in names if name[:1] != "_" and not isinstance(own.get(name), ModuleType)}
 
 
 def _failed(path: str, error: Exception) -> str:
     """Say that an import broke, with its own words: the remedy is in them, not in the spelling."""
-    return f"class_path: importing '{path}' failed: {type(error).__name__}: {error}"
+    return f"class_path: importing '{path}' failed: {type(error).__name__}: {error}. Mend it, or install what it needs."

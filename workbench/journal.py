@@ -75,7 +75,10 @@ class Journal:
         total = zlib.crc32(content, self.checksum)
         if stated != f"{total:08x}".encode():
             return False
-        self.records.append(json.loads(content))
+        try:
+            self.records.append(json.loads(content))
+        except (ValueError, RecursionError):
+            return False
         self._sums.append(total)
         self._size += len(line) + 1
         return True

@@ -59,7 +59,7 @@ def merge(
     folders = [plain_folder(first), plain_folder(second)]
     one, other = (read_stored(folder) for folder in folders)
     if problems := _differences(folders[0], folders[1]) + _unlike(one, other):
-        raise ValueError(f"{first} and {second} cannot be merged:\n" + "\n".join(problems))
+        raise ValueError(f"{first} and {second} cannot be merged. Give two that agree in this:\n" + "\n".join(problems))
     tensors = {name: _merged(tensor, other[name], method, weight) for name, tensor in one.items()}
     made = {"first": str(first), "second": str(second), "method": method, "weight": weight}
     write_model(Path(out), tensors, read_config(folders[0])[0] | {"merged": made}, folders[0], shard_bytes)
@@ -164,5 +164,7 @@ def _vocabulary(folder: Path) -> dict[str, int]:
     try:
         vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab()
     except Exception as error:  # transformers and tokenizers each raise classes of their own
-        raise ValueError(f"{folder}: its tokenizer cannot be loaded: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"{folder}: its tokenizer cannot be loaded: {' '.join(str(error).split())}. Copy it again."
+        ) from error
     return vocabulary

@@ -53,7 +53,8 @@ def _families(config: dict[str, Any]) -> list[Any]:
     """The family of a model, or of each model of a composition."""
     if config.get("model_type") != COMPOSITION:
         return [config.get("model_type")]
-    parts = [config.get("text_config"), *(config.get("augmenting") or ())]
+    others = config.get("augmenting") or ()
+    parts = [config.get("text_config"), *(others if isinstance(others, list | tuple) else [others])]
     return [part.get("model_type") if isinstance(part, dict) else part for part in parts]
 
 
@@ -71,13 +72,13 @@ def _check_hub(name: str) -> list[str]:
 
 def _read_object(file: Path) -> tuple[dict[str, Any], str | None]:
     if not file.is_file():
-        return {}, f"{file.parent}: there is no {file.name}, so it is not a Hugging Face model folder."
+        return {}, f"{file.parent}: there is no {file.name}, so it is not a Hugging Face model folder. Give one."
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        return {}, f"{file}: not readable as JSON ({error})."
+    except (ValueError, OSError, RecursionError) as error:
+        return {}, f"{file}: not readable as JSON ({error}). Copy it again."
     if not isinstance(content, dict):
-        return {}, f"{file}: expected a JSON object, got {type(content).__name__}."
+        return {}, f"{file}: expected a JSON object, got {type(content).__name__}. Copy it again."
     return content, None
 
 
@@ -87,18 +88,21 @@ def _check_weights(folder: Path) -> list[str]:
         content, problem = _read_object(index)
         if problem:
             return [problem]
-        shards = [folder / name for name in sorted(set(content.get("weight_map", {}).values()))]
+        names = content.get("weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+            return [f"{index}: expected a weight_map that names each tensor's file. Copy it again."]
+        shards = [folder / name for name in sorted(set(names.values()))]
     else:
         shards = sorted(folder.glob("*.safetensors"))
     if not shards:
-        return [f"{folder}: there are no safetensors weights (other formats can run code and are not read)."]
+        return [f"{folder}: there are no safetensors weights (other formats can run code and are not read). Give some."]
     return [problem for shard in shards if (problem := _check_shard(shard))]
 
 
 def _check_shard(shard: Path) -> str | None:
     """The header states where the last tensor ends; a shorter file was cut."""
     if not shard.is_file():
-        return f"{shard}: named in the index, but not there."
+        return f"{shard}: named in the index, but not there. Copy it too."
     size = shard.stat().st_size
     with shard.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
@@ -107,9 +111,9 @@ def _check_shard(shard: Path) -> str | None:
         try:
             header = json.loads(file.read(header_size))
             ends = [tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"]
-        except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+            expected = 8 + header_size + max(ends, default=0)
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError):
             return f"{shard}: its header is broken. Copy it again."
-    expected = 8 + header_size + max(ends, default=0)
     if size != expected:
         return f"{shard}: {size} bytes, but its header says {expected}: truncated or damaged. Copy it again."
     return None
@@ -117,7 +121,7 @@ def _check_shard(shard: Path) -> str | None:
 
 def _check_tokenizer(folder: Path) -> list[str]:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return [f"{folder}: there is no tokenizer (tokenizer.json, tokenizer.model or vocab.json)."]
+        return [f"{folder}: there is no tokenizer (tokenizer.json, tokenizer.model or vocab.json). Copy it too."]
     file = folder / "tokenizer_config.json"
     if not file.is_file():
         return []
@@ -125,5 +129,5 @@ def _check_tokenizer(folder: Path) -> list[str]:
     if problem:
         return [problem]
     if config.get("eos_token", "") is None:
-        return [f"{file}: the tokenizer has no end token (eos_token), so that generation could never stop."]
+        return [f"{file}: the tokenizer has no end token (eos_token), so that generation could never stop. Set one."]
     return []

@@ -107,7 +107,8 @@ class ContinualModule(LightningModule):
         rows = sorted(row for row in gathered(batch.row.tolist()) if row >= 0)
         return (
             f"{self.task_name}: the loss is {loss}{added} at step {step} of the sequence, on rows {rows} of its "
-            "training data. Nothing was learnt from them; the last saved state is kept"
+            "training data. Nothing was learnt from them; the last saved state is kept. Choose a lower learning rate, "
+            "or look at these rows"
         )
 
     def configure_optimizers(self) -> Any:
@@ -120,7 +121,7 @@ class ContinualModule(LightningModule):
         if not parameters:
             raise ValueError(
                 f"{type(self.continual_strategy).__name__} left nothing to train for {self.task_name!r}: "
-                "every parameter is frozen."
+                "every parameter is frozen. Leave some to train in `setup` or `before_task`."
             )
         optimizer, scheduler = self.make_optimizer(
             self.task_name, parameters, lambda: int(self.trainer.estimated_stepping_batches)

@@ -110,7 +110,7 @@ def _seeds(value: Any, where: str, problems: Problems) -> Any:
     if not found:
         found = _check_list(value, where)
         found += [
-            f"{where}: {seed} is out of range; a seed is at least 0 and below 2**32."
+            f"{where}: {seed} is out of range; a seed has to be at least 0 and below 2**32."
             for seed in value
             if not 0 <= seed < 2**32
         ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench.components import ConfigError
 from workbench.files import read_csv, to_csv
 
 SCORES = ("after", "on", "metric", "value", "count")
@@ -22,6 +24,13 @@ COSTS = (
     "decoded_tokens",
     "decode_seconds",
 )
+NUMBERS = {
+    "scores.csv": ("after", "value"),
+    "nll.csv": ("after", "value"),
+    "within.csv": ("step", "value"),
+    "costs.csv": ("trainable_parameters", "added_parameters", "tokens", "train_seconds", "eval_seconds"),
+    "train.csv": ("step",),
+}
 CURVE = ("step", "item", "loss", "nats_per_token")
 
 
@@ -55,13 +64,17 @@ class Records:
 
     @classmethod
     def from_files(cls, folder: Path) -> Records:
-        """The tables of a folder that has no journal."""
+        """The tables of a folder that has no journal.
+
+        Raises:
+            ConfigError: A file is not what a run writes.
+        """
         made = cls()
         for name in ("scores", "nll", "within", "costs"):
-            setattr(made, name, read_csv(folder / f"{name}.csv"))
-        made.curve = read_csv(folder / "train.csv")
+            setattr(made, name, _read(folder / f"{name}.csv", _table))
+        made.curve = _read(folder / "train.csv", _table)
         file = folder / "environment.json"
-        made.environment = dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+        made.environment = _read(file, _sections) if file.is_file() else {}
         return made
 
     def add(self, record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -99,7 +112,7 @@ class Records:
         return [name for name, content in held.items() if content]
 
     def _add_config(self, record: Mapping[str, Any]) -> Sequence[str]:
-        self.config = record["text"]
+        self.config = str(record["text"])
         return ("config.yaml",)
 
     def _add_environment(self, record: Mapping[str, Any]) -> Sequence[str]:
@@ -135,5 +148,33 @@ class Records:
         return ("costs.csv",)
 
     def _add_end(self, record: Mapping[str, Any]) -> Sequence[str]:
-        self.model = record["model"]
+        self.model = dict(record["model"])
         return ()
+
+
+def _read(file: Path, reader: Callable[[Path], Any]) -> Any:
+    """What a reader makes of a file, or a refusal with the file's name."""
+    try:
+        return reader(file)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
+        told = f"{file} cannot be read ({type(error).__name__}: {error})."
+        raise ConfigError([f"{told} Delete {file.parent} to make the run again."]) from error
+
+
+def _table(file: Path) -> list[dict[str, str]]:
+    """The rows of a table that can be reckoned with: whole numbers of steps and rows, numbers elsewhere."""
+    rows = read_csv(file)
+    for row in rows:
+        for name in NUMBERS[file.name]:
+            int(row[name]) if name in ("after", "step") else float(row[name])
+    return rows
+
+
+def _sections(file: Path) -> dict[str, Any]:
+    """The sections of `environment.json`."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"expected an object, got {type(content).__name__}")
+    if strange := [name for name in ("protocol", "inputs", "versions") if not isinstance(content.get(name, {}), dict)]:
+        raise ValueError(f"expected an object as {strange[0]}, got {type(content[strange[0]]).__name__}")
+    return content

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 from workbench.benchmark import Benchmark
@@ -32,8 +32,11 @@ def benchmark_refusal(component: Component | Mapping[str, Any]) -> list[str]:
     """Why a benchmark or one of its tasks cannot be built: the data are not there or not as they should be."""
     try:
         benchmark: Benchmark = instantiate(component)
-        for index in range(len(benchmark)):
-            benchmark[index]
+        if isinstance(benchmark, Sized):
+            for index in range(len(benchmark)):
+                benchmark[index]
+        if not isinstance(benchmark, Benchmark):  # last, as to ask for a property may be to make its rows
+            return [f"benchmark: {type(benchmark).__name__} is no Benchmark. Give a class that has all that one has."]
     except (ValueError, OSError) as error:
         return [f"benchmark: {line}" for line in str(error).splitlines()]
     return []
@@ -102,7 +105,9 @@ def _strategy_problems(config: StudyConfig) -> list[str]:
             members = [instantiate(component) for component in strategy.components]
             wrong = [member for member in members if not isinstance(member, ContinualStrategy)]
             if wrong:
-                problems.append(f"strategies.{name}: {type(wrong[0]).__name__} is no ContinualStrategy.")
+                problems.append(
+                    f"strategies.{name}: {type(wrong[0]).__name__} is no ContinualStrategy. Give a class that is one."
+                )
             elif len(members) > 1:
                 Composition(members)
         except ValueError as error:

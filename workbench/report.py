@@ -41,17 +41,28 @@ def find_runs(folder: str | Path) -> list[RunFolder]:
     """The runs under a study's folder (or the run itself) that came to their end, by path.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or one does not say what its scores mean.
     """
     folder = Path(folder)
     configs = sorted(folder.rglob("config.yaml")) if folder.is_dir() else []
     found = [RunFolder(config.parent) for config in configs if (config.parent / "environment.json").is_file()]
     runs = [run for run in found if run.finished]
+    for run in runs:
+        _check_readable(run)
     if not runs:
         few = "there is 1 run, and it is not finished" if found else "there is no run"
         what = f"there are {len(found)} runs, none of them finished" if len(found) > 1 else few
         raise ConfigError([f"{folder}: {what}. Give a study's folder, such as runs/quickstart."])
     return runs
+
+
+def _check_readable(run: RunFolder) -> None:
+    """Refuses a run whose tables could not be made."""
+    try:
+        run.summary(), protocol_note(run), moments(run)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        told = f"{run.path}/environment.json does not say what the scores mean ({type(error).__name__}: {error})."
+        raise ConfigError([f"{told} Delete {run.path} to make the run again."]) from error
 
 
 def write_summary(folder: str | Path) -> list[dict[str, Any]]:

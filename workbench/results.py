@@ -34,15 +34,19 @@ class RunFolder:
         writes: Whether anything is written, or all is only kept: of several processes that make a run, one writes.
 
     Raises:
-        ConfigError: The journal is damaged.
+        ConfigError: The journal is damaged or not understood; without one, a file cannot be read.
     """
 
     def __init__(self, path: str | Path, writes: bool = True) -> None:
         self.path = Path(path)
         self.journal = Journal(self.path / "journal.jsonl", writes)
         self.records = Records() if self.journal.records else Records.from_files(self.path)
-        for record in self.journal.records:
-            self.records.add(record)
+        for number, record in enumerate(self.journal.records, 1):
+            try:
+                self.records.add(record)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                told = f"{self.journal.file}, line {number}, cannot be understood: another version may have written it."
+                raise ConfigError([f"{told} Delete {self.path} to make the run again."]) from error
 
     @property
     def finished(self) -> bool:

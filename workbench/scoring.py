@@ -76,7 +76,8 @@ def score_task(backbone: Backbone, strategy: ContinualStrategy, task: Task) -> T
             predictions = strategy.answer(backbone, task, own_prompts) if own_prompts else []
             seconds = time.perf_counter() - started
     if len(predictions) != len(own_prompts):
-        raise ValueError(f"{task.name}: {len(predictions)} answers came back for {len(own_prompts)} prompts.")
+        told = f"{task.name}: {len(predictions)} answers came back for {len(own_prompts)} prompts"
+        raise ValueError(f"{told}. Give one for each.")
     predictions = gathered(predictions)
     metrics = {name: judge(scorer, prompts, predictions, answers) for name, scorer in task.scorers.items()}
     rows = [

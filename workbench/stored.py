@@ -50,7 +50,7 @@ class Stored(NamedTuple):
             for start in range(0, self.size, CHUNK):
                 wanted = min(CHUNK, self.size - start)
                 if file.readinto(buffer[:wanted]) != wanted:
-                    raise OSError(f"{self.file} has changed while it was read")
+                    raise OSError(f"{self.file} has changed while it was read. Leave it alone until this ends")
                 yield buffer[:wanted]
 
 
@@ -87,7 +87,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Any]:
     try:
         understood = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # of many classes, which transformers does not state
-        raise ValueError(f"{folder}/config.json: cannot be loaded: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{folder}/config.json: cannot be loaded: {' '.join(str(error).split())}. Mend it.") from error
     return json.loads((folder / "config.json").read_text(encoding="utf-8")), understood
 
 
@@ -104,10 +104,12 @@ def read_stored(folder: Path) -> dict[str, Stored]:
         names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         shards = {shard: _read_header(folder / shard) for shard in sorted(set(names.values()))}
         if absent := sorted(name for name, shard in names.items() if name not in shards[shard]):
-            raise ValueError(f"{folder}: {names[absent[0]]} has no {absent[0]}, although the index says so.")
+            raise ValueError(
+                f"{folder}: {names[absent[0]]} has no {absent[0]}, although the index says so. Copy it again."
+            )
         stored = {name: shards[shard][name] for name, shard in names.items()}
     else:
-        raise ValueError(f"{folder}: there is neither {SINGLE} nor {INDEX}.")
+        raise ValueError(f"{folder}: there is neither {SINGLE} nor {INDEX}. Rename its weights so.")
     if strange := sorted(name for name, tensor in stored.items() if tensor.dtype not in ITEM_BYTES):
         raise ValueError(
             f"{folder}: {strange[0]} is stored as {stored[strange[0]].dtype}; expected {', '.join(ITEM_BYTES)}. "

@@ -83,7 +83,7 @@ class Composition(ContinualStrategy):
     def __init__(self, members: Sequence[ContinualStrategy]) -> None:
         super().__init__()
         if len(members) > 1 and (alone := [type(member).__name__ for member in members if not member.composable]):
-            raise ValueError(f"{alone[0]} cannot be combined with other strategies.")
+            raise ValueError(f"{alone[0]} cannot be combined with other strategies. Give it alone.")
         own_answer = [type(member).__name__ for member in members if _overrides(member, "answer")]
         if len(own_answer) > 1:
             raise ValueError(f"{' and '.join(own_answer)} each answer in their own way; combine at most one.")

@@ -37,4 +37,6 @@ def check_either(make: Callable[[], object]) -> list[str]:
         return check_on_variants(make)  # type: ignore[arg-type]
     if isinstance(made, Benchmark):
         return check_benchmark(made)
-    raise ConformanceError([f"{type(made).__name__} is neither a ContinualStrategy nor a Benchmark."])
+    raise ConformanceError(
+        [f"{type(made).__name__} is neither a ContinualStrategy nor a Benchmark. Give one of these."]
+    )

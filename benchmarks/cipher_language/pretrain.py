@@ -84,7 +84,10 @@ class Pretrain:
         file = self.folder / RECIPE
         if not file.is_file():
             raise ValueError(f"{self.folder} holds no {RECIPE}, so it was not made here. Choose another `folder`.")
-        made = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            made = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            made = f"no JSON: {error}"
         if made != self.recipe:
             raise ValueError(
                 f"{self.folder} was made with other arguments ({made} there, {self.recipe} here). "

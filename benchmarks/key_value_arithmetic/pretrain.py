@@ -140,8 +140,12 @@ class Pretrain:
         file = self.folder / RECIPE
         if not file.is_file():
             raise ValueError(f"{self.folder} holds no {RECIPE}, so it was not made here. Choose another `folder`.")
-        made = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            made = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            made = {}
         if made != self.recipe:
+            made = made if isinstance(made, dict) else {}
             apart = [name for name in self.recipe if made.get(name) != self.recipe[name]]
             told = "; ".join(f"{name}: {made.get(name)} there, {self.recipe[name]} here" for name in apart)
             raise ValueError(

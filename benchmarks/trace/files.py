@@ -51,7 +51,7 @@ def read_tasks(folder: Path, names: Sequence[str]) -> dict[str, Splits]:
             tasks[name][split] = rows
             wrong += problems
             if split == "test" and not rows and not problems:
-                wrong.append(f"{name}/test.json has no rows, so nothing could be measured.")
+                wrong.append(f"{name}/test.json has no rows, so nothing could be measured. {NEEDED}")
     if len(wrong) == 1:
         raise ValueError(wrong[0])
     if wrong:
@@ -76,6 +76,8 @@ def _read_file(folder: Path, name: str) -> tuple[list[Row], list[str]]:
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         return [], [f"{name} is cut short or is no JSON ({error.msg}, {place}). Download or write it again."]
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists without an end
+        return [], [f"{name} is cut short or is no JSON ({error}). Download or write it again."]
     if not isinstance(content, list):
         return [], [f"{name} holds {_kind(content)}, not a list of rows. {NEEDED}"]
     return _read_rows(name, content)
@@ -104,7 +106,18 @@ def _problem(row: object) -> str:
             return f'"{key}" is missing.'
         if not isinstance(row[key], str):
             return f'"{key}" is {_kind(row[key])}, not a string.'
+        if not _is_text(row[key]):
+            return f'"{key}" has half of a surrogate pair in it, which is no character.'
     return ""
+
+
+def _is_text(value: str) -> bool:
+    """Whether a string can be written as UTF-8, which "\\ud800" in a JSON cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kind(value: object) -> str:

@@ -210,7 +210,7 @@ def test_everything_that_is_wrong_is_said_at_once(folder: Path) -> None:
         Trace(folder)
     assert str(error.value).split("\n- ")[1:] == [
         f'C-STANCE/train.json, row 2: "answer" is missing. {NEEDED}',
-        "C-STANCE/test.json has no rows, so nothing could be measured.",
+        f"C-STANCE/test.json has no rows, so nothing could be measured. {NEEDED}",
         *(f'Py150/eval.json, row {number}: "prompt" is missing. {NEEDED}' for number in (1, 2, 3)),
         "Py150/eval.json: 3 more rows are wrong.",
     ]

@@ -181,12 +181,12 @@ def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None
             6,
             "groups=8 does not divide the model's 6 layers. Choose one of 1, 2, 3, 6, or list layers as `position`.",
         ),
-        ({"position": [0, 6]}, 6, "position lists layer 6, but the model has 0 to 5."),
-        ({"groups": 8, "copies": 5}, 32, "copies=5 is more than the 4 blocks of a group."),
+        ({"position": [0, 6]}, 6, "position lists layer 6, but the model has 0 to 5. Choose among these."),
+        ({"groups": 8, "copies": 5}, 32, "copies=5 is more than the 4 blocks of a group. Choose fewer."),
         (
             {"groups": 4, "copies": 2, "position": "top"},
             6,
-            "groups x copies = 8 blocks are to be copied, but the model has 6.",
+            "groups x copies = 8 blocks are to be copied, but the model has 6. Choose fewer.",
         ),
     ],
 )

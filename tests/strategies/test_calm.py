@@ -209,10 +209,10 @@ def test_what_setup_refuses_and_leaves_alone(arguments: dict[str, Any], message:
             "policy='each_task' trains copies on tasks as the backbone's tokenizer encodes them, which a model of "
             "another tokenizer cannot read. Choose policy='one' or alignment='same'.",
         ),
-        ({"augmenting": []}, "augmenting is empty: there is nothing to join the backbone with."),
+        ({"augmenting": []}, "augmenting is empty: there is nothing to join the backbone with. Name a model."),
         (
             {"augmenting": ["micro", "mini"], "policy": "each_task"},
-            "policy='each_task' trains copies of one model, but augmenting names 2.",
+            "policy='each_task' trains copies of one model, but augmenting names 2. Name one.",
         ),
     ],
 )

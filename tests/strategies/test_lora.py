@@ -193,7 +193,7 @@ def test_a_peft_setting_that_does_not_exist() -> None:
         ({"dropout": 1.0}, "dropout=1.0 is out of range; it has to be at least 0 and less than 1."),
         ({"dropout": -0.1}, "dropout=-0.1 is out of range; it has to be at least 0 and less than 1."),
         ({"alpha": 0}, "alpha=0 is out of range; it has to be more than 0."),
-        ({"targets": []}, "targets is empty: no projection would get an adapter."),
+        ({"targets": []}, "targets is empty: no projection would get an adapter. Name one or more."),
         ({"policy": "sum"}, "policy='sum': choose 'continue', 'merge' or 'stack'."),
     ],
 )
@@ -208,7 +208,7 @@ def test_a_projection_that_the_model_does_not_have() -> None:
     with pytest.raises(ValueError) as caught:
         LoRA(targets=["q_proj", "c_attn"]).setup(backbone)
     assert str(caught.value) == (
-        "targets: the model has no 'c_attn'. There are down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj."
+        "targets: the model has no 'c_attn'. Choose from down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj."
     )
     assert backbone.adapter_names == []
 
