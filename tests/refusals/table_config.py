@@ -1,0 +1,179 @@
+"""Studies that cannot be: each is given to `lightning run`, whose first line has to say what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bad_inputs import Place, Row
+
+LATE = """
+from workbench.strategy import ContinualStrategy
+
+
+class Late:
+    def __init__(self, *given, **named): ...
+
+
+def __getattr__(name):
+    raise RuntimeError("the library is too old")
+"""
+FILES = {
+    "late.py": LATE,
+    "broken.py": "import no_such_library\n",
+    "halved.py": "raise ZeroDivisionError('halves')\n",
+    "plain.py": "NUMBER = 3\n\n\nclass Plain:\n    pass\n\n\nclass Still:\n    def __init__(self, folder: str): ...\n",
+}
+
+
+def run(override: str, *says: str, **changes: Any) -> Row:
+    """A small study with an override, and what it leaves to say."""
+
+    def lay(place: Place) -> None:
+        place.config(**changes)
+        for name, text in FILES.items():
+            (place.folder / name).write_text(text, encoding="utf-8")
+
+    return Row(f"run {override or changes}", says, argv=("run", "small.yaml", *filter(None, [override])), lay=lay)
+
+
+def one(class_path: str, **arguments: Any) -> dict[str, Any]:
+    """A study's strategies: one, called "it"."""
+    return {"it": {"class_path": class_path, "init_args": arguments}}
+
+
+def file(name: str, content: bytes, *says: str) -> Row:
+    """A file that is no study."""
+    return Row(
+        f"run, a file with {name}",
+        says,
+        argv=("run", "bad.yaml"),
+        lay=lambda place: (place.folder / "bad.yaml").write_bytes(content),
+    )
+
+
+def prepared(class_path: str, **arguments: Any) -> dict[str, Any]:
+    """What a study is to make first."""
+    return {"prepare": {"class_path": class_path, "init_args": arguments}}
+
+
+NAMES = [
+    run("data.batchsize=8", "data.batchsize: data has no key 'batchsize'. Did you mean 'batch_size'?"),
+    run("seed=1", "seed: a study has no key 'seed'. Did you mean 'seeds'?"),
+    run("strategies.seqft.class_path=strategies.SeqFt", "'strategies' has no class 'SeqFt'. Did you mean 'SeqFT'?"),
+    run("strategies.seqft.class_path=strategy.SeqFT", "there is no module 'strategy'. Did you mean 'strategies'?"),
+    run("strategies.seqft.class_path=strategies.sqft.SeqFT", "there is no module 'strategies.sqft'. Did you mean"),
+    run("strategies.seqft.class_path=SeqFT", "'SeqFT' is no import path. Write it as 'package.Class'."),
+    run(
+        "strategies.seqft.class_path=plain.NUMBER", "'plain.NUMBER' is no class or function, but of type int. Give one"
+    ),
+    run(
+        "strategies.seqft.class_path=late.Early", "importing 'late.Early' failed: RuntimeError: the library is too old"
+    ),
+    run(
+        "strategies.seqft.class_path=broken.It",
+        "importing 'broken' failed: ModuleNotFoundError",
+        "no_such_library",
+        "install",
+    ),
+    run("strategies.seqft.class_path=halved.It", "importing 'halved' failed: ZeroDivisionError: halves", "Mend"),
+    run("strategies.seqft.class_path=plain.Plain", "strategies.seqft: Plain is no ContinualStrategy. Give"),
+    run("benchmark.class_path=benchmarks.trace.Trase", "has no class 'Trase'. Did you mean 'Trace'?"),
+    run("benchmark.class_path=plain.Plain", "benchmark", "Plain", "Benchmark"),
+    run("benchmark.init_args.paht=x", "benchmark.init_args.paht: Trace has no argument 'paht'. Did you mean 'path'?"),
+    run("trainer.max_epoch=1", "trainer.max_epoch: Trainer has no argument 'max_epoch'. Did you mean 'max_epochs'?"),
+    run("optimizer.init_args.lrr=1", "optimizer.init_args.lrr: AdamW has no argument 'lrr'. Did you mean 'lr'?"),
+    run("benchmark.init_args.tasks=[alpa]", "there is no 'alpa'. Did you mean 'alpha'?"),
+    run("per_task.alpa.max_epochs=2", "per_task: Trace has no task 'alpa'. Did you mean 'alpha'?"),
+    run("orders=[defalt]", "orders: Trace has no order 'defalt'. Did you mean 'default'?"),
+]
+TEXTS = [
+    run("data.batch_size=many", "data.batch_size: expected int, got 'many' (str)."),
+    run("trainer.max_epochs=many", "trainer.max_epochs: expected int or None, got 'many' (str)."),
+    run("optimizer.init_args.lr=fast", "optimizer.init_args.lr: expected", "got 'fast' (str)."),
+    run("seeds=[a]", "seeds: expected", "got ['a'] (list)."),
+    run("strategies.seqft=[]", "strategies.seqft: an empty list; name one component or more."),
+    run("per_task.alpha.max_epochs=many", "per_task.alpha.max_epochs: expected int or None, got 'many' (str)."),
+    run("scheduler={init_args: {}}", "scheduler.class_path: missing. Name a class."),
+    run("optimizer=3", "optimizer: expected a mapping with 'class_path', got 3 (int)."),
+    run("data.batch_size=${dat.size}", "data.batch_size: Interpolation key 'dat.size' not found. Name a key"),
+    run("benchmark.init_args.path=???", "benchmark.init_args.path: left open (???). Write it in the file, or give"),
+    run("epochs", "'epochs' is no override. Write key=value, such as trainer.max_epochs=1."),
+    run("seeds=[0", "seeds: '[0' is no YAML: did not find expected ',' or ']'."),
+    run("name=../up", "name: '../up' is no plain folder name. Begin with a letter or a digit, and leave out slashes."),
+]
+RANGES = [
+    run("data.batch_size=0", "data.batch_size: 0 is out of range; it has to be at least 1."),
+    run("data.max_length=0", "data.max_length: 0 is out of range; it has to be at least"),
+    run("seeds=[-1]", "seeds: -1 is out of range; a seed has to be at least 0 and below 2**32."),
+    run("seeds=[]", "seeds: empty; name one or more."),
+    run("save_every_seconds=-1", "save_every_seconds: -1 is out of range; it has to be at least 0."),
+    run("trainer.max_epochs=0", "trainer.max_epochs: 0 is out of range. It has to be at least 1"),
+    run("trainer.max_epochs=-1", "trainer.max_epochs: -1 is out of range. It has to be at least 1"),
+    run("per_task.alpha.max_epochs=0", "per_task.alpha.trainer.max_epochs: 0 is out of range. It has to be"),
+    run("trainer.max_steps=0", "trainer.max_steps: 0 is out of range; it has to be at least 1."),
+    run("trainer.devices=2", "trainer.devices: got 2. This version trains on one device: leave it out"),
+    run("trainer.devices=[0,1]", "trainer.devices: got [0, 1]. This version trains on one device: leave it out"),
+    run("trainer.devices=auto", "trainer.devices: got 'auto'. This version trains on one device: leave it out"),
+    run("trainer.num_nodes=2", "trainer.num_nodes: got 2. This version trains on one device"),
+    run("trainer.precision=17", "trainer.precision: expected"),
+    run("trainer.accelerator=foo", "trainer: You selected an invalid accelerator name", "foo", "auto", "Mend"),
+    run("trainer.gradient_clip_algorithm=foo", "trainer: `gradient_clip_algorithm` foo is invalid"),
+    run("optimizer.init_args.lr=-1", "optimizer: torch.optim.AdamW: Invalid learning rate: -1"),
+    run("per_task.beta.optimizer.init_args.lr=-1", "optimizer: torch.optim.AdamW: Invalid learning rate: -1"),
+    run(
+        "data.max_length=3", "data: alpha: an answer may have 3 tokens, which leaves none for the prompt out of 3. Set"
+    ),
+    run("data.max_length=999", "data: ", "prompt and 3 answer tokens do not fit: the model has 256 positions. Set"),
+    run("data.score_on=test_rows", "data.score_on: expected"),
+]
+COMPONENTS = [
+    run(
+        "",
+        "scheduler: torch.optim.lr_scheduler.LinearLR: Starting",
+        scheduler={"class_path": "torch.optim.lr_scheduler.LinearLR", "init_args": {"start_factor": 2.0}},
+    ),
+    run(
+        "per_task.alpha.scheduler.init_args.x=1",
+        "scheduler",
+        "class_path",
+    ),
+    run(
+        "", "strategies.it: rank=0 is out of range; it has to be at least 1.", strategies=one("strategies.LoRA", rank=0)
+    ),
+    run(
+        "",
+        "strategies.it: targets: the model has no 'q'. Choose from down_proj",
+        strategies=one("strategies.LoRA", targets=["q"]),
+    ),
+    run(
+        "",
+        "strategies.it: groups=3 does not divide the model's 2 layers. Choose one of",
+        strategies=one("strategies.BlockExpansion", groups=3),
+    ),
+    run("", "prepare: plain.Still: it cannot be called. Give a class", **prepared("plain.Still", folder="x")),
+    run(
+        "",
+        "prepare: benchmarks.cipher_language.Pretrain: steps=0 is out of range. Choose 1 or more.",
+        **prepared("benchmarks.cipher_language.Pretrain", folder="x", steps=0),
+    ),
+    run("", "prepare.0.init_args.folder: missing; Still needs it.", **prepared("plain.Still")),
+    run(
+        "backbone.path=absent",
+        "backbone.path: absent: there is no such folder. Give a Hugging Face model folder",
+        **prepared("torch.nn.Identity"),
+    ),
+]
+OTHERS = [
+    file("a broken list", b"name: a\nseeds: [0\ndata: {}\n", "bad.yaml, line 3: did not find expected ',' or ']'."),
+    file("a list", b"- a\n", "bad.yaml: expected a mapping of keys, got a list."),
+    file("no text", b"\xff\xfe\xfa", "bad.yaml: cannot be read", "Save it as UTF-8"),
+    Row("run, no file", ("there is no file 'quickstrt'", "Did you mean 'quickstart'?"), argv=("run", "quickstrt")),
+    Row("run, a folder", ("there is no file '.'", "Give a path, or choose"), argv=("run", ".")),
+    Row(
+        "an output below a file",
+        ("output: ", "/small.yaml is a file; results need a folder. Choose"),
+        argv=("run", "small.yaml", "output=small.yaml/runs"),
+        lay=Place.config,
+    ),
+]
+ROWS = [*NAMES, *TEXTS, *RANGES, *COMPONENTS, *OTHERS]

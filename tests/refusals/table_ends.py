@@ -1,0 +1,264 @@
+"""What ends a run, and runs that cannot be gone on with: signals, disks, strategies that change their mind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from bad_inputs import Place, Row
+from datasets import Dataset
+from torch import Tensor
+
+from workbench.backbone import Backbone, Batch
+from workbench.benchmark import Task
+from workbench.checkpoint import StateFolder
+from workbench.components import ConfigError
+from workbench.conformance import ConformanceError
+from workbench.files import write_whole
+from workbench.strategy import ContinualStrategy
+from workbench.tiny import Stopped, tiny_backbone, tiny_run
+from workbench.trial import Trial, Unfinished
+
+AGAIN = "to make the run again"
+STUDY = "run small.yaml"
+
+
+class Ends(ContinualStrategy):
+    """Is told to stop in its first batch.
+
+    Args:
+        how: The name of a signal; "nan": the loss is not finite; "full": the disk has no more room.
+    """
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def penalties(self, backbone: Any, batch: Any, output: Any) -> dict[str, Tensor]:
+        if self.how == "nan":
+            return {"nothing": torch.tensor(float("nan"))}
+        if self.how == "full":
+            raise OSError(28, "No space left on device")
+        os.kill(os.getpid(), getattr(signal, self.how))
+        return {}
+
+
+class Forgetful(ContinualStrategy):
+    """Freezes a weight at another value each time: what a resumed run cannot make again."""
+
+    values = count()
+
+    def before_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
+        norm = next(value for name, value in backbone.model.named_parameters() if name.endswith("norm.weight"))
+        norm.requires_grad_(False).data.fill_(next(self.values))
+
+
+class Moody(ContinualStrategy):
+    """Trains on fewer rows each time that it is asked."""
+
+    asked = count()
+
+    def training_data(self, task: Task, rows: Dataset) -> Dataset:
+        return rows.select(range(len(rows) - next(self.asked)))
+
+
+class Shifting(ContinualStrategy):
+    """Has one more tensor of its own each time."""
+
+    made = count()
+
+    def setup(self, backbone: Backbone) -> None:
+        self.register_buffer(f"memory_{next(self.made)}", torch.zeros(2))
+
+
+class Interrupted(ContinualStrategy):
+    """Is stopped while it says which layers it adds."""
+
+    def plan(self, depth: int) -> None:
+        raise KeyboardInterrupt
+
+
+class Fails(ContinualStrategy):
+    def setup(self, backbone: Backbone) -> None:
+        raise ZeroDivisionError("halves")
+
+
+def ends(how: str) -> Callable[[Place], None]:
+    """A study whose strategy ends it in its first batch."""
+    strategy = {"class_path": "table_ends.Ends", "init_args": {"how": how}}
+    return lambda place: place.config(strategies={"ends": strategy})
+
+
+def command(name: str, line: str, lay: Callable[[Place], object], *says: str, **how: Any) -> Row:
+    return Row(f"{line}, {name}", says, argv=line.split(), lay=lay, **how)
+
+
+def begun(strategy: type[ContinualStrategy], batches: int) -> Callable[[Place], None]:
+    """A run that was stopped after some batches."""
+
+    def lay(place: Place) -> None:
+        with suppress(Stopped):
+            tiny_run(strategy(), place.folder / "run", stop_after=batches)
+
+    return lay
+
+
+def going_on(name: str, strategy: type[ContinualStrategy], *says: str) -> Row:
+    """A run that cannot be gone on with."""
+    return Row(
+        name, says, lambda place: tiny_run(strategy(), place.folder / "run"), lay=begun(strategy, 2), error=ConfigError
+    )
+
+
+def shorter(place: Place) -> None:
+    begun(ContinualStrategy, 5)(place)
+    file = place.folder / "run" / "journal.jsonl"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:3]))
+
+
+def pickled(place: Place) -> None:
+    StateFolder(place.folder / "run" / "checkpoint").publish(lambda file: torch.save({"workbench": Path("x")}, file))
+
+
+def elsewhere(place: Place) -> None:
+    """A state of another version."""
+    StateFolder(place.folder / "run" / "checkpoint").publish(lambda file: torch.save({"workbench": {"at": 1}}, file))
+
+
+def unwritable(_: Path) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def trial(what: Callable[[Trial], object], strategy: type[ContinualStrategy]) -> Callable[[Place], object]:
+    return lambda place: what(Trial(strategy, tiny_backbone, place.folder / "trial"))
+
+
+RESUMED = [
+    going_on(
+        "a forgetful strategy", Forgetful, "The weights that `setup` and `before_task` give are not", "Delete", AGAIN
+    ),
+    going_on("other rows", Moody, "task_0 was begun with other rows than the strategy gives now. Delete", AGAIN),
+    going_on(
+        "another structure", Shifting, "memory_0 does not fit the model as `setup` and `before_task` make it. Delete"
+    ),
+    Row(
+        "a shorter journal",
+        ("journal.jsonl has lost lines", "Delete", AGAIN),
+        going_on("", ContinualStrategy).call,
+        lay=shorter,
+        error=ConfigError,
+    ),
+    Row(
+        "a pickle for a state",
+        ("holds more than tensors and plain values", "Delete", AGAIN),
+        going_on("", ContinualStrategy).call,
+        lay=pickled,
+        error=ConfigError,
+    ),
+    Row(
+        "a state of another version",
+        ("was saved by another version", "Delete", AGAIN),
+        going_on("", ContinualStrategy).call,
+        lay=elsewhere,
+        error=ConfigError,
+    ),
+    Row(
+        "no room for a state",
+        ("checkpoint: the state could not be saved", "Make room there"),
+        lambda place: StateFolder(place.folder / "checkpoint").publish(unwritable),
+        error=OSError,
+        lay=lambda place: (place.folder / "checkpoint").mkdir(),
+    ),
+    Row(
+        "a folder where a file belongs",
+        ("Is a directory", "text"),
+        lambda place: write_whole(place.folder / "text", "a"),
+        lay=lambda place: (place.folder / "text").mkdir(),
+        error=OSError,
+    ),
+]
+ENDS = [
+    command(
+        "an interrupt",
+        STUDY,
+        ends("SIGINT"),
+        "interrupted. All that was measured is kept",
+        error=KeyboardInterrupt,
+        status=130,
+        leaves=True,
+    ),
+    command(
+        "a termination",
+        STUDY,
+        ends("SIGTERM"),
+        "terminated. All that was measured is kept",
+        error=SystemExit,
+        status=143,
+        leaves=True,
+    ),
+    command(
+        "no loss",
+        STUDY,
+        ends("nan"),
+        "alpha: the loss is nan, nothing nan at step 1",
+        "Choose a lower learning rate",
+        status=1,
+        leaves=True,
+    ),
+    command(
+        "a full disk",
+        STUDY,
+        ends("full"),
+        "No space left on device",
+        "give the same command to go on",
+        status=1,
+        leaves=True,
+    ),
+    Row(
+        "a termination without the command",
+        (),
+        lambda place: tiny_run(Ends("SIGTERM"), place.folder / "run"),
+        error=SystemExit,
+        leaves=True,
+    ),
+    Row(
+        "a run that is stopped",
+        (),
+        lambda place: tiny_run(ContinualStrategy(), place.folder / "run", stop_after=1),
+        error=Stopped,
+        leaves=True,
+    ),
+    Row("no end of a trial", (), trial(lambda made: made.finished, Fails), error=Unfinished, leaves=True),
+    Row("no model of a trial", (), trial(lambda made: made.learnt, Fails), error=Unfinished, leaves=True),
+    command(
+        "an interrupt",
+        "grow mini out table_ends.Interrupted",
+        lambda _: None,
+        "interrupted. Nothing was written.",
+        error=KeyboardInterrupt,
+        status=130,
+    ),
+    command(
+        "a strategy that fails",
+        "check table_ends.Fails",
+        lambda _: None,
+        "ZeroDivisionError: halves",
+        status=1,
+        error=ConformanceError,
+    ),
+    command(
+        "a benchmark that fails",
+        "check table_models.Bench",
+        lambda _: None,
+        "order 'default' is no permutation of the tasks: ['task_0'].",
+        status=1,
+        error=ConformanceError,
+    ),
+]
+ROWS = [*RESUMED, *ENDS]

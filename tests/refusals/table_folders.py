@@ -1,0 +1,271 @@
+"""Model folders that are not there, not whole or not of a kind, each given to a command; and what disks do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from bad_inputs import Place, Row
+from safetensors.torch import load_file, save_file
+
+from workbench.backbone import Backbone
+from workbench.depth import PlannedLayer
+from workbench.folder_surgery import restack_folder
+from workbench.shards import Planned, write_model
+from workbench.stored import CHUNK, Stored, read_stored
+
+Damage = Callable[[Path], object]
+
+
+def edited(name: str, **changes: Any) -> Damage:
+    """Other values in a JSON file; None takes a key out."""
+
+    def damage(folder: Path) -> None:
+        content = {**json.loads((folder / name).read_text()), **changes}
+        (folder / name).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+    return damage
+
+
+def written(name: str, content: bytes) -> Damage:
+    """Other bytes in a file."""
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def without(name: str) -> Damage:
+    """No such file."""
+    return lambda folder: (folder / name).unlink()
+
+
+def weights(change: Callable[[dict[str, Any]], object]) -> Damage:
+    """Other tensors."""
+
+    def damage(folder: Path) -> None:
+        found = load_file(folder / "model.safetensors")
+        change(found)
+        save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return damage
+
+
+def cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def indexed(content: object) -> Damage:
+    """The weights in one shard with an index beside it."""
+
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "one.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+
+    return damage
+
+
+INDEX = "model.safetensors.index.json: expected"
+NULL_END = written("tokenizer_config.json", b'{"eos_token": null}')
+DAMAGED: list[tuple[str, Damage, str]] = [
+    ("no config", without("config.json"), "there is no config.json, so it is not a Hugging Face model folder. Give"),
+    ("half a config", written("config.json", b'{"model_type": '), "config.json: not readable as JSON"),
+    ("a config of bytes", written("config.json", b"\xff\xfe"), "config.json: not readable as JSON"),
+    ("a deep config", written("config.json", b"[" * 100_000), "config.json: not readable as JSON"),
+    ("a list", written("config.json", b"[]"), "config.json: expected a JSON object, got list."),
+    ("gpt2", edited("config.json", model_type="gpt2"), "model_type is 'gpt2'; expected one of llama, mistral, qwen2"),
+    ("a family in a list", edited("config.json", model_type=["llama"]), "model_type is ['llama']; expected one of"),
+    ("calm in words", edited("config.json", model_type="calm", augmenting="x"), "model_type is"),
+    ("calm with a number", edited("config.json", model_type="calm", augmenting=3), "model_type is"),
+    (
+        "no weights",
+        without("model.safetensors"),
+        "there are no safetensors weights",
+    ),
+    ("cut weights", cut, "truncated or damaged. Copy it again."),
+    ("a strange header", written("model.safetensors", b"\2\0\0\0\0\0\0\0[]"), "its header is broken. Copy it again."),
+    (
+        "an end in words",
+        written("model.safetensors", b'\x21\0\0\0\0\0\0\0{"a": {"data_offsets": [0, "b"]}}'),
+        "Copy it",
+    ),
+    ("an index of nothing", indexed({}), f"{INDEX} a weight_map"),
+    ("an index of a list", indexed({"weight_map": []}), f"{INDEX} a weight_map"),
+    ("an index of numbers", indexed({"weight_map": {"a": 1}}), f"{INDEX} a weight_map"),
+    (
+        "an index of shards that are not there",
+        indexed({"weight_map": {"a": "b"}}),
+        "b: named in the index, but not there",
+    ),
+    ("no tokenizer", without("tokenizer.json"), "there is no tokenizer (tokenizer.json"),
+    ("no end", NULL_END, "tokenizer_config.json: the tokenizer has no end token (eos_token)"),
+]
+UNLOADABLE: list[tuple[str, Damage, str]] = [
+    ("a broken tokenizer", written("tokenizer.json", b"{"), "broken: cannot be loaded: "),
+    ("an odd config", edited("config.json", hidden_size="many"), "broken: cannot be loaded: "),
+    ("an end that is absent", edited("tokenizer_config.json", eos_token=None), "The tokenizer has no end token"),
+    ("few embeddings", edited("config.json", vocab_size=3), "cannot be loaded: "),
+    (
+        "a weight less",
+        weights(lambda found: found.pop("model.layers.1.mlp.up_proj.weight")),
+        "1 weights are missing or of another shape, the first: model.layers.1.mlp.up_proj.weight. Copy",
+    ),
+]
+
+
+def damaged(name: str, damage: Damage, says: str, *argv: str) -> Row:
+    """A copy of a model's folder that is damaged, given to a command as "broken"."""
+
+    def lay(place: Place) -> None:
+        place.config()
+        damage(place.copied("broken"))
+
+    return Row(f"{argv[0]}, {name}", ("broken", says), argv=argv, lay=lay)
+
+
+def command(name: str, argv: str, *says: str, status: int = 2, **edits: Any) -> Row:
+    """A command on the shipped model, and on a copy of another whose config is edited."""
+
+    def lay(place: Place) -> None:
+        if edits:
+            edited("config.json", **edits)(place.copied("other"))
+        (place.folder / "there").write_text("a file")
+
+    return Row(f"{argv} {name}".strip(), says, argv=argv.split(), lay=lay, status=status)
+
+
+RUN = ("run", "small.yaml", "backbone.path=broken")
+GROW = ("grow", "broken", "out", "strategies.DepthUpScaling", "dropped=0")
+BLOCKS, SOLAR = "grow mini out strategies.BlockExpansion", "grow mini out strategies.DepthUpScaling"
+OTHER = "grow other out strategies.DepthUpScaling dropped=0"
+GROWTH = [
+    command("", f"{BLOCKS} grops=3", "BlockExpansion has no argument 'grops'. Did you mean 'groups'?"),
+    command("", "grow mini out strategies.BlockExpansoin", "Did you mean 'BlockExpansion'?"),
+    command("", f"{BLOCKS} groups=4", "groups=4 does not divide the model's 6 layers. Choose one of"),
+    command("", f"{BLOCKS} groups=0", "groups=0 is out of range; it has to be at least 1."),
+    command("", f"{BLOCKS} groups", "'groups' is no override. Write key=value"),
+    command("", f"{SOLAR} dropped=3", "dropped=3 is out of range for the model's 6 layers", "Choose 0 to 2"),
+    command("", f"{SOLAR} dropped=-1", "dropped=-1 is out of range; it has to be at least 0"),
+    command("", f"{SOLAR} dropped=2 interlock=3", "interlock=3 does not divide the 4 layers", "Choose one of"),
+    command("", "grow mini out strategies.SeqFT", "SeqFT has no plan(depth), so there is no surgery to make. Give a"),
+    command("gpt2", OTHER, "model_type is 'gpt2'; expected one of llama", model_type="gpt2"),
+    command("again", OTHER, "The model was grown before", "Give again=true", layer_plan=[[0, False], [0, True]]),
+    command("an odd plan", OTHER, "layer_plan", "expected", layer_plan=[1, 2]),
+    command(
+        "", "grow absent out strategies.SeqFT", "absent: there is no such folder. Give a Hugging Face model folder"
+    ),
+    command(
+        "", "grow some/model out strategies.SeqFT", "some/model: there is no such folder", "hf download some/model"
+    ),
+    command(
+        "", "grow mini there strategies.DepthUpScaling dropped=0", "there is there. Choose another name, or delete"
+    ),
+    command("", "grow mini there/out strategies.DepthUpScaling dropped=0", "there", "Nothing was written.", status=1),
+]
+MERGING = [
+    command("", "merge mini mini out methd=slerp", "merge has no argument 'methd'. Did you mean 'method'?"),
+    command("", "merge mini mini out method=slrp", "expected 'average' or 'slerp', got 'slrp' (str). Did you mean"),
+    command("", "merge mini mini out weight=half", "weight: expected float, got 'half' (str)."),
+    command("", "merge mini mini out weight=1.5", "weight=1.5 is out of range; it has to be in [0, 1]"),
+    command("", "merge mini mini out out=elsewhere", "this argument is filled in by the workbench. Leave it out."),
+    command("", "merge mini mini out half", "'half' is no override. Write key=value"),
+    command("", "merge mini absent out", "absent: there is no such folder. Give"),
+    command("", "merge mini micro out", "mini and micro cannot be merged", "hidden_size is 96 in the first, 64 in the"),
+    command("", "merge mini mini there", "there is there. Choose another name, or delete it."),
+]
+OUTPUTS = [
+    Row("report, no folder", ("absent: there is no run. Give a study's folder",), argv=("report", "absent")),
+    Row("export, no folder", ("absent: there is no run. Give a study's folder",), argv=("export", "absent", "out")),
+    Row("check, no class", ("'strategies' has no class 'LoRa'. Did you",), argv=("check", "strategies.LoRa")),
+]
+
+
+def shrunk(place: Place) -> None:
+    """A file that gets shorter while it is copied."""
+    tensor = read_stored(place.copied())["model.norm.weight"]
+    tensor.file.write_bytes(tensor.file.read_bytes()[: tensor.start])
+    for _ in tensor.read():
+        pass
+
+
+def too_large(place: Place) -> None:
+    """More bytes than any disk has."""
+    like = Stored(place.model / "model.safetensors", 0, 10**18, "F32", (10**18 // 4,))
+    write_model(place.folder / "out", {"norm": Planned(like, like.read)}, {}, place.model)
+
+
+def interrupted(place: Place) -> None:
+    """A Ctrl-C while a folder is written."""
+
+    def read() -> Any:
+        yield bytes(CHUNK)
+        raise KeyboardInterrupt
+
+    like = Stored(place.model / "model.safetensors", 0, 2 * CHUNK, "F32", (CHUNK // 2,))
+    write_model(place.folder / "out", {"norm": Planned(like, read)}, {}, place.model)
+
+
+def surgery(name: str, damage: Damage, *says: str, source: int = 0) -> Row:
+    """A folder that is whole to look at, and that cannot be grown."""
+
+    def lay(place: Place) -> None:
+        damage(place.copied("broken"))
+
+    def call(place: Place) -> None:
+        restack_folder(place.folder / "broken", [PlannedLayer(source)], place.folder / "out")
+
+    return Row(name, ("broken", *says), call, lay=lay)
+
+
+def retyped(folder: Path) -> None:
+    """Whole numbers, as in a quantised model."""
+    weights(lambda found: found.update({"model.norm.weight": torch.zeros(32, dtype=torch.int8)}))(folder)
+
+
+STORED = [
+    surgery(
+        "a quantised model", retyped, "model.norm.weight is stored as I8; expected F64", "Take the model as it was"
+    ),
+    surgery(
+        "an index with more",
+        indexed({"weight_map": {"absent": "one.safetensors"}}),
+        "one.safetensors has no absent, although the index says so. Copy",
+    ),
+    surgery(
+        "weights under another name",
+        lambda folder: (folder / "model.safetensors").rename(folder / "one.safetensors"),
+        "there is neither model.safetensors nor model.safetensors.index.json. Rename",
+    ),
+    surgery("more layers", edited("config.json", num_hidden_layers=3), "config.json says 3 layers", "of 2. Copy"),
+    surgery(
+        "a layer without a tensor",
+        weights(lambda found: found.pop("model.layers.1.mlp.up_proj.weight")),
+        "model.layers.1.mlp.up_proj.weight is missing; other layers have it. Copy",
+    ),
+    surgery("an odd config in surgery", edited("config.json", hidden_size="many"), "config.json: cannot be loaded: "),
+    surgery(
+        "calm in surgery",
+        edited("config.json", model_type="calm", text_config={"model_type": "llama"}),
+        "is a composition of several models. Give the folder of a single one.",
+    ),
+    surgery("an adapter", written("adapter_config.json", b"{}"), "broken holds a peft adapter", "Fold it into"),
+    Row("a file that shrinks", ("has changed while it was read", "Leave it alone"), shrunk, error=OSError, leaves=True),
+    Row("a disk that is too small", ("out needs 1000000000.0 GB", "GB left. Free some."), too_large),
+    Row("an interrupt while writing", (), interrupted, error=KeyboardInterrupt),
+    Row(
+        "merge, a broken tokenizer",
+        ("broken: its tokenizer cannot be loaded: ", "Copy"),
+        argv=("merge", "broken", "mini", "out"),
+        lay=lambda place: written("tokenizer.json", b"{")(place.copied("broken")),
+    ),
+    Row("a dtype", ("dtype='int8': choose 'float32'",), lambda place: Backbone.load(place.model, dtype="int8")),
+]
+ROWS = [
+    *(damaged(*row, *RUN) for row in [*DAMAGED, *UNLOADABLE]),
+    *(damaged(*row, *GROW) for row in DAMAGED),
+    *GROWTH,
+    *MERGING,
+    *OUTPUTS,
+    *STORED,
+]

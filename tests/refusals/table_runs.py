@@ -1,0 +1,163 @@
+"""Folders of runs that are not as they were written, or that belong to another study."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bad_inputs import Place, Row
+from filelock import FileLock
+from small import study
+
+from workbench.config import parse
+from workbench.files import only_process
+from workbench.study import Study
+
+RUN = Path("runs", "small", "seqft", "default", "seed-0")
+
+
+@cache
+def finished(model: Path, tasks: Path) -> Path:
+    """A study's folder that other rows copy."""
+    output = model.parent / "finished"
+    Study(parse(study(model, tasks, output))).run()
+    return output
+
+
+def ended(damage: Callable[[Path], object] = lambda _: None) -> Callable[[Place], None]:
+    """A finished study whose run is damaged, and its config."""
+
+    def lay(place: Place) -> None:
+        place.config()
+        shutil.copytree(finished(place.model, place.tasks), place.folder / "runs")
+        damage(place.folder / RUN)
+
+    return lay
+
+
+def journal(*records: dict[str, Any]) -> Callable[[Path], object]:
+    """Records with right checksums in place of the journal's."""
+
+    def damage(run: Path) -> None:
+        lines, total = [], 0
+        for record in records:
+            text = json.dumps(record).encode()
+            total = zlib.crc32(text, total)
+            lines.append(b"%08x %s\n" % (total, text))
+        (run / "journal.jsonl").write_bytes(b"".join(lines))
+
+    return damage
+
+
+def replaced(name: str, old: bytes, new: bytes) -> Callable[[Path], object]:
+    return lambda run: (run / name).write_bytes((run / name).read_bytes().replace(old, new, 1))
+
+
+def old(name: str, content: bytes) -> Callable[[Path], object]:
+    """A file of a run that was made before there were journals."""
+
+    def damage(run: Path) -> None:
+        (run / "journal.jsonl").unlink()
+        (run / name).write_bytes(content)
+
+    return damage
+
+
+def command(name: str, line: str, lay: Callable[[Place], object], *says: str, **how: Any) -> Row:
+    return Row(f"{line}, {name}", says, argv=line.split(), lay=lay, **how)
+
+
+def twice(place: Place) -> None:
+    lock = FileLock(place.folder / ".lock")
+    with lock, only_process(place.folder):
+        pass
+
+
+REPORT, EXPORT, STUDY = "report runs/small", "export runs/small out", "run small.yaml"
+CELL = {"kind": "cell", "after": 1}
+READ = [
+    command(
+        "several runs",
+        EXPORT,
+        lambda place: (ended()(place), shutil.copytree(place.folder / RUN, place.folder / "runs" / "small" / "b")),
+        "holds 2 finished runs. Choose one: ",
+    ),
+    command(
+        "no model",
+        EXPORT,
+        ended(lambda run: shutil.rmtree(run / "model")),
+        "seed-0 has no folder `model` any more",
+        "Make it",
+    ),
+    command("out is there", "export runs/small runs", ended(), "runs is there already. Give a folder that is not."),
+    command(
+        "another model",
+        EXPORT,
+        ended(replaced("model/config.json", b"{", b"{ ")),
+        "config.json is not as it was written. Delete",
+        "to make the run again",
+    ),
+    command(
+        "no run",
+        "report runs",
+        lambda place: (place.folder / "runs").mkdir(),
+        "runs: there is no run. Give a study's folder",
+    ),
+    command(
+        "a run alone",
+        REPORT,
+        ended(journal({"kind": "config", "text": ""})),
+        "there is 1 run, and it is not finished. Give",
+    ),
+]
+DAMAGED = [
+    (journal(CELL), "journal.jsonl, line 1, cannot be understood", "a cell without its scores"),
+    (journal({"kind": "verse"}), "journal.jsonl, line 1, cannot be understood", "a strange kind"),
+    (journal({"kind": 3}), "journal.jsonl, line 1, cannot be understood", "a number for a kind"),
+    (journal([1]), "journal.jsonl, line 1, cannot be understood", "a list"),  # type: ignore[arg-type]
+    (replaced("journal.jsonl", b'"after": 0', b'"after": 9'), "is damaged. Delete", "a changed line"),
+    (old("environment.json", b"{"), "environment.json cannot be read", "half an object"),
+    (old("environment.json", b"[]"), "environment.json cannot be read", "a list of settings"),
+    (old("environment.json", b'{"protocol": 3}'), "environment.json cannot be read", "a number for a protocol"),
+    (old("environment.json", b"{}"), "environment.json does not say what the scores mean", "no protocol"),
+    (old("scores.csv", b"a,b\n1,2\n"), "scores.csv cannot be read", "other columns"),
+    (old("scores.csv", b"\xff\xfe"), "scores.csv cannot be read", "bytes"),
+    (
+        old("scores.csv", b"after,on,metric,value,count\none,alpha,accuracy,0.5,4\n"),
+        "scores.csv cannot be read",
+        "words",
+    ),
+    (
+        old("scores.csv", b'after,on,metric,value,count\n"' + b"x" * 200_000),
+        "scores.csv cannot be read",
+        "a long field",
+    ),
+]
+FOLDERS = [
+    *(command(name, REPORT, ended(damage), told, "Delete") for damage, told, name in DAMAGED),
+    *(command(name, STUDY, ended(damage), "seed-0", "Delete") for damage, _, name in DAMAGED),
+    command(
+        "another config",
+        "run small.yaml data.max_length=60",
+        ended(),
+        "seed-0 was made with another config",
+        "data.max_length: 64 there, 60 here",
+        "Choose another `name`",
+    ),
+    command(
+        "refuse", "run small.yaml existing=refuse", ended(), "existing: ", "seed-0 is there. Choose another `name`"
+    ),
+    command(
+        "another answer",
+        STUDY,
+        ended(replaced("predictions/1-alpha.jsonl", b"alpha", b"Alpha")),
+        "1-alpha.jsonl is not as it was written. Delete",
+    ),
+    Row("another process", ("is in use by another process. Wait for it",), twice, error=BlockingIOError),
+]
+ROWS = [*READ, *FOLDERS]
