@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import distributed
 from workbench.batch import IGNORED, collate
 from workbench.data import EpochBatches
 from workbench.module import ContinualModule
-from workbench.processes import agreed, gathered, is_first, joined, one_after_the_other, rank, share, together, total
+from workbench.processes import agreed, gathered, is_first, one_after_the_other, rank, share, together, total
 from workbench.scoring import score_task
 from workbench.strategy import ContinualStrategy
 from workbench.testing import tiny_backbone, tiny_tasks
@@ -139,30 +138,6 @@ def test_scores_of_shares_are_those_of_the_whole(tmp_path: Path) -> None:
     for result in in_each(scores, tmp_path):
         assert result[:2] == whole[:2]
         assert result[2:] == pytest.approx(whole[2:], rel=1e-6)
-
-
-@pytest.fixture
-def of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.mark.usefixtures("of_two")
-def test_a_process_that_the_study_did_not_ask_for_is_refused(tmp_path: Path) -> None:
-    assert not is_first()
-    refused = r"trainer\.devices: this is process 2 of 2, and the study is for one\. Give the number"
-    with pytest.raises(ValueError, match=refused), joined(trainer(tmp_path, [])):
-        pass
-
-
-def test_processes_that_end_with_one_task_are_refused(tmp_path: Path) -> None:
-    forking = trainer(tmp_path, [], devices=2, strategy="ddp_fork")
-    with (
-        pytest.raises(ValueError, match=r"trainer\.strategy: DDPStrategy forks or spawns.* Give 'ddp'"),
-        joined(forking),
-    ):
-        pass
-    assert "LOCAL_RANK" not in os.environ
 
 
 def test_two_processes_that_are_killed_end_as_two_that_are_not() -> None:

@@ -142,15 +142,8 @@ def going_on() -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in known}
     try:
         yield
-    except (OSError, FloatingPointError, SafetensorError) as error:
-        tell([f"{error}. {KEPT}"])
-        raise typer.Exit(FAILED) from error
-    except RuntimeError as error:
-        processes = import_module("workbench.processes")
-        if processes.world() == 1:
-            raise
-        if processes.is_first():
-            tell([f"one of {processes.world()} processes has ended ({str(error).splitlines()[0]}). {KEPT}"])
+    except failures() as error:
+        tell([f"{str(error).splitlines()[0]}. {KEPT}"])
         raise typer.Exit(FAILED) from error
     except KeyboardInterrupt as error:
         print(f"interrupted. {KEPT}", file=sys.stderr)
@@ -161,6 +154,12 @@ def going_on() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What ends a study that can be gone on with; of several processes each fails so when another one has ended."""
+    known = (OSError, FloatingPointError, SafetensorError)
+    return (*known, RuntimeError) if import_module("workbench.processes").world() > 1 else known
 
 
 def stop(number: int, _: object) -> None:

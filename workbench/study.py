@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Sequence
@@ -205,17 +206,16 @@ class Study:
         display.run_begins(title, *self.assembly_of(run.seed).tested_names(run.order))
         try:
             self._run(run, results, display)
-        except (FloatingPointError, torch.OutOfMemoryError) as error:
-            if world() > 1 and not isinstance(error, FloatingPointError):
-                raise  # the other processes still wait for this one
+        except _given_up() as error:
             self.failures.append(f"{run.title} failed: {error}")
             display.note(self.failures[-1])
             return
         display.run_ends(results.summary())
 
     def _run(self, run: Run, results: RunFolder, display: Display) -> None:
-        assembly = self.assembly_of(run.seed)
+        assembly, asked = self.assembly_of(run.seed), self.config
         backbone = assembly.backbone
+        gc.collect()  # a Trainer and its model hold each other, and so the memory of the run before
         backbone.restore()
         backbone.to(assembly.device)
         strategy = assembly.strategy(run.strategy)
@@ -232,7 +232,8 @@ class Study:
         make_trainer = assembly.trainer_factory(run.strategy, results.path)
         results.copy_row(0, self._untouched(run, module, data, make_trainer, display))
         memory = PeakMemory(assembly.device)
-        learn_in_sequence(module, data, make_trainer, results, display, _intervals(self.config))
+        intervals = Intervals(asked.score_every_n_steps, asked.save_every_n_steps, asked.save_every_seconds)
+        learn_in_sequence(module, data, make_trainer, results, display, intervals)
         results.write_environment(results.environment() | {"peak_memory_bytes": memory.bytes()})
 
     def _untouched(
@@ -271,6 +272,11 @@ class Study:
         return for_seed(alone, run.seed)
 
 
+def _given_up() -> tuple[type[Exception], ...]:
+    """What ends a run and not its study; where one of several processes has no memory left, the others wait for it."""
+    return (FloatingPointError, torch.OutOfMemoryError) if world() == 1 else (FloatingPointError,)
+
+
 def _whole(path: Path) -> RunFolder:
     """The folder of scores that can be made again; what is damaged in it is gone."""
     try:
@@ -281,10 +287,6 @@ def _whole(path: Path) -> RunFolder:
         shutil.rmtree(path)
         results = RunFolder(path)
     return results
-
-
-def _intervals(config: StudyConfig) -> Intervals:
-    return Intervals(config.score_every_n_steps, config.save_every_n_steps, config.save_every_seconds)
 
 
 def _load(source: str | Path, overrides: Sequence[str]) -> StudyConfig:
