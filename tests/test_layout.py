@@ -25,7 +25,7 @@ FLOORS = (
     ("backbone", "results", "fingerprint"),
     ("strategy",),
     ("scoring",),
-    ("data", "module"),
+    ("data", "module", "sharding"),
     ("saving",),
     ("callbacks",),
     ("course",),

@@ -28,6 +28,7 @@ from workbench.fingerprint import fingerprint_model, fingerprint_tasks
 from workbench.module import OptimizerFactory
 from workbench.processes import world
 from workbench.saving import StateFile
+from workbench.sharding import chosen
 from workbench.strategy import Composition, ContinualStrategy, needs_task_id
 
 SMALL_MODEL = 20_000_000
@@ -238,6 +239,8 @@ class Assembly:
     def _trainer_arguments(self, strategy: str, task: Task | None) -> dict[str, Any]:
         given = self.config.settings(strategy, task.name if task else None).trainer
         built = {key: _built(value) for key, value in given.items() if key != "logger"}
+        if "strategy" in built:
+            built["strategy"] = chosen(built["strategy"])
         if task is not None:
             built["max_epochs"], built["max_steps"] = self.length(strategy, task)
         return TRAINER_DEFAULTS | built | {"plugins": _plugins(built.get("plugins"))}
