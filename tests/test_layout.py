@@ -25,7 +25,7 @@ FLOORS = (
     ("backbone", "results", "fingerprint"),
     ("strategy",),
     ("scoring",),
-    ("data", "module", "sharding"),
+    ("data", "module", "sharding", "memory"),
     ("saving",),
     ("callbacks",),
     ("course",),

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from datasets import Dataset
+from torch.optim import Optimizer
 
 from workbench.assembly import Assembly
 from workbench.backbone import Backbone
@@ -16,11 +17,14 @@ from workbench.benchmark import Task
 from workbench.config import ConfigError
 from workbench.course import describe_trainable
 from workbench.display import duration
+from workbench.memory import Memory, free_memory, size_of, step_memory
 from workbench.seeding import seed_all, untouched_randomness
+from workbench.sharding import Sharded
 
 CALIBRATION_STEPS = 3
 CALIBRATION_TOKENS = 8
 SAMPLE_ROWS = 64
+LONGEST_ROWS = 8
 
 
 class PlannedRun(Protocol):
@@ -39,12 +43,27 @@ class StrategyEstimate:
         steps: Optimizer steps of one run, without those over rows that the strategy mixes in.
         train_seconds: Of one run.
         score_seconds: Of one run, if every answer were as long as it may be.
+        memory: Of one device, at the item that takes most; None: nothing trains, or it was not measured.
+        free: Bytes that the device has for it; None: it does not tell.
     """
 
     trainable: str
     steps: int
     train_seconds: float
     score_seconds: float
+    memory: Memory | None = None
+    free: int | None = None
+
+    @property
+    def remarks(self) -> str:
+        """The memory, and a warning where there is less."""
+        if self.memory is None:
+            return ""
+        told = f"; about {self.memory}"
+        if self.free is None or self.memory.total <= self.free:
+            return told
+        remedy = "Lower data.batch_size and raise trainer.accumulate_grad_batches by the same factor."
+        return f"{told}. That is more than the {self.free / 1e9:.1f} GB that are free. {remedy}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +97,7 @@ class Plan:
             train, score = duration(estimate.train_seconds), duration(estimate.score_seconds)
             lines.append(
                 f"  {name}: trains {estimate.trainable}; {estimate.steps} steps; "
-                f"about {train} training, at most {score} scoring"
+                f"about {train} training, at most {score} scoring{estimate.remarks}"
             )
         train_total, score_total = self.seconds
         lines.append(
@@ -125,7 +144,9 @@ def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
     strategy.setup(backbone)
     data = assembly.data(assembly.orders[0], 0)
     training = [task for task in strategy.curriculum(data.tasks, data.general) if len(task.train)]
-    steps, train, problems = 0, 0.0, dict[str, None]()
+    steps, train, memory, problems = 0, 0.0, list[Memory](), dict[str, None]()
+    held = size_of([*backbone.parameters(), *backbone.buffers()])
+    free = free_memory(backbone.device)
     for position, task in enumerate(training):
         strategy.before_task(backbone, task, [])
         count = _steps(assembly, name, task)
@@ -133,14 +154,18 @@ def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
         problems |= dict.fromkeys(_optimizer_problems(assembly, name, task, count))
         if timed and not problems:
             with precision.forward_context():
-                train += count * _seconds_per_step(assembly, name, task, warm=position > 0)
+                seconds, optimizer = _calibrated(assembly, name, task, warm=position > 0)
+                train += count * seconds
+                memory += [_memory(assembly, name, task, optimizer)] if optimizer else []
     if problems:
         raise ConfigError(problems)
     score = 0.0
     if timed:
         with precision.forward_context():
             score = (len(data.tasks) + 1) * _seconds_per_row(assembly, data.tested)
-    return StrategyEstimate(describe_trainable(backbone), steps, train, score)
+    most = max(memory, key=lambda item: item.total, default=None)
+    left = None if free is None else free + held
+    return StrategyEstimate(describe_trainable(backbone), steps, train, score, most, left)
 
 
 def _steps(assembly: Assembly, name: str, task: Task) -> int:
@@ -172,15 +197,17 @@ def _optimizer_problems(assembly: Assembly, name: str, task: Task, steps: int) -
     return []
 
 
-def _seconds_per_step(assembly: Assembly, name: str, task: Task, warm: bool) -> float:
-    """Times real steps on an item's first rows; they change the model, which is put back after the strategy's estimate.
+def _calibrated(assembly: Assembly, name: str, task: Task, warm: bool) -> tuple[float, Optimizer | None]:
+    """Seconds of a step, and the optimizer that made it; None where nothing trains.
+
+    Times real steps on an item's first rows; they change the model, which is put back after the strategy's estimate.
 
     A step is as many batches as gradients are accumulated over; a large batch is carried over from a part of it.
     """
     backbone, size = assembly.backbone, min(assembly.config.data.batch_size, SAMPLE_ROWS)
     parameters = list(backbone.trainable().values())
     if not parameters:
-        return 0.0
+        return 0.0, None
     optimizer, _ = assembly.optimizer_factory(name)(task.name, parameters, lambda: CALIBRATION_STEPS)
     texts = SAMPLE_ROWS * size if task.packed else size  # a row may hold many of them
     sample = task.train.select(range(min(texts, len(task.train))))
@@ -194,7 +221,21 @@ def _seconds_per_step(assembly: Assembly, name: str, task: Task, warm: bool) -> 
         _wait(backbone.device)
         spent = time.monotonic() - started
     accumulated = int(assembly.config.settings(name, task.name).trainer.get("accumulate_grad_batches") or 1)
-    return spent * accumulated * assembly.config.data.batch_size / size
+    return spent * accumulated * assembly.config.data.batch_size / size, optimizer
+
+
+def _memory(assembly: Assembly, name: str, task: Task, optimizer: Optimizer) -> Memory:
+    """What a step takes whose rows are all as long as the item's longest, judged by their characters."""
+    backbone, trainer = assembly.backbone, assembly.trainer(name)
+    columns = [task.train[name] for name in (("text",) if task.is_corpus else ("prompt", "answer"))]
+    lengths = [sum(map(len, texts)) for texts in zip(*columns, strict=True)]
+    longest = sorted(range(len(lengths)), key=lengths.__getitem__)[-LONGEST_ROWS:]
+    rows = _encoded(assembly, task, task.train.select(longest)).to_list()
+    row = max(rows, key=lambda row: len(row["input_ids"]))
+    shared = trainer.strategy if isinstance(trainer.strategy, Sharded) else None
+    count = -(-assembly.config.data.batch_size // trainer.world_size)
+    step = step_memory(backbone, optimizer, row, count, bool(shared and shared.activation_checkpointing))
+    return step.over(trainer.world_size, shared is not None)
 
 
 def _seconds_per_row(assembly: Assembly, tested: Sequence[Task]) -> float:

@@ -1,0 +1,156 @@
+"""What a training step takes of a device's memory, told from one row and the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.optim import Optimizer
+
+from workbench.backbone import Backbone
+from workbench.batch import Batch
+from workbench.sharding import blocks
+
+MEMORY = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device while a task is trained; a sum of what is there at the end of a forward.
+
+    Lightning clears the last step's gradients only after the forward, so that all four parts stand together then.
+    What a strategy holds for itself, and what scoring takes, are not among them.
+
+    Args:
+        weights: And buffers, tied ones once.
+        gradients: Of what trains.
+        optimizer: Its state.
+        activations: What the forward keeps for the gradients, and what the loss takes on its way back.
+    """
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    def __str__(self) -> str:
+        size, unit = (1e9, "GB") if self.total >= 1e9 else (1e6, "MB")
+        digits = 1 if unit == "GB" else 0
+        parts = ", ".join(f"{name} {value / size:.{digits}f}" for name, value in vars(self).items())
+        return f"{self.total / size:.{digits}f} {unit}: {parts}"
+
+    def over(self, devices: int, sharded: bool) -> Memory:
+        """One device's share; `activations` are its own already.
+
+        Sharded training splits gradients and moments; the weights are whole on each device between its tasks. Where
+        it is not sharded, each device has a second copy of the gradients, in which they are summed.
+        """
+        if devices == 1:
+            return self
+        if sharded:
+            return Memory(self.weights, -(-self.gradients // devices), -(-self.optimizer // devices), self.activations)
+        return Memory(self.weights, 2 * self.gradients, self.optimizer, self.activations)
+
+
+def step_memory(backbone: Backbone, optimizer: Optimizer, row: Any, rows: int, checkpointing: bool = False) -> Memory:
+    """What a step on so many rows like a given one takes.
+
+    Weights, gradients and optimizer are counted; activations are counted on one and on two rows, and are linear in
+    their number: SDPA keeps no (time x time) scores, and what is kept once, such as weights cast by autocast, cancels.
+
+    Args:
+        backbone: As a strategy has set it up.
+        optimizer: Of this task, after a step, so that its state is there.
+        row: Encoded, as long as rows may be.
+        rows: In a batch, on one device.
+        checkpointing: Whether each block keeps its input alone.
+    """
+    one, two = (
+        kept_activations(backbone, backbone.collate([row] * count).to(backbone.device), checkpointing)
+        for count in (1, 2)
+    )
+    return Memory(
+        size_of([*backbone.parameters(), *backbone.buffers()]),
+        size_of(backbone.trainable().values()),
+        size_of(value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)),
+        one + (two - one) * (rows - 1),
+    )
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of some tensors, each counted once."""
+    return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
+
+
+def kept_activations(backbone: Backbone, batch: Batch, checkpointing: bool = False) -> int:
+    """Bytes that a forward keeps for the gradients: each storage once, weights left out; and two times the logits.
+
+    The gradient of the cross-entropy passes through two more tensors of the logits' size, in float32, while nothing
+    is let go yet. With checkpointing the blocks keep their inputs, and one at a time is computed again in full.
+    """
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*backbone.parameters(), *backbone.buffers())}
+    found: dict[int, tuple[int, nn.Module | None]] = {}
+    inside: list[nn.Module | None] = [None]
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found.setdefault(storage.data_ptr(), (storage.nbytes(), inside[-1]))
+        return tensor
+
+    with _watched(backbone, inside) as inputs, saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
+        output = backbone(batch)
+        loss = output.loss
+    vocabulary = backbone.model.get_input_embeddings().num_embeddings
+    logits: int = output.count * vocabulary * torch.float32.itemsize
+    parts: dict[nn.Module | None, int] = {None: 0}
+    for size, where in found.values():
+        parts[where] = parts.get(where, 0) + size
+    del loss, output  # until here they have kept the storages apart
+    if not checkpointing:
+        return sum(parts.values()) + 2 * logits
+    outside = parts.pop(None)
+    return outside + sum(inputs[block] for block in parts) + max(2 * logits, *parts.values())
+
+
+@contextmanager
+def _watched(backbone: Backbone, inside: list[nn.Module | None]) -> Iterator[dict[nn.Module | None, int]]:
+    """Keeps `inside[-1]` at the block that is at work, and gives the bytes of each one's input."""
+    inputs: dict[nn.Module | None, int] = {}
+
+    def enter(block: nn.Module, given: tuple[Any, ...]) -> None:
+        inside.append(block)
+        inputs[block] = given[0].nbytes
+
+    def leave(block: nn.Module, given: Any, output: Any) -> None:
+        inside.pop()
+
+    handles = [block.register_forward_pre_hook(enter) for block in blocks(backbone)]
+    handles += [block.register_forward_hook(leave) for block in blocks(backbone)]
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a device has left for this process; None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
+    try:
+        lines = MEMORY.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
