@@ -59,7 +59,7 @@ class StrategyEstimate:
         """The memory, and a warning where there is less."""
         if self.memory is None:
             return ""
-        told = f"; about {self.memory}"
+        told = f"; memory about {self.memory}"
         if self.free is None or self.memory.total <= self.free:
             return told
         remedy = "Lower data.batch_size and raise trainer.accumulate_grad_batches by the same factor."

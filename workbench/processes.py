@@ -17,7 +17,8 @@ from workbench.components import ConfigError
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LOOKS = 0.5
-SET_BY_LAUNCHER = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PARENT = "WORKBENCH_PARENT"
+SET_BY_LAUNCHER = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", PARENT)
 
 
 def world() -> int:
@@ -57,8 +58,10 @@ def joined(trainer: Trainer) -> Iterator[None]:
         raise ConfigError([f"trainer.strategy: {name} forks or spawns, which ends with one task. Give 'ddp'."])
     before = {name: os.environ.get(name) for name in SET_BY_LAUNCHER}
     if launcher is not None:
-        if not is_first():
-            _end_with(os.getppid())
+        if PARENT in os.environ:
+            _end_with(int(os.environ[PARENT]))
+        elif not launcher.cluster_environment.creates_processes_externally:
+            os.environ[PARENT] = str(os.getpid())
         launcher.launch(trainer.strategy.setup_environment)
     elif not is_first():
         started = f"this is process {rank() + 1} of {os.environ['WORLD_SIZE']}"

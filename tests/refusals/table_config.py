@@ -117,6 +117,14 @@ RANGES = [
         "Leave",
     ),
     run("per_task.alpha.trainer.devices=2", "trainer.devices: 1 and 2 in one study. Give all strategies and tasks"),
+    run(
+        "trainer.strategy=fsdp_cpu_offload", "trainer: strategy: fsdp_cpu_offload wraps the model for good. Give 'fsdp'"
+    ),
+    run(
+        "trainer.strategy=fsdp",
+        "precision='16-true' is not sharded here. Choose one of 32-true",
+        trainer={"max_epochs": 1, "accelerator": "cpu", "precision": "16-true"},
+    ),
     run("trainer.precision=17", "trainer.precision: expected"),
     run("trainer.accelerator=foo", "trainer: You selected an invalid accelerator name", "foo", "auto", "Mend"),
     run("trainer.gradient_clip_algorithm=foo", "trainer: `gradient_clip_algorithm` foo is invalid"),
