@@ -18,7 +18,6 @@ from workbench.components import ConfigError
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LOOKS = 0.5
 PARENT = "WORKBENCH_PARENT"
-SET_BY_LAUNCHER = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", PARENT)
 
 
 def world() -> int:
@@ -40,11 +39,11 @@ def is_first() -> bool:
     return rank() == 0
 
 
-@contextmanager
-def joined(trainer: Trainer) -> Iterator[None]:
-    """Has all processes of a study run what stands in the context; starts them first, unless a launcher has.
+def join(trainer: Trainer) -> None:
+    """Has all processes of a study go on together; starts the others first, unless a launcher has.
 
-    They are started as Lightning does it: each runs this program again from its beginning.
+    They are started as Lightning does it: each runs this program again from its beginning. They stay together until
+    the program ends.
 
     Args:
         trainer: Its devices say how many there are.
@@ -53,27 +52,20 @@ def joined(trainer: Trainer) -> Iterator[None]:
         ConfigError: They cannot be started so, or a launcher has started other ones than the study asks for.
     """
     launcher: Any = trainer.strategy.launcher
-    if launcher is not None and launcher.is_interactive_compatible:
+    if launcher is None and (rank() or world() > 1):
+        started = f"this is process {rank() + 1} of {os.environ.get('WORLD_SIZE', world())}"
+        raise ConfigError([f"trainer.devices: {started}, and the study is for one. Give the number of its processes."])
+    if launcher is None:
+        return
+    if launcher.is_interactive_compatible:
         name = type(trainer.strategy).__name__
         raise ConfigError([f"trainer.strategy: {name} forks or spawns, which ends with one task. Give 'ddp'."])
-    before = {name: os.environ.get(name) for name in SET_BY_LAUNCHER}
-    if launcher is not None:
-        if PARENT in os.environ:
-            _end_with(int(os.environ[PARENT]))
-        elif not launcher.cluster_environment.creates_processes_externally:
-            os.environ[PARENT] = str(os.getpid())
-        launcher.launch(trainer.strategy.setup_environment)
-    elif not is_first():
-        started = f"this is process {rank() + 1} of {os.environ['WORLD_SIZE']}"
-        raise ConfigError([f"trainer.devices: {started}, and the study is for one. Give the number of its processes."])
-    together()
-    yield
-    if launcher is not None:
-        together()
-        distributed.destroy_process_group()
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ.update({} if value is None else {name: value})
+    own = str(os.getpid())
+    if not launcher.cluster_environment.creates_processes_externally:
+        os.environ[PARENT] = own
+    elif os.environ.get(PARENT, own) != own:
+        _end_with(int(os.environ[PARENT]))
+    launcher.launch(trainer.strategy.setup_environment)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from workbench.files import only_process
 from workbench.loop import learn_in_sequence
 from workbench.module import ContinualModule
 from workbench.plan import Plan, make_plan
-from workbench.processes import is_first, joined, one_after_the_other, world
+from workbench.processes import is_first, join, one_after_the_other, together, world
 from workbench.refusals import benchmark_refusal, built_problems
 from workbench.report import write_summary
 from workbench.results import RunFolder
@@ -190,10 +190,11 @@ class Study:
         return sorted(rows, key=lambda row: places.get(row["strategy"], len(places)))
 
     def _make_runs(self, display: Display) -> None:
-        with joined(self.assembly.trainer(next(iter(self.config.strategies)))):
-            runs = self.runs
-            for index, run in enumerate(runs):
-                self._run_unless_finished(run, f"run {index + 1} of {len(runs)}: {run.title}", display)
+        join(self.assembly.trainer(next(iter(self.config.strategies))))
+        runs = self.runs
+        for index, run in enumerate(runs):
+            self._run_unless_finished(run, f"run {index + 1} of {len(runs)}: {run.title}", display)
+        together()
 
     def _run_unless_finished(self, run: Run, title: str, display: Display) -> None:
         with one_after_the_other():

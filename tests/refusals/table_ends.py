@@ -22,7 +22,7 @@ from workbench.checkpoint import StateFolder
 from workbench.components import ConfigError
 from workbench.conformance import ConformanceError
 from workbench.files import write_whole
-from workbench.processes import joined
+from workbench.processes import join
 from workbench.strategy import ContinualStrategy
 from workbench.tiny import Stopped, tiny_backbone, tiny_run
 from workbench.trial import Trial, Unfinished
@@ -270,15 +270,10 @@ def second_of_two(place: Place) -> None:
     told = {"WORLD_SIZE": "2", "RANK": "1"}
     os.environ.update(told)
     try:
-        joined(trainer(place.folder, [])).__enter__()
+        join(trainer(place.folder, []))
     finally:
         for name in told:
             del os.environ[name]
-
-
-def forked(place: Place) -> None:
-    """Joins processes that end with one task."""
-    joined(trainer(place.folder, [], devices=2, strategy="ddp_fork")).__enter__()
 
 
 PROCESSES = [
@@ -291,7 +286,7 @@ PROCESSES = [
     Row(
         "processes that are forked",
         ("trainer.strategy: DDPStrategy forks or spawns, which ends with one task. Give 'ddp'.",),
-        forked,
+        lambda place: join(trainer(place.folder, [], devices=2, strategy="ddp_fork")),
         error=ConfigError,
     ),
 ]
