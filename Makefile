@@ -19,7 +19,7 @@ quickstart: $(STAMP)
 	$(BIN)/lightning run quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
