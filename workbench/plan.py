@@ -96,7 +96,7 @@ def make_plan(assembly: Assembly, runs: Sequence[PlannedRun]) -> Plan:
     counts: dict[str, int] = {}
     for run in runs:
         counts[run.strategy] = counts.get(run.strategy, 0) + 1
-    data = assembly.data(assembly.orders[0], 0)
+    data = assembly.data(next(iter(assembly.orders)), 0)
     estimates, problems = {}, assembly.length_problems()
     if refused := assembly.trainer_problems():
         raise ConfigError([*problems, *refused])
@@ -123,7 +123,7 @@ def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
     seed_all(0, "plan")
     strategy = assembly.strategy(name)
     strategy.setup(backbone)
-    data = assembly.data(assembly.orders[0], 0)
+    data = assembly.data(next(iter(assembly.orders)), 0)
     training = [task for task in strategy.curriculum(data.tasks, data.general) if len(task.train)]
     steps, train, problems = 0, 0.0, dict[str, None]()
     for position, task in enumerate(training):

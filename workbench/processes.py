@@ -58,7 +58,7 @@ def joined(trainer: Trainer) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in SET_BY_LAUNCHER}
     if launcher is not None:
         if not is_first():
-            _end_with(os.getppid())
+            end_with(os.getppid())
         launcher.launch(trainer.strategy.setup_environment)
     elif not is_first():
         started = f"this is process {rank() + 1} of {os.environ['WORLD_SIZE']}"
@@ -121,11 +121,7 @@ def gathered(items: Sequence[Item]) -> list[Item]:
     return [parts[number][index] for index, number in places]
 
 
-def _joined() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Ends this process when the one that started it is gone, even while it waits for it."""
 
     def look() -> None:
@@ -134,3 +130,7 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=look, daemon=True).start()
+
+
+def _joined() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
