@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,10 @@ def test_bounds_are_run_and_marked(model_folder: Path, task_folder: Path, tmp_pa
         ("per_task_ft", "learning_accuracy"),
     ]
     assert load(small.path(small.runs[1]) / "config.yaml").bounds is False
-    console = Console(width=200, record=True, quiet=False, file=(tmp_path / "out").open("w"))
+    written = StringIO()
+    console = Console(width=200, file=written)
     console.print(comparison_table(rows, "title", "note", 200))
-    text = console.export_text()
+    text = written.getvalue()
     assert "joint ‡" in text
     assert "per_task_ft ‡" in text
     assert "seqft ‡" not in text

@@ -60,7 +60,8 @@ def test_a_sweep_is_so_many_trials(raw: Callable[..., dict[str, Any]]) -> None:
     ("sweep", "told"),
     [
         ([1], "sweep: expected a mapping of dotted keys to lists, got [1]."),
-        ({"optimizer.init_args.lr": 0.1}, "sweep.optimizer.init_args.lr: expected a list of different values, got 0.1."),
+        ({"optimizer.init_args.lr": 0.1},
+         "sweep.optimizer.init_args.lr: expected a list of different values, got 0.1."),
         ({"init_args.rank": [1, 1]}, "sweep.init_args.rank: expected a list of different values, got [1, 1]."),
     ],
 )  # fmt: skip
@@ -93,7 +94,7 @@ def rows(method: str, means: dict[str, list[float]], bound: str | None = None) -
 def test_the_best_of_each_method_is_chosen() -> None:
     known = rows("a", {"a 1": [0.2, 0.4], "a 2": [0.5, 0.3], "a 3": [0.9]})
     known += rows("b", {"b 1": [0.2], "b 2": [0.6]}, bound="learning_accuracy")
-    known += rows("c", {"c 1": [math.nan]}) + [{"trial_of": None, "strategy": "d", "OP": 1.0}]
+    known += [*rows("c", {"c 1": [math.nan]}), {"trial_of": None, "strategy": "d", "OP": 1.0}]
     found = trial_rows(known)
     assert [(row["strategy"], row["trials"], row["runs"]) for row in found] == [
         ("a 1", 3, 2), ("a 2", 3, 2), ("a 3", 3, 1), ("b 1", 2, 1), ("b 2", 2, 1), ("c 1", 1, 1),
