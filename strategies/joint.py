@@ -24,6 +24,7 @@ class Joint(ContinualStrategy):
     list, theirs. Beside Replay it is Joint: nothing is left to be replayed.
     """
 
+    bound = "OP"
     reference = "Caruana, 1997 (Machine Learning 28)"
 
     def curriculum(self, tasks: Sequence[Task], general: Task | None) -> Sequence[Task]:

@@ -24,6 +24,7 @@ class PerTaskFT(ContinualStrategy):
     """
 
     composable = False
+    bound = "learning_accuracy"
     reference = "Wang et al., 2023 (arXiv 2310.14152)"
 
     def before_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:

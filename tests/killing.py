@@ -30,7 +30,7 @@ import workbench.course as course
 import workbench.files as files
 import workbench.module as module
 import workbench.results as results
-import workbench.study as studies
+import workbench.runs as runs
 from workbench.cli import app, guarded
 from workbench.testing import tiny_backbone
 
@@ -49,7 +49,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "writing a file": (files.os, "fsync"),
     "between tasks": (course.Course, "begin"),
     "after a task": (callbacks.StrategyHooks, "after_task"),
-    "between runs": (studies.Study, "_run_unless_finished"),
+    "between runs": (runs.Runs, "make"),
     "ending a run": (results.RunFolder, "end"),
 }
 MOST_SECONDS = 5.0

@@ -165,7 +165,7 @@ def test_references_are_resolved_and_open_values_told(folder: Path) -> None:
         (
             "strategies.lora.rank=1",
             "strategies.lora.rank: strategies.lora has no key 'rank'. "
-            "Its keys are class_path, init_args, optimizer, scheduler, trainer, per_task.",
+            "Its keys are class_path, init_args, optimizer, scheduler, trainer, per_task, sweep, trial_of.",
         ),
         (
             "strategies.lorra.init_args.rank=1",

@@ -20,7 +20,8 @@ FLOORS = (
     ("metrics", "imports", "annotations", "similarity", "files", "seeding", "batch", "model_folder", "environment"),
     ("components", "scorers", "depth", "composition", "benchmark", "encoding", "adapters", "display"),
     ("stored", "shards", "folder_surgery", "merging"),
-    ("schema", "checks", "parsing", "config"),
+    ("orders",),
+    ("schema", "sweeps", "bounds", "checks", "parsing", "config"),
     ("journal", "checkpoint", "records", "processes"),
     ("backbone", "results", "fingerprint"),
     ("strategy",),
@@ -31,6 +32,7 @@ FLOORS = (
     ("course",),
     ("loop",),
     ("tiny", "trial", "strategy_checks", "conformance", "testing", "assembly", "refusals", "plan", "existing"),
+    ("untouched", "runs", "pool", "executors"),
     ("study", "report", "model_card", "export"),
     ("cli", "__main__"),
 )

@@ -81,7 +81,7 @@ def test_one_key(key: str, value: object, problem: str) -> None:
         ({"class_path": 3}, ".class_path: expected str, got 3 (int)."),
         ({"class_path": "m.A", "max_epochs": 1},
          ".max_epochs: strategies.x has no key 'max_epochs'. "
-         "Its keys are class_path, init_args, optimizer, scheduler, trainer, per_task."),
+         "Its keys are class_path, init_args, optimizer, scheduler, trainer, per_task, sweep, trial_of."),
         ({"class_path": "m.A", "optimizer": {"lr": 1}},
          ".optimizer.lr: a component has 'class_path' and 'init_args' only. Arguments go into 'init_args'."),
         ({"class_path": "m.A", "per_task": {"FOMC": {"max_epochs": "many"}}},

@@ -126,7 +126,7 @@ def test_what_was_not_timed_has_no_speed(tmp_path: Path) -> None:
 
 def test_a_row_is_copied_with_its_answers(tmp_path: Path) -> None:
     source, run = fill(tmp_path / "from"), RunFolder(tmp_path / "to")
-    run.copy_row(0, source)
+    run.copy_row(0, source, ["a", "b", "c", "p", "g"])
     run.write_environment({"protocol": protocol(["a", "b", "c"])})
     assert run.matrix()[0].tolist() == R[0]
     assert run.matrix()[1:].isnan().all()

@@ -26,6 +26,7 @@ from workbench.data import ContinualDataModule
 from workbench.encoding import TextPolicy
 from workbench.fingerprint import fingerprint_model, fingerprint_tasks
 from workbench.module import OptimizerFactory
+from workbench.orders import chosen_orders
 from workbench.processes import world
 from workbench.saving import StateFile
 from workbench.sharding import chosen
@@ -56,7 +57,8 @@ class Assembly:
     def __init__(self, config: StudyConfig) -> None:
         self.config = config
         self.benchmark: Benchmark = instantiate(config.benchmark)
-        self.orders = list(config.orders or list(self.benchmark.orders)[:1])
+        names = [self.benchmark[index].name for index in range(len(self.benchmark))]
+        self.orders = chosen_orders(config.orders, self.benchmark.orders, names)
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -139,7 +141,7 @@ class Assembly:
     def data(self, order: str, seed: int) -> ContinualDataModule:
         """The tasks in an order, for one run."""
         data = ContinualDataModule(
-            [self.tasks[name] for name in self.benchmark.orders[order]],
+            [self.tasks[name] for name in self.orders[order][: self.config.first_tasks]],
             probes=self.benchmark.probes,
             general=self.benchmark.general,
             batch_size=self.config.data.batch_size,
@@ -157,6 +159,8 @@ class Assembly:
             "order_name": order,
             "seed": seed,
             "task_id_at_test": needs_task_id(strategy),
+            "bound": next((member.bound for member in strategy.modules() if getattr(member, "bound", None)), None),
+            "trial_of": config.strategies[name].trial_of,
             "references": [member.reference for member in strategy.modules() if getattr(member, "reference", "")],
             "backbone": config.backbone.path,
             "dtype": config.backbone.dtype or "float32",

@@ -26,7 +26,7 @@ def check(config: StudyConfig, trainer: Callable[..., Any] | None = None) -> lis
         One sentence for each problem, with its key.
     """
     config = for_seed(config, config.seeds[0])
-    problems = check_component(config.benchmark, "benchmark")
+    problems = check_component(config.benchmark, "benchmark") + check_component(config.executor, "executor")
     for index, component in enumerate(config.prepare):
         problems += check_component(component, joined("prepare", index))
     for name, strategy in config.strategies.items():

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import gc
-import logging
-import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -86,7 +83,7 @@ def check(class_path: str, arguments: Overrides = None) -> None:
     if problems := check_component(component, class_path):
         raise ConfigError(problems)
     testing = import_module("workbench.testing")
-    quiet()
+    import_module("workbench.display").quiet()
     try:
         passed = testing.check_either(lambda: instantiate(component))
     except testing.ConformanceError as error:
@@ -201,7 +198,7 @@ def checked(config: str, overrides: list[str]) -> Any:
         tell(told)
         told += tell_new(check_parts(error.raw), told)
     engine = import_module("workbench.study")
-    quiet()
+    import_module("workbench.display").quiet()
     try:
         return engine.Study(config, overrides)
     except ConfigError as error:
@@ -227,6 +224,8 @@ def show(folder: Path, rows: list[dict[str, object]]) -> None:
     note = module.protocol_note(module.find_runs(folder)[0])
     output().print(module.comparison_table(rows, str(folder), note, output().width))
     output().print(module.cost_table(rows))
+    if trials := module.trial_rows(rows):
+        output().print(module.sweep_table(trials))
     print(f"Results: {folder}  (summary.csv; per run scores.csv, nll.csv, train.csv, predictions/, model/)")
 
 
@@ -238,16 +237,6 @@ def output() -> Console:
 def first_line(documented: object) -> str:
     """The first sentence of a docstring."""
     return (documented.__doc__ or "").strip().partition("\n")[0]
-
-
-def quiet() -> None:
-    """Leaves the screen to the study: libraries speak only of what is wrong. Collects garbage again, too."""
-    gc.enable()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import_module("transformers.utils.logging").disable_progress_bar()
-    for library in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning.*")
 
 
 def guarded(command: Callable[[], None]) -> int:

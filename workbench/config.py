@@ -233,6 +233,8 @@ def _members(strategy: StrategyConfig) -> Any:
     """Write a strategy as a YAML does; a composition's changes stand with its first member."""
     members = [_plain(component) for component in strategy.components]
     members[0] |= _plain(strategy.changes)
+    if strategy.trial_of:
+        members[0]["trial_of"] = strategy.trial_of
     if strategy.per_task:
         members[0]["per_task"] = _plain(strategy.per_task)
     return members if len(members) > 1 else members[0]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import math
+import os
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from types import TracebackType
 from typing import Any
 
@@ -74,6 +79,16 @@ def score_table(title: str, names: Sequence[str], width: int) -> Table:
     for heading in ("after", *headings):
         table.add_column(heading, justify="right", no_wrap=True)
     return table
+
+
+def quiet() -> None:
+    """Leaves the screen to the study: libraries speak only of what is wrong. Collects garbage again, too."""
+    gc.enable()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import_module("transformers.utils.logging").disable_progress_bar()
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
 
 
 class Display:

@@ -14,7 +14,7 @@ from workbench.results import RunFolder
 
 ADVICE = "Choose another `name`, or existing=replace to lose what is there."
 WORDS = {"files": "corpus or model of its strategy", "code": "version of its strategy's code"}
-NOT_COMPARED = ("output", "existing", "save_every_n_steps", "save_every_seconds", "data.num_workers")
+NOT_COMPARED = ("output", "existing", "save_every_n_steps", "save_every_seconds", "data.num_workers", "executor")
 UNTOUCHED = ".untouched"  # a name that no strategy can have
 
 
@@ -105,7 +105,7 @@ def differences(there: StudyConfig, here: StudyConfig) -> list[str]:
     return [
         f"{key}: {old.get(key, 'nothing')} there, {new.get(key, 'nothing')} here"
         for key in dict.fromkeys([*old, *new])
-        if old.get(key) != new.get(key) and key not in NOT_COMPARED
+        if old.get(key) != new.get(key) and not any(f"{key}.".startswith(f"{name}.") for name in NOT_COMPARED)
     ]
 
 

@@ -29,6 +29,10 @@ class ConfigError(ValueError):
         self.raw = raw or {}
         super().__init__("\n".join(self.problems))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From another process it comes with its sentences apart."""
+        return type(self), (self.problems, self.raw)
+
 
 def import_class(path: str) -> Callable[..., Any]:
     """Import a class or a function by its path, also from a file in the current folder.

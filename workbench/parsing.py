@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from workbench.components import KEYS, Component, as_component, check_shape, check_value, joined
 from workbench.imports import ConfigError, did_you_mean
+from workbench.orders import names_of, read_orders
 from workbench.schema import (
     DEFAULT_OPTIMIZER,
     BackboneConfig,
@@ -21,6 +22,7 @@ from workbench.schema import (
     StudyConfig,
     combined,
 )
+from workbench.sweeps import trial_problems, trials
 
 Problems = list[str]
 Reader = Callable[[Any, str, Problems], Any]
@@ -46,6 +48,8 @@ def parse(raw: Mapping[str, Any]) -> StudyConfig:
     if problems:
         raise ConfigError(problems)
     study = StudyConfig(**values)
+    if problems := trial_problems(study.strategies, study.data.score_on):
+        raise ConfigError(problems)
     _check_schedulers(study)
     return study
 
@@ -119,16 +123,15 @@ def _seeds(value: Any, where: str, problems: Problems) -> Any:
 
 
 def _orders(value: Any, where: str, problems: Problems) -> Any:
-    """Read the orders' names; TRACE calls its orders 1 and 2, which a YAML reads as numbers."""
-    if isinstance(value, list):
-        value = [str(order) if type(order) is int else order for order in value]
-    found = check_value(value, list[str] | None, where)
-    if not found and value is not None:
-        found = _check_list(value, where)
-        for order in value:
-            _name(order, where, found)
-    problems += found
-    return value
+    """Read the orders, whose names are folders' names."""
+    before = len(problems)
+    entries = read_orders(value, where, problems)
+    names = [name for entry in entries or () for name in names_of(entry)]
+    if entries is not None and len(problems) == before:
+        problems += _check_list(names, where)
+    for name in names:
+        _name(name, where, problems)
+    return entries
 
 
 def _component(value: Any, where: str, problems: Problems) -> Component:
@@ -160,7 +163,9 @@ def _scheduler(value: Any, where: str, problems: Problems) -> Component | None:
 
 def _strategies(value: Any, where: str, problems: Problems) -> dict[str, StrategyConfig]:
     """Read the strategies; null leaves one out, which is how the command line drops one."""
-    raw = {str(name): item for name, item in _mapping(value, where, problems).items() if item is not None}
+    listed = {str(name): item for name, item in _mapping(value, where, problems).items() if item is not None}
+    swept = [trials(name, item, joined(where, name), problems) for name, item in listed.items()]
+    raw = {name: item for made in swept for name, item in made.items()}
     if not raw and (value is None or isinstance(value, Mapping)):
         problems.append(f"{where}: empty; a study needs one strategy or more.")
     whole = [name for name, item in raw.items() if not isinstance(item, Mapping) or "class_path" in item]
@@ -187,9 +192,12 @@ def _strategy(value: Any, where: str, problems: Problems) -> StrategyConfig:
         if not isinstance(member, Mapping):
             problems += check_shape(member, at)
             continue
-        problems += _unknown(member, (*KEYS, *CHANGE_KEYS, "per_task"), at)
+        problems += _unknown(member, (*KEYS, *CHANGE_KEYS, "per_task", "sweep", "trial_of"), at)
         own = {key: member[key] for key in KEYS if key in member}
         result.components.append(_component(own, at, problems))
+        result.trial_of = (
+            _plain(str | None, member.get("trial_of"), joined(at, "trial_of"), problems) or result.trial_of
+        )
         result.changes = combined(result.changes, _changes(member, at, problems))
         per_task = _per_task(member.get("per_task"), joined(at, "per_task"), problems)
         for task, changes in per_task.items():
@@ -271,6 +279,8 @@ _READERS: dict[str, Reader] = {
     "name": _name,
     "seeds": _seeds,
     "orders": _orders,
+    "first_tasks": _count,
+    "executor": _component,
     "prepare": _prepare,
     "backbone": partial(_section, BackboneConfig),
     "benchmark": _component,

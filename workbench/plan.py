@@ -115,7 +115,7 @@ def make_plan(assembly: Assembly, runs: Sequence[PlannedRun]) -> Plan:
     counts: dict[str, int] = {}
     for run in runs:
         counts[run.strategy] = counts.get(run.strategy, 0) + 1
-    data = assembly.data(assembly.orders[0], 0)
+    data = assembly.data(next(iter(assembly.orders)), 0)
     estimates, problems = {}, assembly.length_problems()
     if refused := assembly.trainer_problems():
         raise ConfigError([*problems, *refused])
@@ -142,7 +142,7 @@ def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
     seed_all(0, "plan")
     strategy = assembly.strategy(name)
     strategy.setup(backbone)
-    data = assembly.data(assembly.orders[0], 0)
+    data = assembly.data(next(iter(assembly.orders)), 0)
     training = [task for task in strategy.curriculum(data.tasks, data.general) if len(task.train)]
     steps, train, memory, problems = 0, 0.0, list[Memory](), dict[str, None]()
     held = size_of([*backbone.parameters(), *backbone.buffers()])

@@ -64,7 +64,7 @@ def join(trainer: Trainer) -> None:
     if not launcher.cluster_environment.creates_processes_externally:
         os.environ[PARENT] = own
     elif os.environ.get(PARENT, own) != own:
-        _end_with(int(os.environ[PARENT]))
+        end_with(int(os.environ[PARENT]))
     launcher.launch(trainer.strategy.setup_environment)
 
 
@@ -116,11 +116,7 @@ def gathered(items: Sequence[Item]) -> list[Item]:
     return [parts[number][index] for index, number in places]
 
 
-def _joined() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Ends this process when the one that started it is gone, even while it waits for it."""
 
     def look() -> None:
@@ -129,3 +125,7 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=look, daemon=True).start()
+
+
+def _joined() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

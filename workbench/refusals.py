@@ -8,6 +8,7 @@ from typing import Any
 from workbench.benchmark import Benchmark
 from workbench.config import Component, StudyConfig, for_seed, instantiate
 from workbench.imports import did_you_mean
+from workbench.orders import order_problems
 from workbench.strategy import Composition, ContinualStrategy
 
 
@@ -25,6 +26,8 @@ def built_problems(config: StudyConfig, known: Sequence[str]) -> list[str]:
         problems += _benchmark_problems(config)
     if not any(section.startswith("strategies") for section in sections):
         problems += _strategy_problems(config)
+    if "executor" not in {section.partition(".")[0] for section in sections}:
+        problems += _executor_problems(config.executor)
     return problems
 
 
@@ -48,12 +51,9 @@ def _benchmark_problems(config: StudyConfig) -> list[str]:
         return refusal
     benchmark: Benchmark = instantiate(config.benchmark)
     names = [benchmark[index].name for index in range(len(benchmark))]
-    problems = [
-        f"orders: {type(benchmark).__name__} has no order {order!r}.{did_you_mean(order, benchmark.orders)} "
-        f"There are {', '.join(benchmark.orders)}."
-        for order in config.orders or ()
-        if order not in benchmark.orders
-    ]
+    problems = order_problems(config.orders, benchmark.orders, names, type(benchmark).__name__)
+    if config.first_tasks and config.first_tasks > len(names):
+        problems.append(f"first_tasks: {config.first_tasks}, but {type(benchmark).__name__} has {len(names)} tasks.")
     inserted = [name for strategy in config.strategies for name in _inserted(config, strategy, benchmark, problems)]
     for strategy in config.strategies:
         problems += [
@@ -95,6 +95,17 @@ def _split_problems(config: StudyConfig, benchmark: Benchmark) -> list[str]:
     has = "has" if len(empty) == 1 else "have"
     remedy = "Give the benchmark some, or leave data.score_on at test."
     return [f"data.score_on: validation, but {', '.join(empty)} {has} no validation rows. {remedy}"]
+
+
+def _executor_problems(component: Component) -> list[str]:
+    """What the executor refuses as it is built, or that it is none."""
+    try:
+        executor = instantiate(component)
+    except (ValueError, TypeError) as error:
+        return [f"executor: {error}"]
+    known = hasattr(executor, "make") and hasattr(executor, "several_devices")
+    remedy = "Give one such as workbench.executors.Workers."
+    return [] if known else [f"executor: {component.class_path} makes no runs. {remedy}"]
 
 
 def _strategy_problems(config: StudyConfig) -> list[str]:

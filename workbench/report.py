@@ -14,6 +14,8 @@ from workbench.components import ConfigError
 from workbench.display import compress, duration, number, score_table
 from workbench.files import to_csv, write_whole
 from workbench.results import RunFolder
+from workbench.sweeps import COLUMNS as TRIAL_COLUMNS
+from workbench.sweeps import trial_rows
 
 SUMMARY = (
     "strategy",
@@ -66,10 +68,29 @@ def _check_readable(run: RunFolder) -> None:
 
 
 def write_summary(folder: str | Path) -> list[dict[str, Any]]:
-    """Writes `summary.csv`, a row for each finished run, and returns the rows."""
+    """Writes `summary.csv`, a row for each finished run, and `sweep.csv` where there are trials; returns the rows."""
     rows = [run.summary() for run in find_runs(folder)]
     write_whole(Path(folder) / "summary.csv", to_csv(SUMMARY, ({name: row[name] for name in SUMMARY} for row in rows)))
+    if trials := trial_rows(rows):
+        write_whole(Path(folder) / "sweep.csv", to_csv(TRIAL_COLUMNS, trials))
     return rows
+
+
+def sweep_table(trials: Sequence[Mapping[str, Any]]) -> Table:
+    """The trials of each method, with what they reached, the best one marked.
+
+    Args:
+        trials: Of `workbench.sweeps.trial_rows`.
+    """
+    caption = "chosen: the trial of the highest mean; one with fewer runs than another of its method never is"
+    table = Table(title="sweep", title_justify="left", caption=caption, caption_justify="left")
+    compress(table)
+    for name in TRIAL_COLUMNS:
+        table.add_column(name, overflow="fold")
+    for trial in trials:
+        last = number(trial["mean"]), "chosen" if trial["chosen"] else ""
+        table.add_row(*(str(trial[name]) for name in TRIAL_COLUMNS[:-2]), *last)
+    return table
 
 
 def protocol_note(run: RunFolder) -> str:
@@ -101,6 +122,10 @@ def comparison_table(rows: Sequence[dict[str, Any]], title: str, note: str, widt
     """
     told = any(row["task_id_at_test"] for row in rows)
     caption = note + ("\n† is told which task it is tested on: not comparable with the rest" if told else "")
+    bounds = {row["strategy"]: row["bound"].replace("_", " ") for row in rows if row.get("bound")}
+    if bounds:
+        measures = ", ".join(f"{name} by {measure}" for name, measure in bounds.items())
+        caption += f"\n‡ a bound, no method of continual learning: {measures}"
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     narrow = width < WIDE
     if narrow:
@@ -125,7 +150,7 @@ def comparison_table(rows: Sequence[dict[str, Any]], title: str, note: str, widt
 
 
 def _comparison_cells(strategy: str, own: Sequence[dict[str, Any]], rounded: bool) -> list[str]:
-    mark = " †" if own[0]["task_id_at_test"] else ""
+    mark = (" †" if own[0]["task_id_at_test"] else "") + (" ‡" if own[0].get("bound") else "")
     label = f"{strategy}{mark}" if len(own) == 1 else f"{strategy}{mark} (mean of {len(own)})"
     trainable, added = (max(row[name] for row in own) for name in ("trainable_parameters", "added_parameters"))
     sizes = [_rounded(trainable)] if rounded else [f"{trainable:,}", f"{added:,}"]

@@ -118,10 +118,11 @@ class RunFolder:
         nats = {"nats_per_token": repr(score.nats_per_token), "tokens": score.tokens}
         self._record("cell", after=after, predictions=written, **nats, **_measured(score, seconds))
 
-    def copy_row(self, after: int, source: RunFolder) -> None:
-        """Takes over all that was measured after one task from another run's folder, but what it took."""
-        for record in source.journal.records:
-            if record["kind"] == "cell" and record["after"] == after and not self.has_cell(after, record["on"]):
+    def copy_row(self, after: int, source: RunFolder, names: Sequence[str]) -> None:
+        """Takes over what was measured on some tasks after one from another run's folder, but what it took."""
+        cells = {r["on"]: r for r in source.journal.records if r["kind"] == "cell" and r["after"] == after}
+        for record in map(cells.get, names):
+            if record and not self.has_cell(after, record["on"]):
                 for name in record["predictions"] if self.journal.writes else ():
                     text = (source.path / "predictions" / name).read_text(encoding="utf-8")
                     write_whole(self.path / "predictions" / name, text)
@@ -225,6 +226,8 @@ class RunFolder:
             "order": protocol["order_name"],
             "seed": protocol["seed"],
             "task_id_at_test": protocol.get("task_id_at_test", False),
+            "bound": protocol.get("bound"),
+            "trial_of": protocol.get("trial_of"),
             "OP": metrics.overall_performance(scores),
             "BWT": metrics.backward_transfer(scores),
             "FWT": metrics.forward_transfer(scores),

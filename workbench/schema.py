@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypedDict
 
 from workbench.components import Component, as_component, joined
+from workbench.orders import Entry
 
 DEFAULT_OPTIMIZER = "torch.optim.AdamW"
+DEFAULT_EXECUTOR = "workbench.executors.InProcess"
 SEED = "{seed}"
 """Where it stands in a text of a config, each run puts its own seed; alone it becomes the number."""
 
@@ -82,11 +84,13 @@ class StrategyConfig:
         components: The `ContinualStrategy` classes, one or more.
         changes: The strategy's own optimizer, scheduler and trainer arguments.
         per_task: The same for single tasks, by the task's name.
+        trial_of: The method that this is a trial of, with other settings, to choose among them; None: it is no trial.
     """
 
     components: list[Component]
     changes: Changes = field(default_factory=Changes)
     per_task: dict[str, Changes] = field(default_factory=dict)
+    trial_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,11 @@ class StudyConfig:
         benchmark: The tasks.
         strategies: The methods to compare, by the name of their folder.
         seeds: One run each.
-        orders: Names of the benchmark's orders; None: its own.
+        orders: The benchmark's by name, written out, or random ones by seed (`workbench.orders`); None: its first.
+        first_tasks: How many tasks of each order are learnt and scored; None: all.
+        bounds: Whether the strategies that are yardsticks (`ContinualStrategy.bound`) are added, those that are not
+            there yet. The untouched model is row 0 of every run.
+        executor: Where the runs are made (`workbench.executors`); it changes no number.
         prepare: What has to be made before a seed's runs, such as the models that they compose: callables, each called
             with the study's display. They are asked every time, so one that finds its work done has to leave it.
         per_task: What single tasks do otherwise, by the task's name; a strategy's own goes before it.
@@ -131,7 +139,10 @@ class StudyConfig:
     benchmark: Component
     strategies: dict[str, StrategyConfig]
     seeds: list[int] = field(default_factory=lambda: [0])
-    orders: list[str] | None = None
+    orders: list[Entry] | None = None
+    first_tasks: int | None = None
+    bounds: bool = False
+    executor: Component = field(default_factory=lambda: Component(DEFAULT_EXECUTOR))
     prepare: list[Component] = field(default_factory=list)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     optimizer: Component = field(default_factory=lambda: Component(DEFAULT_OPTIMIZER, {"lr": 1e-4}))

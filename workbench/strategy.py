@@ -30,11 +30,14 @@ class ContinualStrategy(nn.Module):
         task_id_at_test: Whether `answer` looks at which task a prompt comes from. Then the scores are not
             comparable with those of methods that do not, and every table says so.
         composable: Whether it may stand in a list with others.
+        bound: The measure by which it is a yardstick and no method of continual learning, such as "OP"; None: it is a
+            method. `bounds: true` adds the yardsticks to a study, and tables mark them.
     """
 
     reference: ClassVar[str] = ""
     task_id_at_test: ClassVar[bool] = False
     composable: ClassVar[bool] = True
+    bound: ClassVar[str | None] = None
 
     def curriculum(self, tasks: Sequence[Task], general: Task | None) -> Sequence[Task]:
         """What is learnt, in order; an inserted task whose name is not in `tasks` is never scored."""

@@ -2,62 +2,38 @@
 
 from __future__ import annotations
 
-import gc
-import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 
-from workbench.assembly import Assembly
+from workbench.bounds import with_bounds
 from workbench.config import (
     ConfigError,
     StudyConfig,
     check,
     check_parts,
     check_surroundings,
-    dump,
     for_seed,
     instantiate,
     load,
 )
-from workbench.course import MakeTrainer, score_untouched
-from workbench.data import ContinualDataModule
 from workbench.display import Display
-from workbench.environment import PeakMemory, describe_environment
-from workbench.existing import UNTOUCHED, existing_problems, own_inputs
+from workbench.executors import Executor
+from workbench.existing import UNTOUCHED, existing_problems
 from workbench.files import only_process
-from workbench.loop import learn_in_sequence
-from workbench.module import ContinualModule
 from workbench.plan import Plan, make_plan
-from workbench.processes import is_first, join, one_after_the_other, together, world
+from workbench.processes import is_first, join, together
 from workbench.refusals import benchmark_refusal, built_problems
 from workbench.report import write_summary
-from workbench.results import RunFolder
-from workbench.saving import Intervals
+from workbench.runs import Runs
 from workbench.seeding import untouched_kernels
-from workbench.strategy import ContinualStrategy
 
 
-@dataclass(frozen=True)
-class Run:
-    """One cell of a study: a strategy, an order of the tasks, a seed."""
-
-    strategy: str
-    order: str
-    seed: int
-
-    @property
-    def title(self) -> str:
-        """For a person."""
-        return f"{self.strategy}, order {self.order}, seed {self.seed}"
-
-
-class Study:
+class Study(Runs):
     """Everything that one config asks for, checked before anything is written.
 
     Args:
@@ -74,40 +50,14 @@ class Study:
 
     @untouched_kernels()
     def __init__(self, config: StudyConfig | str | Path, overrides: Sequence[str] = ()) -> None:
-        self.config = config if isinstance(config, StudyConfig) else _load(config, overrides)
-        problems = check_surroundings(self.config) + check(self.config, Trainer)
-        problems += built_problems(self.config, problems)
+        config = with_bounds(config if isinstance(config, StudyConfig) else _load(config, overrides))
+        problems = check_surroundings(config) + check(config, Trainer)
+        problems += built_problems(config, problems)
         if problems:
             raise ConfigError(problems)
-        self._assembly = Assembly(for_seed(self.config, self.config.seeds[0]))
+        super().__init__(config)
+        self._executor: Executor = instantiate(config.executor)
         self.failures: list[str] = []
-        self.folder = Path(self.config.output) / self.config.name
-
-    @property
-    def assembly(self) -> Assembly:
-        """The objects of the first seed's runs."""
-        return self.assembly_of(self.config.seeds[0])
-
-    def assembly_of(self, seed: int) -> Assembly:
-        """The objects of a seed's runs: the same for all seeds, unless the config leaves room for a seed in them.
-
-        One set of them is held at a time.
-        """
-        config = for_seed(self.config, seed)
-        if self._assembly.config != config:
-            self._assembly = Assembly(config)
-        return self._assembly
-
-    @property
-    def runs(self) -> list[Run]:
-        """In the order in which they are made."""
-        orders = self.assembly.orders
-        return [
-            Run(strategy, order, seed)
-            for strategy in self.config.strategies
-            for order in orders
-            for seed in self.config.seeds
-        ]
 
     @untouched_kernels()
     def plan(self) -> Plan:
@@ -119,25 +69,13 @@ class Study:
         kept = self.config.existing != "replace"
         return make_plan(self.assembly, [run for run in self.runs if not (kept and self.results(run).finished)])
 
-    def path(self, run: Run) -> Path:
-        """The folder of one run."""
-        return self.folder / run.strategy / run.order / f"seed-{run.seed}"
-
-    def results(self, run: Run) -> RunFolder:
-        """What is in the folder of one run.
-
-        Raises:
-            ConfigError: Its journal is damaged.
-        """
-        return RunFolder(self.path(run), writes=is_first())
-
     def check_existing(self) -> None:
         """Compares what is there with what is asked for.
 
         Raises:
             ConfigError: A folder is there that `existing` does not allow, or one made with another config.
         """
-        wanted = {self.path(run): self._narrowed(run) for run in self.runs}
+        wanted = {self.path(run): self.narrowed(run) for run in self.runs}
         if problems := existing_problems(self.config, self.folder, wanted, lambda seed: self.assembly_of(seed).inputs):
             raise ConfigError(problems)
 
@@ -177,6 +115,7 @@ class Study:
         self.prepare(display)
         if fresh := not self.folder.is_dir():
             display.note(str(self.plan()))
+        self._trainer()
         with only_process(self.folder):
             self.check_existing()
             if self.config.existing == "replace":
@@ -189,105 +128,23 @@ class Study:
         places = {name: place for place, name in enumerate(self.config.strategies)}
         return sorted(rows, key=lambda row: places.get(row["strategy"], len(places)))
 
-    def _make_runs(self, display: Display) -> None:
-        join(self.assembly.trainer(next(iter(self.config.strategies))))
-        runs = self.runs
-        for index, run in enumerate(runs):
-            self._run_unless_finished(run, f"run {index + 1} of {len(runs)}: {run.title}", display)
-        together()
+    def _trainer(self) -> Trainer:
+        """Knows how many processes make a run together.
 
-    def _run_unless_finished(self, run: Run, title: str, display: Display) -> None:
-        with one_after_the_other():
-            results = self.results(run)
-        if results.finished:
-            display.note(f"{run.title}: finished before, kept.")
-            return
-        if not results.journal.records:
-            results.clear()
-        display.run_begins(title, *self.assembly_of(run.seed).tested_names(run.order))
-        try:
-            self._run(run, results, display)
-        except _given_up() as error:
-            self.failures.append(f"{run.title} failed: {error}")
-            display.note(self.failures[-1])
-            return
-        display.run_ends(results.summary())
-
-    def _run(self, run: Run, results: RunFolder, display: Display) -> None:
-        assembly, asked = self.assembly_of(run.seed), self.config
-        backbone = assembly.backbone
-        gc.collect()  # a Trainer and its model hold each other, and so the memory of the run before
-        backbone.restore()
-        backbone.to(assembly.device)
-        strategy = assembly.strategy(run.strategy)
-        module = ContinualModule(backbone, strategy, assembly.optimizer_factory(run.strategy))
-        data = assembly.data(run.order, run.seed)
-        alone = self._narrowed(run)
-        results.write_config(dump(alone))
-        inputs = {**assembly.inputs, **own_inputs(alone)}
-        stated = {"protocol": assembly.protocol(run.strategy, run.order, run.seed), "inputs": inputs}
-        if before := results.environment():
-            results.add_to_environment("resumed", {"times": before.get("resumed", {}).get("times", 0) + 1})
-        else:
-            results.write_environment(describe_environment() | stated)
-        make_trainer = assembly.trainer_factory(run.strategy, results.path)
-        results.copy_row(0, self._untouched(run, module, data, make_trainer, display))
-        memory = PeakMemory(assembly.device)
-        intervals = Intervals(asked.score_every_n_steps, asked.save_every_n_steps, asked.save_every_seconds)
-        learn_in_sequence(module, data, make_trainer, results, display, intervals)
-        results.write_environment(results.environment() | {"peak_memory_bytes": memory.bytes()})
-
-    def _untouched(
-        self, run: Run, module: ContinualModule, data: ContinualDataModule, make_trainer: MakeTrainer, display: Display
-    ) -> RunFolder:
-        """The folder with the scores of the model as loaded: made once in a study, then copied into each run.
-
-        It is made again where it was scored from other inputs, under another text policy or in another precision,
-        and where it is damaged.
+        Raises:
+            ConfigError: There are several, and the executor is not for that.
         """
-        assembly = self.assembly_of(run.seed)
-        path = self.folder / UNTOUCHED
-        path = path if self.config == assembly.config else path / f"seed-{run.seed}"
-        policy = {
-            "precision": make_trainer(data.tasks[0], []).precision,
-            "backbone": vars(assembly.config.backbone),
-            **vars(assembly.text_policy),
-        }
-        key = json.dumps({**assembly.inputs, **policy}, sort_keys=True)
-        with one_after_the_other():
-            results = _whole(path)
-        if results.environment().get("scored from") != {"key": key}:
-            results.clear()
-            results.add_to_environment("scored from", {"key": key})
-        for task in data.tested:
-            if results.has_cell(0, task.name):
-                display.scored(0, task.name, results.value(0, task.name, task.primary))
-        asked = ContinualModule(module.backbone, ContinualStrategy(), module.make_optimizer)
-        score_untouched(asked, data, make_trainer, results, display)
-        return results
+        trainer = self.assembly.trainer(next(iter(self.config.strategies)))
+        if trainer.world_size > 1 and not self._executor.several_devices:
+            name = type(self._executor).__name__
+            told = f"{name} makes each run in one process, and trainer.devices asks for {trainer.world_size}"
+            raise ConfigError([f"executor: {told}. Leave the executor out, or give trainer.devices=1."])
+        return trainer
 
-    def _narrowed(self, run: Run) -> StudyConfig:
-        """The config of one run alone, which runs again by itself."""
-        chosen = {run.strategy: self.config.strategies[run.strategy]}
-        alone = replace(self.config, strategies=chosen, orders=[run.order], seeds=[run.seed], existing="resume")
-        return for_seed(alone, run.seed)
-
-
-def _given_up() -> tuple[type[Exception], ...]:
-    """What ends a run and not its study; where one of several processes has no memory left, the others wait for it."""
-    return (FloatingPointError, torch.OutOfMemoryError) if world() == 1 else (FloatingPointError,)
-
-
-def _whole(path: Path) -> RunFolder:
-    """The folder of scores that can be made again; what is damaged in it is gone."""
-    try:
-        results = RunFolder(path, writes=is_first())
-        if is_first():
-            results.mend()
-    except ConfigError:
-        shutil.rmtree(path)
-        results = RunFolder(path)
-    return results
+    def _make_runs(self, display: Display) -> None:
+        join(self._trainer())
+        self.failures += self._executor.make(self, display)
+        together()
 
 
 def _load(source: str | Path, overrides: Sequence[str]) -> StudyConfig:

@@ -1,0 +1,214 @@
+"""Processes beside this one that make the runs of a study, and are replaced where they are lost."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, Protocol
+
+import torch
+
+from workbench.display import Display, duration, number, quiet
+from workbench.processes import end_with
+
+ATTEMPTS = 2
+"""How often a run is begun, or gone on with, when its process is lost each time."""
+
+
+class Making(Protocol):
+    """A study, as those know it who make its runs. Pickled it is its config, without a model."""
+
+    @property
+    def runs(self) -> Sequence[Any]: ...
+
+    def waiting(self, display: Display) -> list[Any]:
+        """The runs that are not finished; tells of those that are."""
+
+    def make(self, run: Any, display: Display, place: str = "") -> str | None:
+        """Makes a run, or goes on with it; says why it was given up, if it was."""
+
+    def score_untouched(self, display: Display) -> None:
+        """Scores row 0 of all runs, as far as it is not there."""
+
+    def release(self) -> None:
+        """Lets go of the model."""
+
+
+class Lines(Display):
+    """What is told of a run that is made elsewhere: a line at a time, each with the run's name.
+
+    Args:
+        title: Of the run.
+        tell: Takes a line.
+    """
+
+    def __init__(self, title: str, tell: Callable[[str], object]) -> None:
+        self.title, self.tell = title, tell
+
+    def note(self, text: str) -> None:
+        self.tell(f"{self.title}: {text.strip()}")
+
+    def item_begins(self, name: str, place: str, trainable: str) -> None:
+        self.note(f"{place} {name}")
+
+    def run_ends(self, summary: Mapping[str, Any]) -> None:
+        seconds = duration(summary["train_seconds"] + summary["eval_seconds"])
+        self.note(f"finished after {seconds}, OP {number(summary['OP'])}")
+
+
+def done(study: Making, job: Any, tell: Callable[[str], object]) -> tuple[str, Any]:
+    """Makes a run, or scores row 0 where the job is None.
+
+    Returns:
+        "done" and why the run was given up, or "error" and what stops the study.
+    """
+    try:
+        if job is None:
+            study.score_untouched(Lines("untouched model", tell))
+            return "done", None
+        return "done", study.make(job, Lines(job.title, tell))
+    except Exception as error:
+        try:
+            return "error", pickle.loads(pickle.dumps(error))  # noqa: S301  # whether it can travel
+        except Exception:
+            return "error", RuntimeError("".join(traceback.format_exception(error)))
+
+
+@dataclass
+class _Worker:
+    """A process, and what it does."""
+
+    process: SpawnProcess
+    line: Connection
+    job: Any = None
+    busy: bool = False
+
+
+class Pool:
+    """Processes that wait for jobs.
+
+    Args:
+        study: Whose runs they make.
+        count: How many there are.
+        threads: Of torch in each of them.
+        display: What a person sees.
+    """
+
+    def __init__(self, study: Making, count: int, threads: int, display: Display) -> None:
+        self.study, self.threads, self.display = study, threads, display
+        self.failures: list[str] = []
+        self._workers: list[_Worker] = []
+        self._attempts: dict[Any, int] = {}
+        for place in range(count):
+            self._workers.append(self._started(place))
+
+    def work(self, jobs: Sequence[Any]) -> None:
+        """Has jobs done; those that are given up go to the failures, a sentence each."""
+        left = list(jobs)
+        while left or any(worker.busy for worker in self._workers):
+            for worker in self._workers:
+                if left and not worker.busy:
+                    worker.job, worker.busy = left.pop(0), True
+                    self._attempts[worker.job] = self._attempts.get(worker.job, 0) + 1
+                    with suppress(OSError):  # it is lost, which shows as it is waited for
+                        worker.line.send(worker.job)
+            ready = wait([worker.line for worker in self._workers if worker.busy])
+            for place, worker in enumerate(self._workers):
+                if worker.line in ready and self._lost(place):
+                    left.insert(0, worker.job)
+
+    def _lost(self, place: int) -> bool:
+        """Takes what a worker says, or puts another in its place; whether its job has to be done again."""
+        worker = self._workers[place]
+        try:
+            kind, content = worker.line.recv()
+        except (EOFError, OSError):
+            return self._replaced(place)
+        if kind == "error":
+            raise content
+        if kind == "line" or content:
+            self.display.note(content)
+        if kind == "done":
+            worker.busy = False
+            self.failures += [content] if content else []
+        return False
+
+    def _replaced(self, place: int) -> bool:
+        worker = self._workers[place]
+        worker.process.join()
+        worker.line.close()
+        code = worker.process.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        told = f"a worker {how}, which lack of memory may have caused"
+        self._workers[place] = self._started(place)
+        if self._attempts[worker.job] < ATTEMPTS:
+            self.display.note(f"{getattr(worker.job, 'title', 'untouched model')}: {told}; another one goes on.")
+            return True
+        if worker.job is None:
+            raise RuntimeError(f"{told}, twice while it scored the untouched model.")
+        self.failures.append(
+            f"{worker.job.title} failed: {told}, for the second time. The same command goes on with it."
+        )
+        self.display.note(self.failures[-1])
+        return False
+
+    def end(self) -> None:
+        """Ends all workers at once: a run's files are whole at any moment."""
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.join()
+            worker.line.close()
+
+    def _started(self, place: int) -> _Worker:
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        given = (self.study, theirs, os.getpid(), self.threads, _device(place))
+        process = context.Process(target=_serve, args=given)
+        with _no_interrupts():
+            process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Has a process that is started here never hear of Ctrl-C, which reaches all of a terminal's; we end it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _device(place: int) -> str | None:
+    """Which of several GPUs is a worker's; None where there is no choice."""
+    stated = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = list(map(str, range(torch.cuda.device_count()))) if stated is None else stated.split(",")
+    return there[place % len(there)] if len(there) > 1 else None
+
+
+def _serve(study: Making, line: Connection, parent: int, threads: int, device: str | None) -> None:
+    """What a worker does: the jobs that it is sent, until it is ended."""
+    end_with(parent)
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device  # nothing has looked at them yet
+    torch.set_num_threads(threads)
+    quiet()
+    while True:
+        try:
+            job = line.recv()
+        except EOFError:
+            return
+        line.send(done(study, job, lambda text: line.send(("line", text))))

@@ -1,0 +1,199 @@
+"""The runs of a study, and how one of them is made from the config alone: here, or in any other process."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.assembly import Assembly
+from workbench.components import Component
+from workbench.config import StudyConfig, dump, for_seed
+from workbench.course import MakeTrainer
+from workbench.data import ContinualDataModule
+from workbench.display import Display
+from workbench.environment import PeakMemory, describe_environment
+from workbench.existing import own_inputs
+from workbench.loop import learn_in_sequence
+from workbench.module import ContinualModule
+from workbench.orders import Entry
+from workbench.processes import is_first, one_after_the_other, world
+from workbench.results import RunFolder
+from workbench.saving import Intervals
+from workbench.schema import DEFAULT_EXECUTOR
+from workbench.untouched import untouched_path, untouched_row
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of a study: a strategy, an order of the tasks, a seed."""
+
+    strategy: str
+    order: str
+    seed: int
+
+    @property
+    def title(self) -> str:
+        """For a person."""
+        return f"{self.strategy}, order {self.order}, seed {self.seed}"
+
+
+class Runs:
+    """All runs of a study whose config was found to be right.
+
+    Pickled it is the config, and no model goes along.
+
+    Args:
+        config: The study's.
+    """
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.config = config
+        self._assembly = Assembly(for_seed(config, config.seeds[0]))
+        self.folder = Path(config.output) / config.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Runs, (self.config,)
+
+    @property
+    def assembly(self) -> Assembly:
+        """The objects of the first seed's runs."""
+        return self.assembly_of(self.config.seeds[0])
+
+    def assembly_of(self, seed: int) -> Assembly:
+        """The objects of a seed's runs: the same for all seeds, unless the config leaves room for a seed in them.
+
+        One set of them is held at a time.
+        """
+        config = for_seed(self.config, seed)
+        if self._assembly.config != config:
+            self._assembly = Assembly(config)
+        return self._assembly
+
+    @cached_property
+    def orders(self) -> dict[str, Entry]:
+        """By name, as the config of a run alone says them: those that the benchmark does not have, task by task."""
+        own = self.assembly.benchmark.orders
+        return {name: name if name in own else {name: tasks} for name, tasks in self.assembly.orders.items()}
+
+    @property
+    def runs(self) -> list[Run]:
+        """In the order in which they are made."""
+        return [
+            Run(strategy, order, seed)
+            for strategy in self.config.strategies
+            for order in self.orders
+            for seed in self.config.seeds
+        ]
+
+    def path(self, run: Run) -> Path:
+        """The folder of one run."""
+        return self.folder / run.strategy / run.order / f"seed-{run.seed}"
+
+    def results(self, run: Run) -> RunFolder:
+        """What is in the folder of one run.
+
+        Raises:
+            ConfigError: Its journal is damaged.
+        """
+        return RunFolder(self.path(run), writes=is_first())
+
+    def waiting(self, display: Display) -> list[Run]:
+        """The runs that are not finished; tells of those that are."""
+        finished = [run for run in self.runs if self.results(run).finished]
+        for run in finished:
+            display.note(f"{run.title}: finished before, kept.")
+        return [run for run in self.runs if run not in finished]
+
+    def make(self, run: Run, display: Display, place: str = "") -> str | None:
+        """Makes a run unless it is finished, or goes on with it.
+
+        Args:
+            run: One of this study's.
+            display: What a person sees.
+            place: Stands before the run's title there.
+
+        Returns:
+            Why it was given up, if it was.
+        """
+        with one_after_the_other():
+            results = self.results(run)
+        if results.finished:
+            display.note(f"{run.title}: finished before, kept.")
+            return None
+        if not results.journal.records:
+            results.clear()
+        display.run_begins(f"{place}{run.title}", *self.assembly_of(run.seed).tested_names(run.order))
+        try:
+            self._run(run, results, display)
+        except _given_up() as error:
+            failure = f"{run.title} failed: {error}"
+            display.note(failure)
+            return failure
+        display.run_ends(results.summary())
+        return None
+
+    def _run(self, run: Run, results: RunFolder, display: Display) -> None:
+        assembly = self.assembly_of(run.seed)
+        module, data, make_trainer = self._parts(run)
+        alone = self.narrowed(run)
+        results.write_config(dump(alone))
+        inputs = {**assembly.inputs, **own_inputs(alone)}
+        stated = {"protocol": assembly.protocol(run.strategy, run.order, run.seed), "inputs": inputs}
+        if before := results.environment():
+            results.add_to_environment("resumed", {"times": before.get("resumed", {}).get("times", 0) + 1})
+        else:
+            results.write_environment(describe_environment() | stated)
+        row = untouched_row(self._untouched_path(run), assembly, module, data, make_trainer, display)
+        results.copy_row(0, row, [task.name for task in data.tested])
+        memory = PeakMemory(assembly.device)
+        learn_in_sequence(module, data, make_trainer, results, display, _intervals(self.config))
+        results.write_environment(results.environment() | {"peak_memory_bytes": memory.bytes()})
+
+    def _parts(self, run: Run) -> tuple[ContinualModule, ContinualDataModule, MakeTrainer]:
+        """What a run is made of, the model as loaded."""
+        assembly = self.assembly_of(run.seed)
+        gc.collect()  # a Trainer and its model hold each other, and so the memory of the run before
+        assembly.backbone.restore()
+        assembly.backbone.to(assembly.device)
+        module = ContinualModule(
+            assembly.backbone, assembly.strategy(run.strategy), assembly.optimizer_factory(run.strategy)
+        )
+        return module, assembly.data(run.order, run.seed), assembly.trainer_factory(run.strategy, self.path(run))
+
+    def score_untouched(self, display: Display) -> None:
+        """Scores row 0 of all runs that are not finished, as far as it is not there."""
+        seen = set()
+        for run in sorted(self.waiting(Display()), key=lambda run: run.seed):
+            path = self._untouched_path(run)
+            if (path, run.order) not in seen:
+                seen.add((path, run.order))
+                untouched_row(path, self.assembly_of(run.seed), *self._parts(run), display)
+
+    def _untouched_path(self, run: Run) -> Path:
+        assembly = self.assembly_of(run.seed)
+        return untouched_path(self.folder, assembly, run.strategy, None if self.config == assembly.config else run.seed)
+
+    def release(self) -> None:
+        """Lets go of the model, for others that need the room."""
+        self._assembly = Assembly(self._assembly.config)
+
+    def narrowed(self, run: Run) -> StudyConfig:
+        """The config of one run alone, which runs again by itself."""
+        chosen = {run.strategy: self.config.strategies[run.strategy]}
+        one: dict[str, Any] = {"strategies": chosen, "orders": [self.orders[run.order]], "seeds": [run.seed]}
+        alone = replace(self.config, **one, existing="resume", executor=Component(DEFAULT_EXECUTOR))
+        return for_seed(alone, run.seed)
+
+
+def _given_up() -> tuple[type[Exception], ...]:
+    """What ends a run and not its study; where one of several processes has no memory left, the others wait for it."""
+    return (FloatingPointError, torch.OutOfMemoryError) if world() == 1 else (FloatingPointError,)
+
+
+def _intervals(config: StudyConfig) -> Intervals:
+    return Intervals(config.score_every_n_steps, config.save_every_n_steps, config.save_every_seconds)
