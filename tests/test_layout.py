@@ -17,7 +17,18 @@ OURS_FOR_METHODS = {"backbone", "depth", "composition", "strategy", "benchmark",
 
 # Each floor may import those below it, and its neighbours as long as there is no cycle.
 FLOORS = (
-    ("metrics", "imports", "annotations", "similarity", "files", "seeding", "batch", "model_folder", "environment"),
+    (
+        "metrics",
+        "statistics",
+        "imports",
+        "annotations",
+        "similarity",
+        "files",
+        "seeding",
+        "batch",
+        "model_folder",
+        "environment",
+    ),
     ("components", "scorers", "depth", "composition", "benchmark", "encoding", "adapters", "display"),
     ("stored", "shards", "folder_surgery", "merging"),
     ("schema", "checks", "parsing", "config"),
@@ -31,7 +42,12 @@ FLOORS = (
     ("course",),
     ("loop",),
     ("tiny", "trial", "strategy_checks", "conformance", "testing", "assembly", "refusals", "plan", "existing"),
-    ("study", "report", "model_card", "export"),
+    ("gathering", "flags"),
+    ("comparison",),
+    ("tables", "published"),
+    ("latex",),
+    ("report",),
+    ("study", "model_card", "export"),
     ("cli", "__main__"),
 )
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}

@@ -155,7 +155,9 @@ class Assembly:
             "order_name": order,
             "seed": seed,
             "task_id_at_test": needs_task_id(strategy),
-            "references": [member.reference for member in strategy.modules() if getattr(member, "reference", "")],
+            "strategies": list(config.strategies),
+            "references": [member.reference for member in _citing(strategy)],
+            "bibtex": [getattr(member, "bibtex", "") for member in _citing(strategy)],
             "backbone": config.backbone.path,
             "dtype": config.backbone.dtype or "float32",
             "end_token": self.backbone.tokenizer.eos_token,
@@ -239,6 +241,11 @@ class Assembly:
         if task is not None:
             built["max_epochs"], built["max_steps"] = self.length(strategy, task)
         return TRAINER_DEFAULTS | built | {"plugins": _plugins(built.get("plugins"))}
+
+
+def _citing(strategy: ContinualStrategy) -> list[Any]:
+    """A strategy and its members, as far as they name a paper."""
+    return [member for member in strategy.modules() if getattr(member, "reference", "")]
 
 
 def _plugins(given: Any) -> list[Any]:

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from workbench.assembly import Assembly
+from workbench.comparison import compare
 from workbench.config import (
     ConfigError,
     StudyConfig,
@@ -24,7 +25,7 @@ from workbench.config import (
     instantiate,
     load,
 )
-from workbench.course import MakeTrainer, score_untouched
+from workbench.course import MakeTrainer, count_bytes, score_untouched
 from workbench.data import ContinualDataModule
 from workbench.display import Display
 from workbench.environment import PeakMemory, describe_environment
@@ -35,7 +36,7 @@ from workbench.module import ContinualModule
 from workbench.plan import Plan, make_plan
 from workbench.processes import is_first, joined, one_after_the_other, world
 from workbench.refusals import benchmark_refusal, built_problems
-from workbench.report import write_summary
+from workbench.report import write_report
 from workbench.results import RunFolder
 from workbench.saving import Intervals
 from workbench.strategy import ContinualStrategy
@@ -180,9 +181,9 @@ class Study:
             if not fresh and not all(self.results(run).finished for run in self.runs):
                 display.note(str(self.plan()))
             self._make_runs(display)
-            rows = write_summary(self.folder) if any(self.results(run).finished for run in self.runs) else []
-        places = {name: place for place, name in enumerate(self.config.strategies)}
-        return sorted(rows, key=lambda row: places.get(row["strategy"], len(places)))
+            comparisons = compare([self.folder]) if any(self.results(run).finished for run in self.runs) else []
+            write_report(self.folder, comparisons)
+        return [row for comparison in comparisons for row in comparison.rows]
 
     def _make_runs(self, display: Display) -> None:
         with joined(self.assembly.trainer(next(iter(self.config.strategies)))):
@@ -227,7 +228,7 @@ class Study:
             results.write_environment(describe_environment() | stated)
         make_trainer = assembly.trainer_factory(run.strategy, results.path)
         results.copy_row(0, self._untouched(run, module, data, make_trainer, display))
-        memory = PeakMemory(assembly.device)
+        memory = PeakMemory(assembly.device, count_bytes(backbone))
         learn_in_sequence(module, data, make_trainer, results, display, _intervals(self.config))
         results.write_environment(results.environment() | {"peak_memory_bytes": memory.bytes()})
 
