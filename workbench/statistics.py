@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean, stdev
 
 FEWEST = 3
@@ -82,6 +83,7 @@ def paired_difference(one: Mapping[int, float], other: Mapping[int, float], leve
     return student_interval([value - other[seed] for seed, value in one.items() if seed in other], level)
 
 
+@cache
 def student_quantile(level: float, freedom: int) -> float:
     """How many standard errors on each side hold `level` of a t distribution.
 
