@@ -16,7 +16,7 @@ from workbench.comparison import Comparison, compare
 from workbench.components import ConfigError
 from workbench.display import score_table
 from workbench.files import read_csv
-from workbench.report import SUMMARY, domain_table, find_runs, matrix_table, write_report
+from workbench.report import SUMMARY, domain_table, find_runs, matrix_table, report_trouble, write_report
 from workbench.results import RunFolder
 from workbench.tables import comparison_table, cost_table, difference_table, tables
 
@@ -65,7 +65,9 @@ def test_the_summary_has_the_columns_that_others_rely_on(tmp_path: Path) -> None
     (one,) = compare([tmp_path])
     files = write_report(tmp_path, [one])
     rows, file = one.rows, tmp_path / "summary.csv"
-    assert files == [file, tmp_path / "table.tex", tmp_path / "references.bib"]
+    assert files[:3] == [file, tmp_path / "table.tex", tmp_path / "references.bib"]
+    assert {path.parent.name for path in files[3:-1]} == {"figures"}
+    assert files[-1] == tmp_path / "report.html"
     assert file.read_text().splitlines()[0] == HEADER == ",".join(SUMMARY)
     back = read_csv(file)
     assert [row["seed"] for row in back] == ["0", "1"]
@@ -268,7 +270,19 @@ def test_a_study_on_its_way_gets_a_partial_report(tmp_path: Path, capsys: pytest
     assert guarded(lambda: app(["report", str(tmp_path / "s")], standalone_mode=False)) == 0
     text = capsys.readouterr().out
     assert "seed-0 is not finished: 1 of 2 tasks." in text
-    assert not (tmp_path / "s" / "summary.csv").exists()
+    assert "is not finished: 1 of 2 tasks" in (tmp_path / "s" / "report.html").read_text(encoding="utf-8")
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["lora", "report.html"]
+
+
+def test_a_study_ends_well_where_its_report_cannot_be_written(tmp_path: Path) -> None:
+    fill(tmp_path / "one")
+    found = compare([tmp_path])
+    assert report_trouble(tmp_path, found) == ""
+    (tmp_path / "figures").rename(tmp_path / "old")
+    (tmp_path / "figures").write_text("a file where a folder has to be")
+    told = report_trouble(tmp_path, found)
+    assert told.startswith("The report was not written (FileExistsError: ")
+    assert told.endswith(f"`lightning report {tmp_path}` tries again.")
 
 
 @pytest.mark.parametrize(

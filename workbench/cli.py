@@ -237,8 +237,8 @@ def show(folder: Path, comparisons: list[Any]) -> None:
             output().print(table)
         for sentence in module.sentences(comparison):
             output().print(f"! {sentence}", markup=False, highlight=False)
-    files = "summary.csv, table.tex, references.bib; " if any(one.runs for one in comparisons) else ""
-    print(f"Results: {folder}  ({files}per run scores.csv, nll.csv, train.csv, predictions/, model/)")
+    files = "summary.csv, table.tex, references.bib, figures/; " if any(one.runs for one in comparisons) else ""
+    print(f"Results: {folder}  (report.html; {files}per run scores.csv, nll.csv, train.csv, predictions/, model/)")
 
 
 def output() -> Console:

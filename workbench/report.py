@@ -13,7 +13,9 @@ from workbench.comparison import Comparison
 from workbench.components import ConfigError
 from workbench.display import number, score_table
 from workbench.files import to_csv, write_whole
+from workbench.gallery import write_figures
 from workbench.latex import bibtex, latex_table
+from workbench.page import report_page
 from workbench.results import RunFolder
 from workbench.tables import split_note
 
@@ -62,16 +64,31 @@ def find_runs(folder: str | Path) -> list[RunFolder]:
 
 
 def write_report(folder: str | Path, comparisons: Sequence[Comparison]) -> list[Path]:
-    """Writes a report's files into a folder, as far as there is a finished run.
+    """Writes a report's files into a folder: the page always, the others as far as there is a finished run.
 
     Args:
-        folder: Where they go: `summary.csv`, `table.tex` (one table for each comparison) and `references.bib`.
+        folder: Where they go: `report.html`, `summary.csv`, `table.tex` (one table for each comparison),
+            `references.bib`, and `figures/`.
         comparisons: What is reported, from run folders alone.
 
     Returns:
         The files.
     """
     folder = Path(folder)
+    tables = _write_tables(folder, comparisons)
+    return [*tables, *write_figures(comparisons, folder / "figures"), report_page(comparisons, folder)]
+
+
+def report_trouble(folder: str | Path, comparisons: Sequence[Comparison]) -> str:
+    """As `write_report` where a study ends: whatever goes wrong is told in a sentence, for the runs are whole."""
+    try:
+        write_report(folder, comparisons)
+    except Exception as error:  # days of training must not end in a traceback of the last second
+        return f"The report was not written ({type(error).__name__}: {error}). `lightning report {folder}` tries again."
+    return ""
+
+
+def _write_tables(folder: Path, comparisons: Sequence[Comparison]) -> list[Path]:
     told = [comparison for comparison in comparisons if comparison.runs]
     if not told:
         return []

@@ -36,7 +36,7 @@ from workbench.module import ContinualModule
 from workbench.plan import Plan, make_plan
 from workbench.processes import is_first, joined, one_after_the_other, world
 from workbench.refusals import benchmark_refusal, built_problems
-from workbench.report import write_report
+from workbench.report import report_trouble
 from workbench.results import RunFolder
 from workbench.saving import Intervals
 from workbench.strategy import ContinualStrategy
@@ -182,7 +182,8 @@ class Study:
                 display.note(str(self.plan()))
             self._make_runs(display)
             comparisons = compare([self.folder]) if any(self.results(run).finished for run in self.runs) else []
-            write_report(self.folder, comparisons)
+            if comparisons and (trouble := report_trouble(self.folder, comparisons)):
+                display.note(trouble)
         return [row for comparison in comparisons for row in comparison.rows]
 
     def _make_runs(self, display: Display) -> None:
