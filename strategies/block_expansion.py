@@ -42,6 +42,13 @@ class BlockExpansion(ContinualStrategy):
     """
 
     reference = "Wu et al., 2024 (arXiv 2401.02415)"
+    bibtex = """@misc{wu2024llamapro,
+  author = {Wu, Chengyue and others},
+  title = {{LLaMA Pro}: Progressive {LLaMA} with Block Expansion},
+  year = {2024},
+  eprint = {2401.02415},
+  archivePrefix = {arXiv}
+}"""
 
     def __init__(
         self,

@@ -48,6 +48,13 @@ class CALM(ContinualStrategy):
     """
 
     reference = "Bansal et al., 2024 (arXiv 2401.02412)"
+    bibtex = """@misc{bansal2024calm,
+  author = {Bansal, Rachit and others},
+  title = {{LLM} Augmented {LLM}s: Expanding Capabilities through Composition},
+  year = {2024},
+  eprint = {2401.02412},
+  archivePrefix = {arXiv}
+}"""
 
     def __init__(
         self,

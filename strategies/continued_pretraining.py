@@ -34,6 +34,13 @@ class ContinuedPretraining(ContinualStrategy):
     """
 
     reference = "Gururangan et al., 2020 (arXiv 2004.10964)"
+    bibtex = """@misc{gururangan2020dont,
+  author = {Gururangan, Suchin and others},
+  title = {Don't Stop Pretraining: Adapt Language Models to Domains and Tasks},
+  year = {2020},
+  eprint = {2004.10964},
+  archivePrefix = {arXiv}
+}"""
 
     def __init__(self, steps: int, corpus: str | None = None, packed: bool = True) -> None:
         super().__init__()

@@ -32,6 +32,13 @@ class DepthUpScaling(ContinualStrategy):
     """
 
     reference = "Kim et al., 2024 (arXiv 2312.15166)"
+    bibtex = """@misc{kim2024solar,
+  author = {Kim, Dahyun and others},
+  title = {{SOLAR 10.7B}: Scaling Large Language Models with Simple yet Effective Depth Up-Scaling},
+  year = {2024},
+  eprint = {2312.15166},
+  archivePrefix = {arXiv}
+}"""
 
     def __init__(
         self,

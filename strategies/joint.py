@@ -26,6 +26,13 @@ class Joint(ContinualStrategy):
 
     bound = "OP"
     reference = "Caruana, 1997 (Machine Learning 28)"
+    bibtex = """@article{caruana1997multitask,
+  author = {Caruana, Rich},
+  title = {Multitask Learning},
+  year = {1997},
+  journal = {Machine Learning},
+  volume = {28}
+}"""
 
     def curriculum(self, tasks: Sequence[Task], general: Task | None) -> Sequence[Task]:
         """One task, "joint", of all training rows; it is never scored itself.

@@ -32,6 +32,14 @@ class LoRA(ContinualStrategy):
     """
 
     reference = "Hu et al., 2022 (arXiv 2106.09685)"
+    bibtex = """@inproceedings{hu2022lora,
+  author = {Hu, Edward J. and others},
+  title = {{LoRA}: Low-Rank Adaptation of Large Language Models},
+  year = {2022},
+  booktitle = {International Conference on Learning Representations},
+  eprint = {2106.09685},
+  archivePrefix = {arXiv}
+}"""
 
     def __init__(
         self,

@@ -26,6 +26,13 @@ class PerTaskFT(ContinualStrategy):
     composable = False
     bound = "learning_accuracy"
     reference = "Wang et al., 2023 (arXiv 2310.14152)"
+    bibtex = """@misc{wang2023olora,
+  author = {Wang, Xiao and others},
+  title = {Orthogonal Subspace Learning for Language Model Continual Learning},
+  year = {2023},
+  eprint = {2310.14152},
+  archivePrefix = {arXiv}
+}"""
 
     def before_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
         """Puts the loaded model back, on the device and in the precision where it is."""

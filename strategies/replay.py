@@ -41,6 +41,13 @@ class Replay(ContinualStrategy):
     """
 
     reference = "Chaudhry et al., 2019 (arXiv 1902.10486)"
+    bibtex = """@misc{chaudhry2019tiny,
+  author = {Chaudhry, Arslan and others},
+  title = {On Tiny Episodic Memories in Continual Learning},
+  year = {2019},
+  eprint = {1902.10486},
+  archivePrefix = {arXiv}
+}"""
 
     def __init__(self, share: float = 0.1, rows: int | None = None) -> None:
         super().__init__()

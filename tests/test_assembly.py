@@ -16,9 +16,10 @@ from workbench.backbone import Backbone
 from workbench.benchmark import Task
 from workbench.config import ConfigError, load, parse
 from workbench.files import read_csv
-from workbench.report import matrix_table, protocol_note
+from workbench.report import matrix_table
 from workbench.results import RunFolder
 from workbench.study import UNTOUCHED, Study
+from workbench.tables import protocol_note
 
 Make = Callable[..., Study]
 FEW = {"train_rows": 32, "test_rows": 3, "validation_rows": 2}

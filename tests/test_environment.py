@@ -31,6 +31,23 @@ def test_the_peak_is_counted_from_its_own_start() -> None:
 
 
 @linux
+def test_what_earlier_runs_have_left_is_no_part_of_the_peak() -> None:
+    """Neither what is still held nor what was freed, in pieces too small to be given back at once; the model is."""
+    held = bytearray(b"1" * (64 * MEGABYTE))
+    freed = [bytes(100) + str(index).encode() for index in range(500_000)]
+    del freed
+    memory = PeakMemory(CPU, model_bytes=3 * MEGABYTE)
+    start = memory.bytes()
+    used = [bytes(100) + str(index).encode() for index in range(500_000)]
+    peak = memory.bytes()
+    assert len(held) + len(used) > 0
+    assert start is not None
+    assert peak is not None
+    assert 3 * MEGABYTE <= start < 8 * MEGABYTE
+    assert 50 * MEGABYTE < peak - start < 150 * MEGABYTE
+
+
+@linux
 def test_where_the_mark_cannot_be_set_back_nothing_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "CLEAR", tmp_path / "no" / "clear_refs")
     assert PeakMemory(CPU).bytes() is None

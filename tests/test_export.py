@@ -20,12 +20,12 @@ from transformers import AutoModelForCausalLM
 
 from workbench.backbone import Backbone
 from workbench.cli import app, guarded
+from workbench.comparison import MEASURES
 from workbench.components import ConfigError
 from workbench.config import parse
 from workbench.display import number
 from workbench.export import export
 from workbench.model_card import FOLDER, in_words
-from workbench.report import MEASURES
 from workbench.results import RunFolder
 from workbench.study import Study
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,12 @@ def fill(folder: Path, ended: bool = True, **other: Any) -> RunFolder:
         run.add_score(after, score("probe", PROBE[after]))
     for item, added, decoded in (("a", 0, 7), ("b", 10, 8), ("c", 10, 30)):
         costs = {"trainable_parameters": 5 + added, "added_parameters": added, "steps": 3, "tokens": 60}
-        costs |= {"decoded_tokens": decoded, "decode_seconds": 0.25}
+        costs |= {
+            "decoded_tokens": decoded,
+            "decode_seconds": 0.25,
+            "rows": 8,
+            "replay_rows": added // 10 + (item == "c"),
+        }
         run.add_costs({"item": item, **costs, "train_seconds": 1.5, "eval_seconds": 0.5})
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{}")
@@ -110,12 +116,39 @@ def test_the_summary_by_hand(tmp_path: Path) -> None:
     assert (summary["train_seconds"], summary["eval_seconds"]) == (4.5, 1.5)
     assert summary["train_tokens_per_second"] == 3 * 60 / 4.5
     assert summary["decoded_tokens_per_second"] == 30 / 0.25  # of the last row
+    assert (summary["steps"], summary["tokens"], summary["replay_rows"]) == (9, 180, 3)
+    assert summary["disk_bytes"] == len("{}")
+
+
+def test_the_error_of_a_score_is_what_its_scorer_knew_or_that_of_a_share(tmp_path: Path) -> None:
+    """Of 3 rows, 2/3 can be a share and 0.5 cannot."""
+    run = RunFolder(tmp_path)
+    run.write_environment({"protocol": protocol(["a", "b", "c"])})
+    graded = replace(score("a", 0.5), errors={"accuracy": 0.125})
+    for cell in (graded, score("b", 2 / 3), score("c", 0.5)):
+        run.add_score(3, cell)
+    for reader in (run, RunFolder(tmp_path)):
+        assert reader.error(3, "a", "accuracy") == 0.125
+        assert reader.error(3, "b", "accuracy") == pytest.approx(math.sqrt(2 / 27))
+        assert math.isnan(reader.error(3, "c", "accuracy"))
+        assert math.isnan(reader.error(1, "a", "accuracy"))
+        assert math.isnan(reader.summary()["OP_error"])
+
+
+def test_a_model_that_was_deleted_takes_no_known_room(tmp_path: Path) -> None:
+    run = fill(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "state").write_bytes(b"1234")
+    assert run.disk_bytes() == 6
+    (tmp_path / "model" / "config.json").unlink()
+    (tmp_path / "model").rmdir()
+    assert math.isnan(run.disk_bytes())
 
 
 def test_what_was_not_timed_has_no_speed(tmp_path: Path) -> None:
     """Such as runs that were made before decoding was timed, or without training."""
     file = fill(tmp_path).path / "costs.csv"
-    lines = [line.rpartition(",")[0].rpartition(",")[0] for line in file.read_text().splitlines()]
+    lines = [",".join(line.split(",")[:-4]) for line in file.read_text().splitlines()]
     file.write_text("\n".join(lines).replace(",60,1.5,", ",0,0,") + "\n")
     (tmp_path / "journal.jsonl").unlink()  # which would win
     summary = RunFolder(tmp_path).summary()

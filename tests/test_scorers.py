@@ -224,7 +224,7 @@ def test_ranks_with_unequal_rows_give_the_exact_mean() -> None:
     here, there = ExactMatch(), ExactMatch()
     here.update(["", "", ""], ["A", "B", "C"], ["A", "B", "A"])
     there.update([""], ["A"], ["A"])
-    theirs = iter((there.total, there.count))
+    theirs = iter((there.total, there.squares, there.count))
 
     def gather(state: Tensor, group: object) -> list[Tensor]:
         return [state, next(theirs)]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
@@ -28,23 +25,11 @@ from workbench.fingerprint import fingerprint_model, fingerprint_tasks
 from workbench.module import OptimizerFactory
 from workbench.orders import chosen_orders
 from workbench.processes import world
-from workbench.saving import StateFile
-from workbench.sharding import chosen
 from workbench.strategy import Composition, ContinualStrategy, needs_task_id
+from workbench.trainer_arguments import TRAINER_DEFAULTS, loggers, trainer_arguments
 
 SMALL_MODEL = 20_000_000
 """Parameters below which more than one thread costs more than it brings."""
-
-TRAINER_DEFAULTS: dict[str, Any] = {
-    "devices": 1,
-    "logger": False,
-    "log_every_n_steps": 1,  # a task may have fewer steps than Lightning's 50, and then nothing would be logged
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "use_distributed_sampler": False,  # the batches are cut for each process as they are made
-    "deterministic": "warn",  # True raises where torch has no such kernel, and a strategy may need what has none
-}
 
 
 class Assembly:
@@ -161,7 +146,9 @@ class Assembly:
             "task_id_at_test": needs_task_id(strategy),
             "bound": next((member.bound for member in strategy.modules() if getattr(member, "bound", None)), None),
             "trial_of": config.strategies[name].trial_of,
-            "references": [member.reference for member in strategy.modules() if getattr(member, "reference", "")],
+            "strategies": list(config.strategies),
+            "references": [member.reference for member in _citing(strategy)],
+            "bibtex": [getattr(member, "bibtex", "") for member in _citing(strategy)],
             "backbone": config.backbone.path,
             "dtype": config.backbone.dtype or "float32",
             "end_token": self.backbone.tokenizer.eos_token,
@@ -235,30 +222,16 @@ class Assembly:
         return list(dict.fromkeys(problems))
 
     def _loggers(self, strategy: str, folder: Path) -> Any:
-        logger = self.config.settings(strategy).trainer.get("logger", False)
-        version = "-".join(folder.parts[-3:])
-        built = [_logger(item, version) if isinstance(item, dict) else item for item in _listed(logger)]
-        return built if isinstance(logger, list) else built[0]
+        return loggers(self.config.settings(strategy).trainer.get("logger", False), "-".join(folder.parts[-3:]))
 
     def _trainer_arguments(self, strategy: str, task: Task | None) -> dict[str, Any]:
         given = self.config.settings(strategy, task.name if task else None).trainer
-        built = {key: _built(value) for key, value in given.items() if key != "logger"}
-        if "strategy" in built:
-            built["strategy"] = chosen(built["strategy"])
-        if task is not None:
-            built["max_epochs"], built["max_steps"] = self.length(strategy, task)
-        return TRAINER_DEFAULTS | built | {"plugins": _plugins(built.get("plugins"))}
+        return trainer_arguments(given, self.length(strategy, task) if task else None)
 
 
-def _plugins(given: Any) -> list[Any]:
-    """The config's plugins and our own: states straight to their file, and no requeueing but our resume."""
-    plugins = [] if given is None else list(_listed(given))
-    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-        plugins.append(StateFile())
-    elsewhere = TorchElasticEnvironment.detect() or any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
-    if SLURMEnvironment.detect() and not elsewhere:
-        plugins.append(SLURMEnvironment(auto_requeue=False))
-    return plugins
+def _citing(strategy: ContinualStrategy) -> list[Any]:
+    """A strategy and its members, as far as they name a paper."""
+    return [member for member in strategy.modules() if getattr(member, "reference", "")]
 
 
 def _choose_threads(backbone: Backbone) -> None:
@@ -278,20 +251,3 @@ def _constructed(section: str, component: Component, **extra: Any) -> Any:
     except (ValueError, TypeError, ZeroDivisionError) as error:
         told = f"{section}: {component.class_path}: {str(error).rstrip('.')}. Mend its init_args."
         raise ConfigError([told]) from error
-
-
-def _logger(component: Mapping[str, Any], version: str) -> Any:
-    """Builds a logger; the run's name tells it from the others, where the config does not."""
-    known = inspect.signature(import_class(component["class_path"])).parameters
-    own = "version" in known and "version" not in (component.get("init_args") or {})
-    return instantiate(component, **({"version": version} if own else {}))
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _built(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_built(item) for item in value]
-    return instantiate(value) if isinstance(value, dict) and "class_path" in value else value

@@ -44,7 +44,8 @@ def run(config: str, overrides: Overrides = None) -> None:
     with going_on(), display:
         rows = study.run(display)
     if rows:
-        show(study.folder, rows)
+        comparison = import_module("workbench.comparison")
+        show(study.folder, comparison.compare([study.folder]))
     if study.failures:
         tell(study.failures)
         raise typer.Exit(FAILED)
@@ -65,15 +66,21 @@ def list_() -> None:
 
 
 @app.command()
-def report(folder: Path) -> None:
-    """Rebuild summary.csv from the run folders under FOLDER, and print the tables."""
-    module = import_module("workbench.report")
-    runs = module.find_runs(folder)
-    for finished in runs:
-        output().print(module.matrix_table(finished, output().width))
-    if len(runs) > 1:
-        output().print(module.domain_table(runs, output().width))
-    show(folder, module.write_summary(folder))
+def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER... [baseline=STRATEGY]")]) -> None:
+    """Rebuild the report of the run folders under each FOLDER, finished or not: tables here, files in the first."""
+    given = [Path(folder) for folder in folders if "=" not in folder or Path(folder).exists()]
+    settings = dict(text.split("=", 1) for text in folders if Path(text) not in given)
+    if not given:
+        raise ConfigError(["report: no folder is given. Give a study's folder, such as runs/quickstart."])
+    module, comparison = import_module("workbench.report"), import_module("workbench.comparison")
+    found = comparison.compare(given, comparison.baseline_of(settings))
+    for one in found:
+        for finished in one.runs:
+            output().print(module.matrix_table(finished, output().width))
+        if len(one.runs) > 1:
+            output().print(module.domain_table(one.runs, output().width))
+    module.write_report(given[0], found)
+    show(given[0], found)
 
 
 @app.command()
@@ -218,15 +225,16 @@ def tell(problems: Iterable[str]) -> None:
         print(f"error: {problem}", file=sys.stderr, flush=True)
 
 
-def show(folder: Path, rows: list[dict[str, object]]) -> None:
-    """Prints the comparison of strategies, what they cost, and where the results are."""
-    module = import_module("workbench.report")
-    note = module.protocol_note(module.find_runs(folder)[0])
-    output().print(module.comparison_table(rows, str(folder), note, output().width))
-    output().print(module.cost_table(rows))
-    if trials := module.trial_rows(rows):
-        output().print(module.sweep_table(trials))
-    print(f"Results: {folder}  (summary.csv; per run scores.csv, nll.csv, train.csv, predictions/, model/)")
+def show(folder: Path, comparisons: list[Any]) -> None:
+    """Prints each comparison of strategies with what it cannot tell, what they cost, and where the results are."""
+    module = import_module("workbench.tables")
+    for comparison in comparisons:
+        for table in module.tables(comparison, output().width):
+            output().print(table)
+        for sentence in module.sentences(comparison):
+            output().print(f"! {sentence}", markup=False, highlight=False)
+    files = "summary.csv, table.tex, references.bib, figures/; " if any(one.runs for one in comparisons) else ""
+    print(f"Results: {folder}  (report.html; {files}per run scores.csv, nll.csv, train.csv, predictions/, model/)")
 
 
 def output() -> Console:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import signal
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -58,6 +60,7 @@ class Course:
         self.device = self.backbone.device
         self.parameters = count_parameters(self.backbone)
         self.steps = 0
+        self.rows = {"rows": 0, "replay_rows": 0}
 
     def last_state(self) -> Saved | None:
         """Where a run that was stopped goes on.
@@ -125,7 +128,7 @@ class Course:
             _fit(self.make_trainer(item, callbacks), self.module, data, state)
         if len(results.records.costs) <= progress.position:
             parameters = {"trainable_parameters": trains, "added_parameters": self._added()}
-            results.add_costs({"item": item.name, **parameters, **_spent(results, progress, row)})
+            results.add_costs({"item": item.name, **parameters, **_spent(results, progress, row), **self.rows})
         self.steps += progress.steps
 
     def end(self) -> None:
@@ -141,7 +144,9 @@ class Course:
 
     def _choose_rows(self, position: int, item: Task) -> None:
         seed_all(self.data.seed, "rows", position)
-        self.data.begin(self.backbone, position, item, self.strategy.training_data(item, item.train))
+        rows = self.strategy.training_data(item, item.train)
+        self.rows = {"rows": len(rows), "replay_rows": count_strange(rows, item.train)}
+        self.data.begin(self.backbone, position, item, rows)
 
     def _record(self, item: Task) -> None:
         cut = self.data.cut_rows()
@@ -185,9 +190,31 @@ def count_parameters(backbone: Backbone) -> int:
     return sum(parameter.numel() for parameter in backbone.model.parameters())
 
 
+def count_bytes(backbone: Backbone) -> int:
+    """What the model's values take in memory; tied ones once."""
+    return sum(parameter.nbytes for parameter in backbone.model.parameters())
+
+
 def count_trainable(backbone: Backbone) -> int:
     """How many values train now."""
     return sum(parameter.numel() for parameter in backbone.trainable().values())
+
+
+def count_strange(rows: Dataset, own: Dataset) -> int:
+    """How many rows are beyond the task's own: other ones, and those that are there more often than in the task.
+
+    >>> own = Dataset.from_dict({"prompt": ["1", "2"], "answer": ["a", "b"]})
+    >>> count_strange(Dataset.from_dict({"prompt": ["1", "1", "3"], "answer": ["a", "a", "c"]}), own)
+    2
+    """
+    if rows is own:
+        return 0
+    return (_texts(rows) - _texts(own)).total()
+
+
+def _texts(rows: Dataset) -> Counter[tuple[str, ...]]:
+    columns = [rows[name][:] for name in ("prompt", "answer", "text") if name in rows.column_names]
+    return Counter(zip(*columns, strict=True))
 
 
 def describe_trainable(backbone: Backbone) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import platform
@@ -42,35 +43,50 @@ def describe_environment() -> dict[str, Any]:
 
 
 class PeakMemory:
-    """The most memory that this process has needed since the object was made.
+    """The most memory that a run has needed since the object was made: its model and what came on top.
 
-    On a GPU it is what torch has allocated there. Elsewhere it is what Linux counts as resident: the interpreter and
-    the libraries are part of it (hundreds of MB), and so is what earlier work has freed but not given back.
+    On a GPU it is what torch has allocated there. Elsewhere it is by how much the process has grown, as Linux counts
+    resident memory, and the model that was there at the start: the interpreter, the libraries and what earlier runs
+    have left are no part of it. What they have freed goes back to the system first, or it would be used again unseen;
+    where that cannot be asked for (no glibc), nothing is claimed.
 
     Args:
         device: Where the model is.
+        model_bytes: What the model takes that is there already.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, model_bytes: int = 0) -> None:
         self.device = device
-        self._known = True
+        self._start: int | None = None
+        gc.collect()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-            return
-        gc.collect()
-        try:
-            CLEAR.write_text("5", encoding="ascii")  # from here on the high-water mark is today's
-        except OSError:
-            self._known = False
+        elif _give_back():
+            start = _resident("VmHWM:")
+            self._start = None if start is None else start - model_bytes
 
     def bytes(self) -> int | None:
         """The peak so far; None where the system does not count, such as on macOS."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        if not self._known:
-            return None
-        lines = STATUS.read_text(encoding="ascii").splitlines()
-        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+        peak = _resident("VmHWM:")
+        return None if self._start is None or peak is None else peak - self._start
+
+
+def _give_back() -> bool:
+    """Gives what is free back to the system, and sets Linux' high-water mark to what is held now."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        CLEAR.write_text("5", encoding="ascii")
+    except (OSError, AttributeError, TypeError):  # another system, or another C library
+        return False
+    return True
+
+
+def _resident(name: str) -> int | None:
+    """A line of the process's status, in bytes."""
+    lines = STATUS.read_text(encoding="ascii").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), None)
 
 
 def _version(name: str) -> str | None:

@@ -12,12 +12,13 @@ from typing import Any
 
 from huggingface_hub import ModelCardData, metadata_load, try_to_load_from_cache
 
+from workbench.comparison import MEASURES
 from workbench.components import Component
 from workbench.config import StudyConfig, load
 from workbench.display import duration, number
 from workbench.files import read_csv
 from workbench.model_folder import SHIPPED, locate
-from workbench.report import MEASURES, moments
+from workbench.report import moments
 from workbench.results import RunFolder
 
 SPEEDS = (("training", "train_tokens_per_second"), ("decoding", "decoded_tokens_per_second"))

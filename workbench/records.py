@@ -23,6 +23,8 @@ COSTS = (
     "eval_seconds",
     "decoded_tokens",
     "decode_seconds",
+    "rows",
+    "replay_rows",
 )
 NUMBERS = {
     "scores.csv": ("after", "value"),
@@ -45,6 +47,7 @@ class Records:
         curve: Rows of `train.csv`.
         environment: `environment.json`.
         config: The text of `config.yaml`; None where it was not written.
+        errors: Standard error of a score by (after, on, metric), where the scorer knew it; in the journal alone.
         spent: Seconds, decoded tokens and decoding seconds of each cell and each score in mid-task.
         predictions: SHA-256 of each file of predictions, by its name.
         model: SHA-256 of each file of the final model; None before the run's end.
@@ -58,7 +61,9 @@ class Records:
         self.curve: list[dict[str, str]] = []
         self.environment: dict[str, Any] = {}
         self.config: str | None = None
+        self.errors: dict[tuple[int, str, str], float] = {}
         self.spent: list[dict[str, Any]] = []
+        self._values: tuple[int, dict[tuple[int, str, str], float]] = (0, {})
         self.predictions: dict[str, str] = {}
         self.model: dict[str, str] | None = None
 
@@ -87,6 +92,16 @@ class Records:
             The files that have changed.
         """
         return tuple(getattr(self, f"_add_{record['kind']}")(record))
+
+    @property
+    def values(self) -> dict[tuple[int, str, str], float]:
+        """The scores by (after, on, metric); the first, where one was measured twice."""
+        if self._values[0] != len(self.scores):
+            found: dict[tuple[int, str, str], float] = {}
+            for row in self.scores:
+                found.setdefault((int(row["after"]), row["on"], row["metric"]), float(row["value"]))
+            self._values = len(self.scores), found
+        return self._values[1]
 
     def text(self, name: str) -> str:
         """The content that a file has to have."""
@@ -129,6 +144,8 @@ class Records:
         nll = {"metric": "nats_per_token", "value": record["nats_per_token"], "count": str(record["tokens"])}
         self.nll.append({**cell, **nll})
         self.predictions |= record["predictions"]
+        for name, error in record.get("errors", {}).items():
+            self.errors[int(record["after"]), record["on"], name] = float(error)
         self.spent.append({**cell, **record["spent"]})
         return ("nll.csv", "scores.csv")
 

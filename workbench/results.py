@@ -17,6 +17,7 @@ from workbench.components import ConfigError
 from workbench.files import digest_of, digest_of_text, write_whole
 from workbench.journal import Journal
 from workbench.records import Records
+from workbench.statistics import binomial_error, op_error
 
 if TYPE_CHECKING:
     from workbench.scoring import TaskScore
@@ -195,10 +196,18 @@ class RunFolder:
 
     def value(self, after: int, on: str, metric: str) -> float:
         """One score; NaN where it was not measured."""
-        for row in self.records.scores:
-            if int(row["after"]) == after and row["on"] == on and row["metric"] == metric:
-                return float(row["value"])
-        return math.nan
+        return self.records.values.get((after, on, metric), math.nan)
+
+    def error(self, after: int, on: str, metric: str) -> float:
+        """The standard error of one score: what the finite number of its test rows leaves open.
+
+        As the scorer has recorded it from the rows' scores. Where it has not, as in older folders, √(p(1 − p)/n) if
+        value times rows is a whole number, as it is where each row scores 0 or 1; else NaN.
+        """
+        if (after, on, metric) in self.records.errors:
+            return self.records.errors[after, on, metric]
+        counts = (int(row["count"]) for row in self.records.scores if _is_cell(row, after, on, metric))
+        return binomial_error(self.value(after, on, metric), next(counts, 0))
 
     def matrix(self) -> Tensor:
         """(T+1, T) primary scores: row 0 is the untouched model, columns follow the run's order."""
@@ -213,10 +222,11 @@ class RunFolder:
         return [self.value(after, probe, protocol["primary"][probe]) for probe in protocol["probes"]]
 
     def summary(self) -> dict[str, Any]:
-        """The run in one row: measures of the matrix, parameters, seconds, memory and speed.
+        """The run in one row: measures of the matrix, and all that the run took.
 
-        Training's tokens a second are those of all items, over all that is no scoring; decoding's are those of the
-        last row's answers, over what the strategy took to give them.
+        "OP_error" is the error of OP that the finite test sets leave (`statistics.op_error`). "replay_rows" are rows of
+        one pass that are none of the task's own, over all items; "steps" and "tokens" count all passes. Training's
+        tokens a second are over all that is no scoring; decoding's, the last row's, over what the strategy took to answer.
         """
         protocol = self.environment()["protocol"]
         scores = self.matrix()
@@ -241,10 +251,29 @@ class RunFolder:
             "peak_memory_bytes": self.environment().get("peak_memory_bytes") or math.nan,
             "train_tokens_per_second": _rate(self._total("tokens"), self._total("train_seconds")),
             "decoded_tokens_per_second": _rate(self._last("decoded_tokens"), self._last("decode_seconds")),
+            "steps": self._total("steps"),
+            "tokens": self._total("tokens"),
+            "replay_rows": self._total("replay_rows"),
+            "disk_bytes": self.disk_bytes(),
+            "OP_error": op_error(
+                [self.error(len(protocol["order"]), task, protocol["primary"][task]) for task in protocol["order"]]
+            ),
         }
 
+    def disk_bytes(self) -> float:
+        """What the run's model takes on the disk, all files of `model/`, and of `checkpoint/` while a state is there.
+
+        NaN where there is no model, or no longer; results, such as predictions, are not counted: they are the same
+        for every method.
+        """
+        if not (self.path / "model").is_dir():
+            return math.nan
+        files = [path for name in ("model", "checkpoint") for path in (self.path / name).rglob("*")]
+        return float(sum(path.stat().st_size for path in files if path.is_file()))
+
     def _total(self, column: str) -> float:
-        return sum(float(row[column]) for row in self.records.costs)
+        """Over all items; NaN where an item does not say, as in folders that are older than the column."""
+        return sum(float(row.get(column) or math.nan) for row in self.records.costs)
 
     def _last(self, column: str) -> float:
         return float(self.records.costs[-1].get(column, 0)) if self.records.costs else 0.0
@@ -258,7 +287,12 @@ def _measured(score: TaskScore, seconds: float) -> dict[str, Any]:
         "decode_seconds": round(score.decode_seconds, 3),
     }
     metrics = {name: repr(value) for name, value in score.metrics.items()}
-    return {"on": score.task, "metrics": metrics, "count": score.count, "spent": spent}
+    errors = {"errors": {name: repr(value) for name, value in score.errors.items()}} if score.errors else {}
+    return {"on": score.task, "metrics": metrics, **errors, "count": score.count, "spent": spent}
+
+
+def _is_cell(row: Mapping[str, str], after: int, on: str, metric: str) -> bool:
+    return int(row["after"]) == after and row["on"] == on and row["metric"] == metric
 
 
 def _rate(count: float, seconds: float) -> float:

@@ -13,7 +13,7 @@ import torch
 from workbench.assembly import Assembly
 from workbench.components import Component
 from workbench.config import StudyConfig, dump, for_seed
-from workbench.course import MakeTrainer
+from workbench.course import MakeTrainer, count_bytes
 from workbench.data import ContinualDataModule
 from workbench.display import Display
 from workbench.environment import PeakMemory, describe_environment
@@ -150,7 +150,7 @@ class Runs:
             results.write_environment(describe_environment() | stated)
         row = untouched_row(self._untouched_path(run), assembly, module, data, make_trainer, display)
         results.copy_row(0, row, [task.name for task in data.tested])
-        memory = PeakMemory(assembly.device)
+        memory = PeakMemory(assembly.device, count_bytes(assembly.backbone))
         learn_in_sequence(module, data, make_trainer, results, display, _intervals(self.config))
         results.write_environment(results.environment() | {"peak_memory_bytes": memory.bytes()})
 

@@ -1,6 +1,6 @@
 """How an answer is judged: metrics that are the mean, over rows, of one row's score in [0, 1].
 
-Each keeps a sum and a count, so that ranks with unequal numbers of rows still give the exact mean. A row
+Each keeps sums and a count, so that ranks with unequal numbers of rows still give the exact mean. A row
 with an empty prediction or answer scores 0 and stays in the count (SARI alone scores it like any other), as
 TRACE's helpers do.
 """
@@ -82,11 +82,12 @@ class RowMean(Metric):  # type: ignore[misc]
     higher_is_better = True
     is_differentiable = False
     total: Tensor
+    squares: Tensor
     count: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for state in ("total", "count"):
+        for state in ("total", "squares", "count"):
             self.add_state(state, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def score(self, prompt: str, prediction: str, answer: str) -> float:
@@ -105,12 +106,27 @@ class RowMean(Metric):  # type: ignore[misc]
                 "given. Give one of each per row."
             )
         # double(): a module that holds this metric may have been cast to bfloat16, which counts up to 256
-        self.total = self.total.double() + math.fsum(map(self.score, prompts, predictions, answers))
+        scores = list(map(self.score, prompts, predictions, answers))
+        self.total = self.total.double() + math.fsum(scores)
+        self.squares = self.squares.double() + math.fsum(score * score for score in scores)
         self.count = self.count.double() + len(prompts)
 
     def compute(self) -> Tensor:
         """The mean over all rows; NaN before there is one."""
         return self.total / self.count
+
+    def standard_error(self) -> float:
+        """How far the mean would scatter over other test sets of as many rows, drawn alike; NaN before there is a row.
+
+        √((Σ x²/n − x̄²) / n), which is √(p(1 − p)/n) where each row scores 0 or 1.
+
+        >>> metric = ExactMatch()
+        >>> metric.update(prompts=["1+1", "1+2", "1+3", "1+4"], predictions=["2", "4", "4", "5"], answers=list("2345"))
+        >>> round(metric.standard_error() ** 2, 6) == round(0.75 * 0.25 / 4, 6)
+        True
+        """
+        mean = self.total / self.count
+        return float(((self.squares / self.count - mean**2).clamp(min=0) / self.count).sqrt())
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
         """Keep torchmetrics from warning about a metric without rows: its NaN says so."""

@@ -15,6 +15,7 @@ from torchmetrics import Metric
 from workbench.backbone import Backbone
 from workbench.benchmark import NATS_PER_BYTE, Task
 from workbench.processes import gathered, share
+from workbench.scorers import RowMean
 from workbench.strategy import ContinualStrategy
 
 
@@ -33,6 +34,7 @@ class TaskScore:
         cut: How many "prompts" and "answers" were too long and lost a part.
         decoded_tokens: Tokens of the answers that were given, end tokens among them.
         decode_seconds: What the strategy took to give them.
+        errors: The standard error of each metric that knows its own: what the finite number of rows leaves open.
     """
 
     task: str
@@ -45,6 +47,7 @@ class TaskScore:
     cut: dict[str, int] = field(default_factory=dict)
     decoded_tokens: int = 0
     decode_seconds: float = 0.0
+    errors: dict[str, float] = field(default_factory=dict)
 
     @property
     def value(self) -> float:
@@ -70,22 +73,42 @@ def score_task(backbone: Backbone, strategy: ContinualStrategy, task: Task) -> T
             metrics = {NATS_PER_BYTE: nats / size}
             return TaskScore(task.name, task.primary, metrics, len(task.test), nats / tokens, tokens)
         prompts, answers = task.test["prompt"][:], task.test["answer"][:]
-        own_prompts = [prompts[row] for row in share(len(prompts))]
-        with backbone.evaluating():
-            started = time.perf_counter()
-            predictions = strategy.answer(backbone, task, own_prompts) if own_prompts else []
-            seconds = time.perf_counter() - started
-    if len(predictions) != len(own_prompts):
-        told = f"{task.name}: {len(predictions)} answers came back for {len(own_prompts)} prompts"
-        raise ValueError(f"{told}. Give one for each.")
-    predictions = gathered(predictions)
-    metrics = {name: judge(scorer, prompts, predictions, answers) for name, scorer in task.scorers.items()}
+        predictions, seconds = _answers(backbone, strategy, task, prompts)
+    judged = {name: _judged(scorer, prompts, predictions, answers) for name, scorer in task.scorers.items()}
+    metrics = {name: float(metric.compute()) for name, metric in judged.items()}
+    errors = {name: metric.standard_error() for name, metric in judged.items() if isinstance(metric, RowMean)}
     rows = [
         {"prompt": prompt, "prediction": prediction, "answer": answer}
         for prompt, prediction, answer in zip(prompts, predictions, answers, strict=True)
     ]
-    nats_per_token, decoded = nats / max(tokens, 1), _count_tokens(backbone, task, predictions)
-    return TaskScore(task.name, task.primary, metrics, len(rows), nats_per_token, tokens, rows, cut, decoded, seconds)
+    return TaskScore(
+        task=task.name,
+        primary=task.primary,
+        metrics=metrics,
+        count=len(rows),
+        nats_per_token=nats / max(tokens, 1),
+        tokens=tokens,
+        predictions=rows,
+        cut=cut,
+        decoded_tokens=_count_tokens(backbone, task, predictions),
+        decode_seconds=seconds,
+        errors=errors,
+    )
+
+
+def _answers(
+    backbone: Backbone, strategy: ContinualStrategy, task: Task, prompts: Sequence[str]
+) -> tuple[list[str], float]:
+    """What a strategy answers, and the seconds that it took for this process's share of the prompts."""
+    own = [prompts[row] for row in share(len(prompts))]
+    with backbone.evaluating():
+        started = time.perf_counter()
+        predictions = strategy.answer(backbone, task, own) if own else []
+        seconds = time.perf_counter() - started
+    if len(predictions) != len(own):
+        told = f"{task.name}: {len(predictions)} answers came back for {len(own)} prompts"
+        raise ValueError(f"{told}. Give one for each.")
+    return gathered(predictions), seconds
 
 
 def _count_tokens(backbone: Backbone, task: Task, predictions: Sequence[str]) -> int:
@@ -96,10 +119,14 @@ def _count_tokens(backbone: Backbone, task: Task, predictions: Sequence[str]) ->
 
 def judge(metric: Metric, prompts: Sequence[str], predictions: Sequence[str], answers: Sequence[str]) -> float:
     """One metric over some answers; the task's own object is left as it was."""
+    return float(_judged(metric, prompts, predictions, answers).compute())
+
+
+def _judged(metric: Metric, prompts: Sequence[str], predictions: Sequence[str], answers: Sequence[str]) -> Metric:
     metric = copy.deepcopy(metric).to("cpu")
     metric.reset()
     metric.update(prompts, predictions, answers)
-    return float(metric.compute())
+    return metric
 
 
 def majority_answer(task: Task) -> tuple[str, float] | None:

@@ -27,6 +27,7 @@ class ContinualStrategy(nn.Module):
 
     Attributes:
         reference: The paper, as one would cite it in a table.
+        bibtex: Its BibTeX entry, for a report's bibliography; where there is none, the line above goes there.
         task_id_at_test: Whether `answer` looks at which task a prompt comes from. Then the scores are not
             comparable with those of methods that do not, and every table says so.
         composable: Whether it may stand in a list with others.
@@ -35,6 +36,7 @@ class ContinualStrategy(nn.Module):
     """
 
     reference: ClassVar[str] = ""
+    bibtex: ClassVar[str] = ""
     task_id_at_test: ClassVar[bool] = False
     composable: ClassVar[bool] = True
     bound: ClassVar[str | None] = None

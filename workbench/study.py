@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from workbench.bounds import with_bounds
+from workbench.comparison import compare
 from workbench.config import (
     ConfigError,
     StudyConfig,
@@ -28,7 +29,7 @@ from workbench.files import only_process
 from workbench.plan import Plan, make_plan
 from workbench.processes import is_first, join, together
 from workbench.refusals import benchmark_refusal, built_problems
-from workbench.report import write_summary
+from workbench.report import report_trouble
 from workbench.runs import Runs
 from workbench.seeding import untouched_kernels
 
@@ -124,9 +125,10 @@ class Study(Runs):
             if not fresh and not all(self.results(run).finished for run in self.runs):
                 display.note(str(self.plan()))
             self._make_runs(display)
-            rows = write_summary(self.folder) if any(self.results(run).finished for run in self.runs) else []
-        places = {name: place for place, name in enumerate(self.config.strategies)}
-        return sorted(rows, key=lambda row: places.get(row["strategy"], len(places)))
+            comparisons = compare([self.folder]) if any(self.results(run).finished for run in self.runs) else []
+            if comparisons and (trouble := report_trouble(self.folder, comparisons)):
+                display.note(trouble)
+        return [row for comparison in comparisons for row in comparison.rows]
 
     def _trainer(self) -> Trainer:
         """Knows how many processes make a run together.

@@ -1,0 +1,230 @@
+"""What may stand in one table, and the numbers of that table: means, intervals, differences, budgets, warnings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from workbench.components import ConfigError, did_you_mean
+from workbench.flags import flags
+from workbench.gathering import Found, aspects, difference_in_words, gather, labels
+from workbench.results import RunFolder
+from workbench.statistics import Estimate, paired_difference, student_interval
+
+MEASURES = ("OP", "BWT", "FWT", "forgetting", "learning_accuracy", "general_delta")
+BUDGET = (
+    "trainable_parameters",
+    "added_parameters",
+    "steps",
+    "tokens",
+    "replay_rows",
+    "train_seconds",
+    "eval_seconds",
+    "peak_memory_bytes",
+    "disk_bytes",
+)
+OF_ONE_RUN = (
+    "strategy",
+    "order_name",
+    "seed",
+    "references",
+    "bibtex",
+    "task_id_at_test",
+    "strategies",
+    "order",
+    "bound",
+    "trial_of",
+)
+
+
+class Comparison:
+    """Runs whose numbers may stand in one table, and what they say.
+
+    Args:
+        found: Runs that agree in all that makes numbers comparable, finished or not.
+        baseline: The strategy that the others are compared with; the study's first, unless it is there.
+        apart: Why these runs stand apart from those of the first table; empty: they are the first.
+        problems: Of folders that could not be read.
+
+    Attributes:
+        title: Names of the studies.
+        runs: The finished ones.
+        unfinished: The others, with how far they are.
+        problems: Torn files, runs without predictions and such, a sentence each.
+        strategies: Names, in the order of the study's config; "study/name" where several studies have a name.
+        orders: Names.
+        baseline: A strategy; empty without a finished run.
+    """
+
+    def __init__(
+        self, found: Sequence[Found], baseline: str | None = None, apart: str = "", problems: Sequence[str] = ()
+    ) -> None:
+        self.apart = apart
+        self.title = ", ".join(dict.fromkeys(one.study.name for one in found))
+        self.problems = [*problems, *(problem for one in found for problem in one.problems)]
+        self.runs: list[RunFolder] = []
+        self.unfinished: list[tuple[RunFolder, str]] = []
+        self._protocols = [one.protocol for one in found]
+        self._cells: dict[tuple[str, str, int], tuple[RunFolder, dict[str, Any]]] = {}
+        for one, label in _in_order(found):
+            self._take(one, label)
+        self.strategies = list(dict.fromkeys(strategy for strategy, _, _ in self._cells))
+        self.orders = list(dict.fromkeys(order for _, order, _ in self._cells))
+        first = self.strategies[0] if self.strategies else ""
+        self.baseline = baseline if baseline in self.strategies else first
+
+    def _take(self, one: Found, label: str) -> None:
+        if not one.summary:
+            self.unfinished.append((one.run, one.progress()))
+            return
+        cell = (label, str(one.summary["order"]), int(one.summary["seed"]))
+        if cell in self._cells:
+            first, what = self._cells[cell][0].path, f"{label}, order {cell[1]}, seed {cell[2]}"
+            self.problems.append(f"{first} and {one.run.path} are both {what}: the second is left out.")
+            return
+        self.runs.append(one.run)
+        self._cells[cell] = (one.run, {**one.summary, "strategy": label})
+
+    @cached_property
+    def protocol(self) -> dict[str, Any]:
+        """What is the same for all the runs, unfinished ones included."""
+        first = self._protocols[0]
+        own = [name for name in first if name not in OF_ONE_RUN]
+        return {name: first[name] for name in own if all(other.get(name) == first[name] for other in self._protocols)}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """`RunFolder.summary` of each finished run, with the strategy's name as it is here."""
+        return [summary for _, summary in self._cells.values()]
+
+    def seeds(self, strategy: str, order: str) -> list[int]:
+        """The seeds of the finished runs."""
+        return sorted(seed for name, place, seed in self._cells if (name, place) == (strategy, order))
+
+    def of(self, strategy: str, order: str, seed: int) -> RunFolder | None:
+        """One finished run."""
+        return self._cells.get((strategy, order, seed), (None, None))[0]
+
+    def values(self, strategy: str, order: str, measure: str) -> dict[int, float]:
+        """A column of the summary by seed."""
+        seeds = self.seeds(strategy, order)
+        return {seed: float(self._cells[strategy, order, seed][1][measure]) for seed in seeds}
+
+    def estimate(self, strategy: str, order: str | None, measure: str) -> Estimate:
+        """A measure's mean over seeds, with the interval of three seeds or more.
+
+        Args:
+            strategy: One of `strategies`.
+            order: One of `orders`; None: the mean of all orders' means, which has no interval, as a few chosen
+                orders are no sample of all. NaN where the strategy has not met each of them.
+            measure: One of `MEASURES`, or another number of the summary.
+        """
+        if order is not None:
+            return student_interval(list(self.values(strategy, order, measure).values()))
+        means = [self.estimate(strategy, each, measure).mean for each in self.orders]
+        return Estimate(fmean(means) if means else math.nan, math.nan, len(means))
+
+    def difference(self, strategy: str, baseline: str, order: str | None, measure: str) -> Estimate:
+        """The mean of strategy − baseline over the seeds that both have; over orders as in `estimate`."""
+        if order is None:
+            means = [self.difference(strategy, baseline, each, measure).mean for each in self.orders]
+            return Estimate(fmean(means) if means else math.nan, math.nan, len(means))
+        one, other = (self.values(name, order, measure) for name in (strategy, baseline))
+        return paired_difference(one, other)
+
+    def test_error(self, strategy: str, order: str) -> float:
+        """The standard error of OP that the finite test sets leave, the mean over seeds: all answer the same rows."""
+        errors = list(self.values(strategy, order, "OP_error").values())
+        return fmean(errors) if errors else math.nan
+
+    def budget(self, strategy: str) -> dict[str, Any]:
+        """What a strategy takes: means over its runs, each of `BUDGET`, and whether it is told the task at test."""
+        own = [row for row in self.rows if row["strategy"] == strategy]
+        told = any(row["task_id_at_test"] for row in own)
+        return {**{name: fmean(row[name] for row in own) for name in BUDGET}, "task_id_at_test": told}
+
+    @cached_property
+    def bounds(self) -> dict[str, str]:
+        """The strategies that are yardsticks, each with the measure that it is one by."""
+        return {row["strategy"]: row["bound"] for row in self.rows if row.get("bound")}
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What keeps a reader from taking a number for more than it is, a sentence each."""
+        return flags(self)
+
+    @property
+    def references(self) -> dict[str, list[str]]:
+        """Each strategy's papers, a line each."""
+        return self._cited("references")
+
+    @property
+    def bibtex(self) -> dict[str, list[str]]:
+        """Their BibTeX entries, one for each line of `references`; empty where the strategy gives none."""
+        told = self._cited("bibtex")
+        return {name: told[name] or [""] * len(lines) for name, lines in self.references.items()}
+
+    def _cited(self, name: str) -> dict[str, list[str]]:
+        runs = {strategy: run for (strategy, _, _), (run, _) in self._cells.items()}
+        return {strategy: list(run.environment()["protocol"].get(name, [])) for strategy, run in runs.items()}
+
+
+def compare(folders: Sequence[str | Path], baseline: str | None = None) -> list[Comparison]:
+    """All runs under some folders, those that may stand in one table together.
+
+    What has to be equal: benchmark, data, tasks, scorers, rows, model, precision, text policy and decoding. What a
+    strategy does with it (epochs, rates, more rows) is its own, and shows in the budget.
+
+    Args:
+        folders: Of studies, of runs, or above them.
+        baseline: A strategy's name.
+
+    Raises:
+        ConfigError: A folder has no run, none of the runs can be read, or no strategy is named like the baseline.
+    """
+    found, problems = gather(folders)
+    if not found:
+        raise ConfigError(problems)
+    groups: dict[tuple[tuple[str, str], ...], list[Found]] = {}
+    for one, known in zip(found, aspects(found), strict=True):
+        groups.setdefault(tuple(sorted(known.items())), []).append(one)
+    first = dict(next(iter(groups)))
+    made = [
+        Comparison(own, baseline, difference_in_words(dict(key), first) if place else "", () if place else problems)
+        for place, (key, own) in enumerate(groups.items())
+    ]
+    names = [name for comparison in made for name in comparison.strategies]
+    if baseline is not None and baseline not in names:
+        hint = did_you_mean(baseline, names) or f" There are {', '.join(dict.fromkeys(names)) or 'none'}."
+        raise ConfigError([f"baseline: no finished run is of a strategy {baseline!r}.{hint}"])
+    return made
+
+
+def _in_order(found: Sequence[Found]) -> list[tuple[Found, str]]:
+    """The runs and their strategies' names: study by study, in the order of its config."""
+    listed: dict[Path, Sequence[str]] = {}
+    for one in found:
+        listed[one.study] = max(listed.get(one.study, ()), one.protocol.get("strategies", ()), key=len)
+    studies = list(listed)
+
+    def place(pair: tuple[Found, str]) -> tuple[int, int]:
+        one, names = pair[0], listed[pair[0].study]
+        name = one.protocol["strategy"]
+        return studies.index(one.study), names.index(name) if name in names else len(names)
+
+    return sorted(zip(found, labels(found), strict=True), key=place)
+
+
+def baseline_of(settings: Mapping[str, str]) -> str | None:
+    """The baseline that `key=value` arguments name.
+
+    Raises:
+        ConfigError: Another key is given.
+    """
+    if unknown := [key for key in settings if key != "baseline"]:
+        raise ConfigError([f"{unknown[0]}: a report has no such key.{did_you_mean(unknown[0], ['baseline'])}"])
+    return settings.get("baseline")

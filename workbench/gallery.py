@@ -1,0 +1,125 @@
+"""Which figures a comparison has, from which numbers, and the files for a paper."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from workbench.comparison import Comparison
+from workbench.figures import (
+    STYLE,
+    Panel,
+    heat_map,
+    likelihood_lost,
+    marks,
+    over_time,
+    score_lost,
+    stability_plasticity,
+)
+from workbench.files import write_whole
+from workbench.statistics import Estimate
+from workbench.svg import svg_of
+from workbench.views import Loss, View
+
+COST, COST_NAME = "train_seconds", "training time"
+DOTS_PER_INCH = 160
+ORDERS_DRAWN = 3
+MATRICES_DRAWN = 24
+
+
+def course_panels(view: View, order: str, probes: bool) -> dict[str, Panel]:
+    """The panels of scores over time within an order, by what was tested.
+
+    Args:
+        view: The comparison.
+        order: One of its orders.
+        probes: Whether what was never trained is shown, and not the domains.
+    """
+    tasks = view.tasks(order)
+    strategies = [strategy for strategy in view.strategies if view.comparison.seeds(strategy, order)]
+    return {
+        on: Panel(
+            f"{on} ({view.metric(on)})",
+            {strategy: view.course(strategy, order, on) for strategy in strategies},
+            None if probes else tasks.index(on) + 1,
+            in_nats=not view.is_score(on),
+        )
+        for on in view.tested(order)
+        if (on in tasks) != probes
+    }
+
+
+def tradeoff_points(view: View) -> dict[str, tuple[Estimate, Estimate, float]]:
+    """Forgetting, learning accuracy and training seconds of each strategy that has them, in the view's main order."""
+    of, order = view.comparison, view.main_order
+    points = {
+        strategy: (
+            of.estimate(strategy, order, "forgetting"),
+            of.estimate(strategy, order, "learning_accuracy"),
+            float(of.budget(strategy)[COST]),
+        )
+        for strategy in view.strategies
+    }
+    return {name: point for name, point in points.items() if not math.isnan(point[0].mean + point[1].mean)}
+
+
+def measured_losses(view: View) -> dict[str, list[Loss]]:
+    """Of each strategy that learns two domains or more in turn, what it lost of them."""
+    found = {strategy: view.losses(strategy) for strategy in view.strategies}
+    return {
+        strategy: rows
+        for strategy, rows in found.items()
+        if len(rows) > 1 and not any(math.isnan(value) for row in rows for value in row.strict)
+    }
+
+
+def figures(view: View) -> Iterator[tuple[str, Figure]]:
+    """The figures of a comparison with their files' names; of many orders and strategies the first ones."""
+    looks = marks(view.strategies)
+    if points := tradeoff_points(view):
+        yield "stability-plasticity", stability_plasticity(points, looks, COST_NAME)
+    if lost := measured_losses(view):
+        if has_lenient(list(lost.values())):
+            yield "score-lost", score_lost(lost, looks)
+        yield "likelihood-lost", likelihood_lost(lost, looks)
+    for order in view.orders[:ORDERS_DRAWN]:
+        for name, probes in (("domains", False), ("probes", True)):
+            if panels := course_panels(view, order, probes):
+                yield f"{name}-over-time-{order}", over_time(list(panels.values()), looks)
+    for order in view.orders[:1]:
+        rows = ["untouched", *view.tasks(order)]
+        columns = {name: view.is_score(name) for name in view.tested(order)}
+        for strategy in view.strategies[:MATRICES_DRAWN]:
+            if view.comparison.seeds(strategy, order):
+                yield f"matrix-{strategy}-{order}", heat_map(rows, columns, view.matrix(strategy, order))
+
+
+def has_lenient(losses: Sequence[Sequence[Loss]]) -> bool:
+    """Whether any domain has a lenient score beside its strict one."""
+    return any(not math.isnan(row.lenient[1]) for rows in losses for row in rows)
+
+
+def write_figures(comparisons: Sequence[Comparison], folder: str | Path) -> list[Path]:
+    """Writes each figure as PNG and as SVG.
+
+    Args:
+        comparisons: Where there are several, the files of the second begin with "2-" and so on.
+        folder: Where they go; it is made if need be.
+
+    Returns:
+        The files.
+    """
+    folder, files = Path(folder), []
+    for place, comparison in enumerate(comparisons, start=1):
+        for name, figure in figures(View(comparison)):
+            stem = re.sub(r"[^\w.-]+", "_", f"{place}-{name}" if place > 1 else name)
+            write_whole(folder / f"{stem}.svg", svg_of(figure))  # makes the folder
+            with matplotlib.rc_context(STYLE):
+                figure.savefig(folder / f"{stem}.png", dpi=DOTS_PER_INCH, facecolor="white")
+            files += [folder / f"{stem}.png", folder / f"{stem}.svg"]
+    return files

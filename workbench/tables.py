@@ -1,0 +1,210 @@
+"""A comparison as tables for a terminal: scores with their intervals, differences, and what each strategy takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from rich.table import Table
+
+from workbench.comparison import MEASURES, Comparison
+from workbench.display import compress, duration, number
+from workbench.results import RunFolder
+from workbench.statistics import NORMAL, Estimate
+from workbench.sweeps import COLUMNS, trial_rows
+
+WIDE = 108
+ONE_LINE = 160
+"""Characters from which an interval stands beside its mean, and not below it."""
+HEADINGS = ("OP", "BWT", "FWT", "forgetting", "learning\naccuracy", "general\ndelta")
+
+
+def tables(comparison: Comparison, width: int) -> Iterator[Table]:
+    """All tables of a comparison that there is a finished run for."""
+    if comparison.runs:
+        yield comparison_table(comparison, width)
+        if len(comparison.strategies) > 1:
+            yield difference_table(comparison, width)
+        yield cost_table(comparison)
+        if trials := trial_rows(comparison.rows):
+            yield sweep_table(trials)
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """What stands beneath the tables: why they stand apart, runs on their way, what was wrong, warnings."""
+    apart = [f"{comparison.title}: kept apart from the first table ({comparison.apart})."] if comparison.apart else []
+    unfinished = [f"{run.path} is not finished: {far}." for run, far in comparison.unfinished]
+    return [*apart, *unfinished, *comparison.problems, *comparison.warnings]
+
+
+def protocol_note(run: RunFolder) -> str:
+    """What has to stand beside a run's numbers, in a line: model, data, rows, cuts, decoding, precision."""
+    protocol = run.environment()["protocol"]
+    rows = sorted({*protocol["training_rows"].values()})
+    several = f"{rows[0]}" if len(rows) == 1 else f"{rows[0]} to {rows[-1]}"
+    return (
+        f"{protocol['backbone']}; {protocol['benchmark']}, {len(protocol['order'])} tasks of {several} training rows; "
+        f"{split_note(protocol)}long prompts cut: {protocol['text']['truncation']}; "
+        f"template {protocol['text']['template']}; decoding {protocol['decoding']}; precision {protocol['precision']}"
+    )
+
+
+def split_note(protocol: Mapping[str, Any]) -> str:
+    """Says which rows were scored where it is not the test rows: such numbers are for choosing, not for citing."""
+    split = protocol.get("scored_on", "test")
+    return "" if split == "test" else f"scored on {split} rows; "
+
+
+def comparison_table(comparison: Comparison, width: int = WIDE) -> Table:
+    """Strategy by measure: a row for each order, means over seeds with their intervals; then the orders' mean.
+
+    Args:
+        comparison: With a finished run.
+        width: Characters that it may take; below the usual ones parameters are rounded, and added ones left out.
+    """
+    narrow = width < WIDE
+    sizes = ("trains",) if narrow else ("trainable", "added")
+    table = _measures(comparison.title, narrow, (*sizes, "time"))
+    table.caption = "\n".join(_notes(comparison))
+    for strategy in comparison.strategies:
+        budget = comparison.budget(strategy)
+        parameters = [budget[f"{name}_parameters"] for name in ("trainable", "added")]
+        shown = [_rounded(parameters[0])] if narrow else [f"{round(count):,}" for count in parameters]
+        for order in _orders(comparison, strategy):
+            cells = [_cell(comparison.estimate(strategy, order, name), width) for name in MEASURES]
+            seconds = _seconds(comparison, strategy, order)
+            table.add_row(_label(comparison, strategy, order), *cells, *shown, duration(seconds))
+    return table
+
+
+def _orders(comparison: Comparison, strategy: str) -> list[str | None]:
+    """The orders that a strategy has met; None, their mean, where there are several."""
+    own: list[str | None] = [order for order in comparison.orders if comparison.seeds(strategy, order)]
+    return [*own, None] if len(comparison.orders) > 1 else own
+
+
+def _label(comparison: Comparison, strategy: str, order: str | None) -> str:
+    bound = strategy in comparison.bounds
+    name = strategy + (" †" if comparison.budget(strategy)["task_id_at_test"] else "") + (" ‡" if bound else "")
+    if order is None:
+        return f"{name}, mean of {len(comparison.orders)} orders"
+    where = f", order {order}" if len(comparison.orders) > 1 else ""
+    count = len(comparison.seeds(strategy, order))
+    return f"{name}{where}" + (f" (mean of {count})" if count > 1 else "")
+
+
+def _seconds(comparison: Comparison, strategy: str, order: str | None) -> float:
+    rows = [row for row in comparison.rows if row["strategy"] == strategy and order in (None, row["order"])]
+    return fmean(row["train_seconds"] + row["eval_seconds"] for row in rows)
+
+
+def _notes(comparison: Comparison) -> Iterator[str]:
+    yield protocol_note(comparison.runs[0])
+    if any(row["task_id_at_test"] for row in comparison.rows):
+        yield "† is told which task it is tested on: not comparable with the rest"
+    if comparison.bounds:
+        measures = ", ".join(f"{name} by {measure.replace('_', ' ')}" for name, measure in comparison.bounds.items())
+        yield f"‡ a bound, no method of continual learning: {measures}"
+    estimates = [comparison.estimate(name, order, "OP") for name, order in _pairs(comparison)]
+    if any(not math.isnan(estimate.half_width) for estimate in estimates):
+        yield "±: 95 % t interval over seeds"
+    errors = {
+        f"{name}, order {order}" if len(comparison.orders) > 1 else name: comparison.test_error(name, order)
+        for name, order in _pairs(comparison)
+    }
+    known = [f"{name} {NORMAL * error:.3f}" for name, error in errors.items() if not math.isnan(error)]
+    if known:
+        yield f"the finite test sets leave OP open by ±: {'; '.join(known)}"
+
+
+def _pairs(comparison: Comparison) -> list[tuple[str, str]]:
+    pairs = [(strategy, order) for strategy in comparison.strategies for order in comparison.orders]
+    return [pair for pair in pairs if comparison.seeds(*pair)]
+
+
+def difference_table(comparison: Comparison, width: int = WIDE) -> Table:
+    """Each strategy less the baseline, seed by seed: what the seeds do to both alike goes out of it.
+
+    Args:
+        comparison: With several strategies.
+        width: Characters that it may take.
+    """
+    table = _measures(f"less {comparison.baseline}, seed by seed", width < WIDE, ("seeds",))
+    for strategy in comparison.strategies:
+        for order in _orders(comparison, strategy) if strategy != comparison.baseline else ():
+            told = [comparison.difference(strategy, comparison.baseline, order, name) for name in MEASURES]
+            where = f", order {order}" if order and len(comparison.orders) > 1 else ""
+            label = f"{strategy}{where}" if order else f"{strategy}, mean of {len(comparison.orders)} orders"
+            seeds = str(told[0].count) if order else ""
+            table.add_row(label, *(_cell(one, width, sign="+") for one in told), seeds)
+    return table
+
+
+def _measures(title: str, narrow: bool, more: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    if narrow:
+        compress(table)
+    table.add_column("strategy", overflow="fold")
+    for name in (*HEADINGS, *more):
+        table.add_column("forget-\nting" if narrow and name == "forgetting" else name, justify="right", no_wrap=True)
+    return table
+
+
+def _cell(estimate: Estimate, width: int, sign: str = "") -> str:
+    mean = number(estimate.mean) if math.isnan(estimate.mean) else f"{estimate.mean:{sign}.3f}"
+    if math.isnan(estimate.half_width):
+        return mean
+    return f"{mean} ± {estimate.half_width:.3f}" if width >= ONE_LINE else f"{mean}\n±{estimate.half_width:.3f}"
+
+
+def cost_table(comparison: Comparison) -> Table:
+    """What each strategy takes, beside what it reaches: parameters, work, speed, room; means over seeds and orders."""
+    caption = (
+        "tokens/s: of training without scoring; of the last row's answers with the pass over their prompts, so that\n"
+        "short answers look slow; memory of the run alone and disk (its model's files) in MB; replay: rows of one pass"
+    )
+    table = Table(title="costs", title_justify="left", caption=caption, caption_justify="left")
+    compress(table)
+    table.add_column("strategy", overflow="fold")
+    headings = ("trains", "adds", "steps", "tokens", "replay\nrows", "train\ntok/s", "decode\ntok/s")
+    for name in (*headings, "peak\nmem.", "disk", "train\ns", "score\ns"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for strategy in comparison.strategies:
+        own = [row for row in comparison.rows if row["strategy"] == strategy]
+        spent = comparison.budget(strategy)
+        counted = ("trainable_parameters", "added_parameters", "steps", "tokens", "replay_rows")
+        counts = [_rounded(spent[name]) for name in counted]
+        speeds = [fmean(row[f"{kind}_tokens_per_second"] for row in own) for kind in ("train", "decoded")]
+        room = [spent[f"{name}_bytes"] / 1e6 for name in ("peak_memory", "disk")]
+        seconds = [spent["train_seconds"], spent["eval_seconds"]]
+        table.add_row(strategy, *counts, *(number(value, 0) for value in (*speeds, *room, *seconds)))
+    return table
+
+
+def sweep_table(trials: Sequence[Mapping[str, Any]]) -> Table:
+    """The trials of each method, with what they reached, the best one marked.
+
+    Args:
+        trials: Of `workbench.sweeps.trial_rows`.
+    """
+    caption = "chosen: the trial of the highest mean; one with fewer runs than another of its method never is"
+    table = Table(title="sweep", title_justify="left", caption=caption, caption_justify="left")
+    compress(table)
+    for name in COLUMNS:
+        table.add_column(name, overflow="fold")
+    for trial in trials:
+        last = number(trial["mean"]), "chosen" if trial["chosen"] else ""
+        table.add_row(*(str(trial[name]) for name in COLUMNS[:-2]), *last)
+    return table
+
+
+def _rounded(count: float) -> str:
+    """A count in three digits: 686304 is 686K."""
+    if math.isnan(count):
+        return number(count)
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.4g}"
