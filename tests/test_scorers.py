@@ -235,6 +235,19 @@ def test_ranks_with_unequal_rows_give_the_exact_mean() -> None:
     assert here.total.dtype == here.count.dtype == torch.float64
 
 
+def test_the_standard_error_is_that_of_the_rows_scores() -> None:
+    """Two rows of four characters, one and three of them alike: 0.25 and 0.75 scatter by 0.25 around 0.5."""
+    metric = EditSimilarity("difflib")
+    assert math.isnan(metric.standard_error())
+    metric.update(["", ""], ["axyz", "abcx"], ["abcd", "abcd"])
+    assert float(metric.compute()) == pytest.approx(0.5)
+    assert metric.standard_error() == pytest.approx(0.25 / math.sqrt(2))
+    share = ExactMatch()
+    for answer in "AAAB":
+        share.update([""], ["A"], [answer])
+    assert share.standard_error() == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+
+
 def test_half_precision_counts_every_row() -> None:
     """A module cast to bfloat16 casts what it holds; 257 is no bfloat16."""
     metric = ExactMatch()

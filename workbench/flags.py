@@ -44,7 +44,10 @@ def _within_noise(comparison: Comparison) -> Iterator[str]:
             if known and not any(difference.mean for difference in known.values()):
                 yield f"{pair}: the same numbers; within the noise, no difference."
                 continue
-            noisy = [f"{name} {_signed(difference)}" for name, difference in known.items() if difference.holds_zero]
+            apart = {
+                name: difference for name, difference in known.items() if difference.mean or difference.half_width > 0
+            }
+            noisy = [f"{name} {_signed(difference)}" for name, difference in apart.items() if difference.holds_zero]
             if noisy:
                 yield f"{pair}: within the noise in {', '.join(noisy)}."
             errors = [comparison.test_error(name, order) for name in (strategy, base)]

@@ -226,7 +226,7 @@ class RunFolder:
 
         "OP_error" is the error of OP that the finite test sets leave (`statistics.op_error`). "replay_rows" are rows of
         one pass that are none of the task's own, over all items; "steps" and "tokens" count all passes. Training's
-        tokens a second are over all that is no scoring; decoding's, the last row's, over what the strategy took to answer.
+        tokens a second are over all that is no scoring; decoding's, of the last row, over what answering took.
         """
         protocol = self.environment()["protocol"]
         scores = self.matrix()

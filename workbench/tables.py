@@ -162,8 +162,9 @@ def _cell(estimate: Estimate, width: int, sign: str = "") -> str:
 def cost_table(comparison: Comparison) -> Table:
     """What each strategy takes, beside what it reaches: parameters, work, speed, room; means over seeds and orders."""
     caption = (
-        "tokens/s: of training without scoring; of the last row's answers with the pass over their prompts, so that\n"
-        "short answers look slow; memory of the run alone and disk (its model's files) in MB; replay: rows of one pass"
+        "tok/s: of training without scoring; of the last row's answers with the\n"
+        "pass over their prompts, so that short answers look slow; peak memory of\n"
+        "the run alone and disk (its model's files) in MB; replay: rows of one pass"
     )
     table = Table(title="costs", title_justify="left", caption=caption, caption_justify="left")
     compress(table)

@@ -252,3 +252,10 @@ def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None
     with pytest.raises(ValueError) as caught:
         Replay(**arguments)
     assert str(caught.value) == message
+
+
+def test_what_is_replayed_stands_in_the_costs(tmp_path: Path) -> None:
+    """Of each task of twelve rows three are kept, and mixed into every later one."""
+    learn(Composition([SeqFT(), Replay(rows=3)]), tmp_path, tasks=[ONE, TWO, THREE])
+    assert column(tmp_path / "costs.csv", "rows") == ["12", "15", "18"]
+    assert column(tmp_path / "costs.csv", "replay_rows") == ["0", "3", "6"]
