@@ -185,8 +185,8 @@ class Runs:
     def narrowed(self, run: Run) -> StudyConfig:
         """The config of one run alone, which runs again by itself."""
         chosen = {run.strategy: self.config.strategies[run.strategy]}
-        one: dict[str, Any] = {"strategies": chosen, "orders": [self.orders[run.order]], "seeds": [run.seed]}
-        alone = replace(self.config, **one, existing="resume", executor=Component(DEFAULT_EXECUTOR))
+        alone = replace(self.config, strategies=chosen, orders=[self.orders[run.order]], seeds=[run.seed])
+        alone = replace(alone, existing="resume", executor=Component(DEFAULT_EXECUTOR))
         return for_seed(alone, run.seed)
 
 

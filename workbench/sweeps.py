@@ -37,12 +37,12 @@ def trials(name: str, entry: Any, where: str, problems: list[str]) -> dict[str, 
     short = [key.rpartition(".")[2] for _, key, _ in axes]
     labels = [last if short.count(last) == 1 else key for last, (_, key, _) in zip(short, axes, strict=True)]
     made = {}
-    for point in product(*(values for _, _, values in axes)):
+    for chosen in product(*(values for _, _, values in axes)):
         copies = [{key: item for key, item in deepcopy(member).items() if key != "sweep"} for member in members]
-        for (index, key, _), value in zip(axes, point, strict=True):
+        for (index, key, _), value in zip(axes, chosen, strict=True):
             _put(copies[index], key.split("."), value)
         copies[0]["trial_of"] = name
-        said = " ".join(f"{label}={_short(value)}" for label, value in zip(labels, point, strict=True))
+        said = " ".join(f"{label}={_short(value)}" for label, value in zip(labels, chosen, strict=True))
         made[f"{name} {said}"] = copies if isinstance(entry, list) else copies[0]
     return made
 
