@@ -15,7 +15,7 @@ import torch
 
 from workbench.components import ConfigError
 from workbench.display import Display, quiet
-from workbench.pool import Making, Pool, done
+from workbench.pool import Lines, Making, Pool, done
 
 
 class Executor(Protocol):
@@ -71,10 +71,10 @@ class Workers:
         """Makes all runs that are not finished; where this process is stopped, its workers are too, at once."""
         if not (runs := study.waiting(display)):
             return []
-        study.release()
         pool = Pool(study, min(self.count, len(runs)), self.threads or torch.get_num_threads(), display)
         try:
-            pool.work([None])
+            study.score_untouched(Lines("untouched model", display.note))  # while they import what they need
+            study.release()
             pool.work(runs)
         finally:
             pool.end()
@@ -119,6 +119,7 @@ class Ray:
         """Makes all runs that are not finished; where this process is stopped, their tasks are too."""
         if not (runs := study.waiting(display)):
             return []
+        threads = self.threads or torch.get_num_threads()
         study.release()
         began = not self.ray.is_initialized()
         if began:
@@ -129,7 +130,6 @@ class Ray:
         task = self.ray.remote(_far).options(
             max_retries=0, runtime_env={"env_vars": {"PYTHONPATH": path, **kept}}, **self.asked
         )
-        threads = self.threads or torch.get_num_threads()
         given = (self.ray.put(study), os.getcwd(), threads)
         self.tasks: dict[Any, Any] = {}
         try:

@@ -150,10 +150,8 @@ class Pool:
         told = f"a worker {how}, which lack of memory may have caused"
         self._workers[place] = self._started(place)
         if self._attempts[worker.job] < ATTEMPTS:
-            self.display.note(f"{getattr(worker.job, 'title', 'untouched model')}: {told}; another one goes on.")
+            self.display.note(f"{worker.job.title}: {told}; another one goes on.")
             return True
-        if worker.job is None:
-            raise RuntimeError(f"{told}, twice while it scored the untouched model.")
         self.failures.append(
             f"{worker.job.title} failed: {told}, for the second time. The same command goes on with it."
         )

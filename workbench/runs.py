@@ -181,6 +181,8 @@ class Runs:
     def release(self) -> None:
         """Lets go of the model, for others that need the room."""
         self._assembly = Assembly(self._assembly.config)
+        gc.collect()
+        torch.cuda.empty_cache()  # nothing where no GPU was used
 
     def narrowed(self, run: Run) -> StudyConfig:
         """The config of one run alone, which runs again by itself."""
