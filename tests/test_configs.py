@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import lightning
@@ -32,3 +33,15 @@ def test_a_shipped_config_is_clean(
     (tmp_path / "again.yaml").write_text(dump(config), encoding="utf-8")
     assert load(tmp_path / "again.yaml") == config
     assert path.read_text(encoding="utf-8").startswith("# "), "the first line says what it is, for `lightning list`"
+
+
+def test_every_command_of_the_page_on_trace_is_clean(task_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_MODEL", "mini")
+    monkeypatch.setenv("WORKBENCH_TRACE", str(task_folder))
+    page = (ROOT / "benchmarks" / "trace" / "README.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line, comments=True)[2:] for line in re.findall(r"^lightning run .*", page, re.MULTILINE)]
+    assert len(commands) >= 10
+    for name, *overrides in commands:
+        config = load(name, overrides)
+        assert check(config, lightning.Trainer) == [], (name, overrides)
+        assert config.data.batch_size * config.trainer["accumulate_grad_batches"] == 128, "rows in a step, as published"
