@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from small import column, same, study, weights
 
+from workbench.backbone import Backbone
 from workbench.benchmark import Task
 from workbench.config import ConfigError, parse
 from workbench.strategy import ContinualStrategy
@@ -93,7 +95,27 @@ def test_each_tasks_optimizer_is_built_before_a_folder_is_made(make: Make) -> No
     with pytest.raises(ConfigError) as caught:
         small.run()
     assert caught.value.problems == [
-        "optimizer: torch.optim.AdamW: Invalid beta parameter at index 0: 2.0",
-        "optimizer: torch.optim.SGD: Nesterov momentum requires a momentum and zero dampening",
+        "optimizer: torch.optim.AdamW: Invalid beta parameter at index 0: 2.0. Mend its init_args.",
+        "optimizer: torch.optim.SGD: Nesterov momentum requires a momentum and zero dampening. Mend its init_args.",
     ]
     assert not small.folder.exists()
+
+
+class TooLarge(ContinualStrategy):
+    """Has no room for a forward, as a model has not that fits on several devices alone."""
+
+    def setup(self, backbone: Backbone) -> None:
+        def refuse(*_: object) -> None:
+            raise torch.OutOfMemoryError("no room")
+
+        backbone.decoder.register_forward_pre_hook(refuse)
+
+
+def test_a_model_that_fits_on_several_devices_alone_is_counted_and_not_timed(make: Make) -> None:
+    strategies = {"large": {"class_path": "test_plan.TooLarge"}}
+    with pytest.raises(ConfigError, match=r"strategies\.large: no room"):
+        make(strategies=strategies).plan()
+    trainer = {"max_epochs": 1, "accelerator": "cpu", "strategy": "fsdp"}
+    plan = make(strategies=strategies, trainer=trainer).plan()
+    assert plan.estimates["large"].steps == 4
+    assert "about an unknown time training" in str(plan)

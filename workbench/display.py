@@ -38,6 +38,8 @@ def duration(seconds: float) -> str:
     >>> duration(8.2), duration(95), duration(7260)
     ('8 s', '1 min 35 s', '2 h 1 min')
     """
+    if math.isnan(seconds):
+        return "an unknown time"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

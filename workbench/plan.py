@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ def make_plan(assembly: Assembly, runs: Sequence[PlannedRun]) -> Plan:
     with untouched_randomness():
         for name in assembly.config.strategies:
             try:
-                estimates[name] = _estimate(assembly, name, timed=not misfit)
+                estimates[name] = _estimate_or_count(assembly, name, timed=not misfit)
             except ConfigError as error:
                 problems += error.problems
             except (ValueError, TypeError, torch.OutOfMemoryError) as error:
@@ -133,6 +134,17 @@ def make_plan(assembly: Assembly, runs: Sequence[PlannedRun]) -> Plan:
         raise ConfigError(dict.fromkeys(problems))
     chosen = {name: estimate for name, estimate in estimates.items() if name in counts}
     return Plan(counts, len(data.tasks), len(data.tested), chosen)
+
+
+def _estimate_or_count(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
+    """As `_estimate`; where a model that is to be sharded does not fit on one device, no step is tried on it."""
+    sharded = isinstance(assembly.trainer(name).strategy, Sharded)
+    mended = (torch.OutOfMemoryError,) if sharded else ()
+    try:
+        return _estimate(assembly, name, timed)
+    except mended:
+        assembly.backbone.restore()
+        return _estimate(assembly, name, timed=False)
 
 
 def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
@@ -159,7 +171,7 @@ def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
                 memory += [_memory(assembly, name, task, optimizer)] if optimizer else []
     if problems:
         raise ConfigError(problems)
-    score = 0.0
+    train, score = (train, 0.0) if timed else (math.nan, math.nan)
     if timed:
         with precision.forward_context():
             score = (len(data.tasks) + 1) * _seconds_per_row(assembly, data.tested)
@@ -202,9 +214,12 @@ def _calibrated(assembly: Assembly, name: str, task: Task, warm: bool) -> tuple[
 
     Times real steps on an item's first rows; they change the model, which is put back after the strategy's estimate.
 
-    A step is as many batches as gradients are accumulated over; a large batch is carried over from a part of it.
+    A step is as many batches as gradients are accumulated over; a large batch, one device's share of it, is carried
+    over from a part.
     """
-    backbone, size = assembly.backbone, min(assembly.config.data.batch_size, SAMPLE_ROWS)
+    backbone = assembly.backbone
+    share = -(-assembly.config.data.batch_size // assembly.trainer(name).world_size)
+    size = min(share, SAMPLE_ROWS)
     parameters = list(backbone.trainable().values())
     if not parameters:
         return 0.0, None
@@ -221,7 +236,7 @@ def _calibrated(assembly: Assembly, name: str, task: Task, warm: bool) -> tuple[
         _wait(backbone.device)
         spent = time.monotonic() - started
     accumulated = int(assembly.config.settings(name, task.name).trainer.get("accumulate_grad_batches") or 1)
-    return spent * accumulated * assembly.config.data.batch_size / size, optimizer
+    return spent * accumulated * share / size, optimizer
 
 
 def _memory(assembly: Assembly, name: str, task: Task, optimizer: Optimizer) -> Memory:
