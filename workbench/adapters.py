@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
+
+PREFIX = "base_model.model."
+"""What plain peft puts before a module's name in a file."""
 
 
 def adapter_layers(model: nn.Module) -> list[BaseTunerLayer]:
@@ -119,9 +122,39 @@ def save_adapters(model: PreTrainedModel, folder: Path) -> None:
         target = folder / name
         target.mkdir(parents=True, exist_ok=True)
         state = get_peft_model_state_dict(model, adapter_name=name)
-        tensors = {f"base_model.model.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
+        tensors = {f"{PREFIX}{key}": value.detach().cpu().contiguous() for key, value in state.items()}
         save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
         model.peft_config[name].save_pretrained(target)
+
+
+def saved_deltas(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
+    """What a saved adapter adds to each weight that it stands on, by the weight's name in the plain model.
+
+    peft itself computes them, whatever scaling the adapter has. The model is the same afterwards.
+
+    Args:
+        model: A model without adapters, of the structure that the adapter was made for.
+        folder: As `save_adapters` writes it.
+
+    Returns:
+        None at all for weight-decomposed ones (DoRA), which do not add up.
+    """
+    config = LoraConfig.from_pretrained(folder)
+    if config.use_dora:
+        return {}
+    state = load_file(folder / "adapter_model.safetensors")
+    inject_adapter_in_model(config, model, adapter_name=folder.name)
+    set_peft_model_state_dict(
+        model, {key.removeprefix(PREFIX): value for key, value in state.items()}, adapter_name=folder.name
+    )
+    deltas = {}
+    for path, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            deltas[f"{path}.weight"] = module.get_delta_weight(folder.name).detach()
+            parent, _, attribute = path.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, module.base_layer)
+    del model.peft_config
+    return deltas
 
 
 def freeze(module: nn.Module) -> None:

@@ -66,14 +66,25 @@ def list_() -> None:
 
 
 @app.command()
-def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER... [baseline=STRATEGY]")]) -> None:
-    """Rebuild the report of the run folders under each FOLDER, finished or not: tables here, files in the first."""
+def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER... [key=value]...")]) -> None:
+    """Rebuild the report of the run folders under each FOLDER, finished or not: tables here, files in the first.
+
+    Keys: baseline=STRATEGY; relearning=true and knock_out=true open each finished run's model again, which takes time.
+    """
     given = [Path(folder) for folder in folders if "=" not in folder or Path(folder).exists()]
     settings = dict(text.split("=", 1) for text in folders if Path(text) not in given)
     if not given:
         raise ConfigError(["report: no folder is given. Give a study's folder, such as runs/quickstart."])
     module, comparison = import_module("workbench.report"), import_module("workbench.comparison")
-    found = comparison.compare(given, comparison.baseline_of(settings))
+    asked = import_module("workbench.on_demand").requested(settings)
+    engine = import_module("workbench.analyses") if asked else None
+    analyses = engine.built(asked) if engine else []
+    found = comparison.compare(given, settings.get("baseline"))
+    if engine and analyses:
+        display = import_module("workbench.display")
+        display.quiet()
+        with going_on(), display.PlainDisplay() as shown:
+            engine.analyse(given[0], found, analyses, shown)
     for one in found:
         for finished in one.runs:
             output().print(module.matrix_table(finished, output().width))

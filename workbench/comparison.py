@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -217,14 +217,3 @@ def _in_order(found: Sequence[Found]) -> list[tuple[Found, str]]:
         return studies.index(one.study), names.index(name) if name in names else len(names)
 
     return sorted(zip(found, labels(found), strict=True), key=place)
-
-
-def baseline_of(settings: Mapping[str, str]) -> str | None:
-    """The baseline that `key=value` arguments name.
-
-    Raises:
-        ConfigError: Another key is given.
-    """
-    if unknown := [key for key in settings if key != "baseline"]:
-        raise ConfigError([f"{unknown[0]}: a report has no such key.{did_you_mean(unknown[0], ['baseline'])}"])
-    return settings.get("baseline")

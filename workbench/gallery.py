@@ -14,6 +14,7 @@ from workbench.comparison import Comparison
 from workbench.figures import (
     STYLE,
     Panel,
+    change_map,
     heat_map,
     likelihood_lost,
     marks,
@@ -22,6 +23,7 @@ from workbench.figures import (
     stability_plasticity,
 )
 from workbench.files import write_whole
+from workbench.on_demand import knocked_out, measured
 from workbench.statistics import Estimate
 from workbench.svg import svg_of
 from workbench.views import Loss, View
@@ -78,8 +80,13 @@ def measured_losses(view: View) -> dict[str, list[Loss]]:
     }
 
 
-def figures(view: View) -> Iterator[tuple[str, Figure]]:
-    """The figures of a comparison with their files' names; of many orders and strategies the first ones."""
+def figures(view: View, folder: str | Path | None = None) -> Iterator[tuple[str, Figure]]:
+    """The figures of a comparison with their files' names; of many orders and strategies the first ones.
+
+    Args:
+        view: The comparison.
+        folder: Where an analysis on demand may have left `knock_out.csv`.
+    """
     looks = marks(view.strategies)
     if points := tradeoff_points(view):
         yield "stability-plasticity", stability_plasticity(points, looks, COST_NAME)
@@ -97,6 +104,15 @@ def figures(view: View) -> Iterator[tuple[str, Figure]]:
         for strategy in view.strategies[:MATRICES_DRAWN]:
             if view.comparison.seeds(strategy, order):
                 yield f"matrix-{strategy}-{order}", heat_map(rows, columns, view.matrix(strategy, order))
+    yield from knock_out_figures(view, folder)
+
+
+def knock_out_figures(view: View, folder: str | Path | None) -> Iterator[tuple[str, Figure]]:
+    """What each strategy's final model loses without each added part, where anybody asked."""
+    for (strategy, order), found in knocked_out(
+        measured(view.comparison, folder, "knock_out") if folder else []
+    ).items():
+        yield f"knock-out-{strategy}-{order}", change_map(found["domains"], found["parts"], found["changes"])
 
 
 def has_lenient(losses: Sequence[Sequence[Loss]]) -> bool:
@@ -104,19 +120,22 @@ def has_lenient(losses: Sequence[Sequence[Loss]]) -> bool:
     return any(not math.isnan(row.lenient[1]) for rows in losses for row in rows)
 
 
-def write_figures(comparisons: Sequence[Comparison], folder: str | Path) -> list[Path]:
+def write_figures(
+    comparisons: Sequence[Comparison], folder: str | Path, beside: str | Path | None = None
+) -> list[Path]:
     """Writes each figure as PNG and as SVG.
 
     Args:
         comparisons: Where there are several, the files of the second begin with "2-" and so on.
         folder: Where they go; it is made if need be.
+        beside: The folder of the report, where an analysis on demand may have left numbers.
 
     Returns:
         The files.
     """
     folder, files = Path(folder), []
     for place, comparison in enumerate(comparisons, start=1):
-        for name, figure in figures(View(comparison)):
+        for name, figure in figures(View(comparison), beside):
             stem = re.sub(r"[^\w.-]+", "_", f"{place}-{name}" if place > 1 else name)
             write_whole(folder / f"{stem}.svg", svg_of(figure))  # makes the folder
             with matplotlib.rc_context(STYLE):

@@ -45,7 +45,7 @@ def report_page(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
         version=__version__,
         measures=sections.MEASURES,
         budget=sections.BUDGET,
-        parts=[part(comparison, f"c{place}") for place, comparison in enumerate(comparisons, start=1)],
+        parts=[part(comparison, f"c{place}", folder) for place, comparison in enumerate(comparisons, start=1)],
     )
     path = Path(folder) / "report.html"
     write_whole(path, text)
@@ -56,12 +56,13 @@ def _part(made: Environment, name: str) -> str:
     return made.loader.get_source(made, name)[0] if made.loader else ""
 
 
-def part(comparison: Comparison, name: str) -> dict[str, Any]:
+def part(comparison: Comparison, name: str, folder: str | Path) -> dict[str, Any]:
     """What the page shows of one comparison.
 
     Args:
         comparison: Of runs whose numbers may stand in one table.
         name: Begins the ids of this part of the page.
+        folder: Of the report, where an analysis on demand may have left numbers.
     """
     view = View(comparison)
     baseline = comparison.baseline or None
@@ -86,6 +87,7 @@ def part(comparison: Comparison, name: str) -> dict[str, Any]:
         "probes": sections.courses(view, f"{name}-probe", probes=True),
         "losses": sections.losses(view, f"{name}-loss"),
         "answers": [(task, view.asked(task)) for task in (view.tasks(view.orders[0]) if view.orders else [])],
+        "on_demand": sections.on_demand(comparison, folder, f"{name}-knock-out"),
         "protocol": protocol(comparison),
         "tasks": tasks(comparison),
         "references": comparison.references,

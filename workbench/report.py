@@ -89,7 +89,7 @@ def write_report(folder: str | Path, comparisons: Sequence[Comparison]) -> list[
     """
     folder = Path(folder)
     tables = _write_tables(folder, comparisons)
-    return [*tables, *write_figures(comparisons, folder / "figures"), report_page(comparisons, folder)]
+    return [*tables, *write_figures(comparisons, folder / "figures", folder), report_page(comparisons, folder)]
 
 
 def report_trouble(folder: str | Path, comparisons: Sequence[Comparison]) -> str:

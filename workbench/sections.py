@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from workbench.comparison import Comparison
 from workbench.display import duration, number
-from workbench.figures import likelihood_lost, marks, over_time, score_lost, stability_plasticity, swatch
+from workbench.figures import change_map, likelihood_lost, marks, over_time, score_lost, stability_plasticity, swatch
 from workbench.gallery import (
     COST,
     COST_NAME,
@@ -18,6 +19,7 @@ from workbench.gallery import (
     measured_losses,
     tradeoff_points,
 )
+from workbench.on_demand import KNOCK_OUT, knocked_out, measured, relearnt
 from workbench.results import RunFolder
 from workbench.statistics import Estimate
 from workbench.svg import inline
@@ -254,6 +256,22 @@ def legend(view: View, name: str) -> list[dict[str, str]]:
         key = f"{name}-{place}"
         made.append({"name": strategy, "id": key, "svg": inline(swatch(look), key)})
     return made
+
+
+def on_demand(comparison: Comparison, folder: str | Path, name: str) -> dict[str, Any]:
+    """What relearning and knocking out have shown, where anybody asked: tables, figures and how it was done."""
+    maps = []
+    found = knocked_out(measured(comparison, folder, "knock_out"))
+    for place, ((strategy, order), one) in enumerate(found.items()):
+        title = f"{strategy}, order {order}"
+        drawn = change_map(one["domains"], one["parts"], one["changes"])
+        svg = inline(drawn, f"{name}-{place}", f"{title}: change of each domain's score without each added part")
+        rows = [
+            (domain, [number(value) for value in row])
+            for domain, row in zip(one["domains"], one["changes"], strict=True)
+        ]
+        maps.append({"title": title, "svg": svg, "parts": one["parts"], "rows": rows})
+    return {"relearning": relearnt(measured(comparison, folder, "relearning")), "maps": maps, "knock_out": KNOCK_OUT}
 
 
 def unfinished(comparison: Comparison) -> list[dict[str, Any]]:

@@ -164,6 +164,11 @@ def needs_task_id(strategy: ContinualStrategy) -> bool:
     return any(module.task_id_at_test for module in strategy.modules() if isinstance(module, ContinualStrategy))
 
 
+def answers_itself(strategy: ContinualStrategy) -> bool:
+    """Whether a strategy, or a member of a composition, answers otherwise than its model alone would."""
+    return _overrides(strategy, "answer")
+
+
 def _overrides(strategy: ContinualStrategy, hook: str) -> bool:
     if isinstance(strategy, Composition):
         return any(_overrides(member, hook) for member in strategy.members)
