@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,19 @@ from workbench.cli import app, guarded
 from workbench.comparison import compare
 from workbench.components import ConfigError
 from workbench.config import parse
+from workbench.data import ContinualDataModule
 from workbench.depth import PlannedLayer, restack
 from workbench.display import Display
 from workbench.files import digest_of, read_csv
 from workbench.knock_out import added_parts
+from workbench.module import ContinualModule
 from workbench.on_demand import knocked_out, measured, relearnt, requested
 from workbench.relearning import Relearning, Scored
+from workbench.reopened import Reopened
 from workbench.report import write_report
+from workbench.results import RunFolder
+from workbench.scoring import score_task
+from workbench.strategy import ContinualStrategy
 from workbench.study import Study
 from workbench.testing import tiny_backbone
 
@@ -136,8 +143,6 @@ class Stands:
 @pytest.mark.parametrize(("target", "course"), [(0.5, [0, 4, 8, 10]), (0.3, [0, 4, 8]), (0.0, [0])])
 def test_steps_are_counted_until_the_score_is_reached(target: float, course: list[int]) -> None:
     """The toy gains 0.04 a step, so that 0.3 is reached in step 8; two batches make a step."""
-    from workbench.module import ContinualModule  # noqa: PLC0415
-
     module, stands = ContinualModule(tiny_backbone(), None, None), Stands()  # type: ignore[arg-type]
     scored = Scored(lambda _: 0.04 * stands.global_step, target, every=4, last=10)
     stands.should_stop = scored.look(module, 0)
@@ -146,6 +151,33 @@ def test_steps_are_counted_until_the_score_is_reached(target: float, course: lis
             stands.global_step = batch // 2
             scored.on_train_batch_end(stands, module, None, None, batch)  # type: ignore[arg-type]
     assert [step for step, _ in scored.course] == course
+
+
+def test_relearning_is_plain_training_until_the_score_is_reached(finished: Path) -> None:
+    """A loop by hand over the same batches comes through the same scores; training rows are tested, so that it does."""
+    opened = Reopened(RunFolder(finished / "blocks" / "default" / "seed-0"))
+    alpha = replace(opened.tasks[0], validation=opened.tasks[0].train)
+    asked, backbone = replace(alpha, test=alpha.train), opened.untouched()
+    data = ContinualDataModule([alpha], batch_size=4, seed=0)
+    data.begin(backbone, 0, alpha, alpha.train)
+    optimizer = torch.optim.AdamW(backbone.model.parameters(), lr=0.01)
+    by_hand = [score_task(backbone, ContinualStrategy(), asked).value]
+    batches = data.train_dataloader()
+    for epoch in range(10):
+        batches.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        for batch in batches:
+            optimizer.zero_grad()
+            backbone(batch).loss.backward()
+            optimizer.step()
+            by_hand.append(score_task(backbone, ContinualStrategy(), asked).value)
+    target = sorted(by_hand)[-1]
+    assert by_hand[0] < target
+    relearning = Relearning(every=3, max_steps=20)
+    course = relearning.course(opened, opened.untouched(), alpha, target, lambda _: None)
+    expected = [(step, by_hand[step]) for step in (0, 3, 6, 9, 12, 15, 18, 20)]
+    reached = next((place for place, (_, score) in enumerate(expected) if score >= target), len(expected))
+    assert course == expected[: reached + 1]
+    assert len({score for _, score in course}) > 1
 
 
 def test_relearning_stops_where_the_score_is_and_counts_the_same_steps_again(copied: Path) -> None:
@@ -205,6 +237,22 @@ def test_a_run_whose_model_is_gone_is_left_out_and_the_plain_report_shows_no_sec
     assert not (copied / "relearning.csv").exists()
     assert "Learning again" not in (copied / "report.html").read_text(encoding="utf-8")
     assert any("`model` is not there any more" in line for line in asked(copied, relearning=True).lines)
+
+
+def test_runs_without_a_journal_are_told_apart(copied: Path) -> None:
+    """Two runs whose models are the same by all that is known of them are both asked."""
+    shutil.rmtree(copied / "seqft")
+    shutil.rmtree(copied / "blocks")
+    second = copied / "lora" / "default" / "seed-1"
+    shutil.copytree(copied / "lora" / "default" / "seed-0", second)
+    for file in copied.rglob("journal.jsonl"):
+        file.unlink()
+    surroundings = (second / "environment.json").read_text(encoding="utf-8")
+    (second / "environment.json").write_text(surroundings.replace('"seed": 0', '"seed": 1'), encoding="utf-8")
+    asked(copied, knock_out=True)
+    rows = read_csv(copied / "knock_out.csv")
+    assert {row["seed"] for row in rows} == {"0", "1"}
+    assert len({row["model"] for row in rows}) == 1
 
 
 def test_means_over_seeds_of_what_was_measured() -> None:

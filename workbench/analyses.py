@@ -61,17 +61,13 @@ def analyse(folder: str | Path, comparisons: Sequence[Comparison], analyses: Seq
             display.note(title)
             try:
                 named = _name(run, label, file.parent)
-                for found in _measured(analysis, run, rows, display):
+                before = [old for old in rows if old["run"] == named["run"]]
+                for found in _measured(analysis, run, before, display):
                     place = (str(named["run"]), found[0]["domain"])
                     rows = [old for old in rows if (old["run"], old["domain"]) != place]
                     rows += [_as_text(named | row) for row in found]
                     write_whole(file, to_csv(columns_of(analysis.name), rows))
-            except (
-                ValueError,
-                OSError,
-                RuntimeError,
-                FloatingPointError,
-            ) as error:  # whatever one run cannot, the others may
+            except (ValueError, OSError, RuntimeError, ArithmeticError) as error:  # other runs may be whole
                 display.note(f"! {title} is left out: {' '.join(str(error).split())}")
 
 

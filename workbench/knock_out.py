@@ -65,7 +65,7 @@ class KnockOut:
                 with skipped():
                     without = opened.score(module, task)
                 tell(f"{task.name}: {without:.3f} without {name}")
-                scores = {"whole": whole, "without": without, "change": without - whole}
+                scores = {"whole": whole, "without": without, "change": without - whole, "rows": len(task.test)}
                 rows.append(
                     {"domain": task.name, "part": name, "metric": task.primary, **scores, "rows": len(task.test)}
                 )

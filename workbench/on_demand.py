@@ -67,8 +67,15 @@ def columns_of(name: str) -> tuple[str, ...]:
 
 
 def model_of(run: RunFolder) -> str:
-    """A fingerprint of a run's final model: a run that was made again is asked again."""
-    return digest_of_text(json.dumps(run.records.model, sort_keys=True))[:12]
+    """A fingerprint of a run's final model, so that a run that was made again is asked again.
+
+    Of the checksums that the journal has; in folders without a journal, of its files' sizes.
+    """
+    known: dict[str, Any] = dict(run.records.model or {})
+    if not known:
+        model = run.path / "model"
+        known = {path.relative_to(model).as_posix(): path.stat().st_size for path in model.rglob("*") if path.is_file()}
+    return digest_of_text(json.dumps(known, sort_keys=True))[:12]
 
 
 def measured(comparison: Comparison, folder: str | Path, name: str) -> list[dict[str, str]]:

@@ -109,6 +109,30 @@ READ = [
         "runs: there is no run. Give a study's folder",
     ),
     command(
+        "a key that no report has",
+        f"{REPORT} relarning=true",
+        ended(),
+        "relarning: a report has no such key. Did you mean 'relearning'?",
+    ),
+    command(
+        "scored too seldom",
+        f"{REPORT} relearning.every=300",
+        ended(),
+        "relearning: every=300 is out of range; it has to be at least 1 and at most max_steps=200.",
+    ),
+    command(
+        "a tolerance above all scores",
+        f"{REPORT} relearning.tolerance=2",
+        ended(),
+        "relearning: tolerance=2 is out of range; it has to be at least 0 and less than 1.",
+    ),
+    command(
+        "an analysis that is neither asked for nor not",
+        f"{REPORT} knock_out=perhaps",
+        ended(),
+        "knock_out: expected true or false, got 'perhaps'.",
+    ),
+    command(
         "a run alone",
         REPORT,
         ended(journal({"kind": "config", "text": ""})),
