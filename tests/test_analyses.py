@@ -196,6 +196,10 @@ def test_relearning_stops_where_the_score_is_and_counts_the_same_steps_again(cop
         told = 1 - steps / untouched if untouched else math.nan
         assert repr(told) == row["savings"]
     assert files(copied / "seqft") == runs
+    write_report(copied, compare([copied]))
+    page = (copied / "report.html").read_text(encoding="utf-8")
+    assert "by torch.optim.AdamW(lr=0.01) at a constant rate" in page
+    assert "on 4 validation rows is the one recorded right after the domain was learnt, less 0.0;" in page
     again = asked(copied, relearning={"every": 2, "max_steps": 6, "tolerance": 0.0})
     assert len(heard.lines) > 3 == len(again.lines)  # each run is named, and none is trained again
 
@@ -272,6 +276,7 @@ def test_means_over_seeds_of_what_was_measured() -> None:
 def test_what_is_asked_for_is_read_as_any_config() -> None:
     given = {"baseline": "lora", "relearning.every": "2", "relearning.tolerance": "0.1", "knock_out": "false"}
     assert requested(given) == {"relearning": {"every": 2, "tolerance": 0.1}, "knock_out": False}
+    assert requested({"relearning": "true", "relearning.every": "2"}) == {"relearning": {"every": 2}}
     made = built(requested(given))
     assert [type(one) for one in made] == [Relearning]
     assert (made[0].every, made[0].max_steps, made[0].tolerance) == (2, 200, 0.1)

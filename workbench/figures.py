@@ -272,7 +272,7 @@ def change_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seq
         values: (rows, columns); NaN where nothing was measured.
     """
     plot = (0.56 * len(columns), 0.27 * len(rows))
-    left, head = 0.15 + 0.068 * max(map(len, rows)), 0.25 + 0.05 * max(map(len, columns))
+    left, head = 0.15 + 0.08 * max(map(len, rows)), 0.25 + 0.05 * max(map(len, columns))
     width, height = left + plot[0] + 0.05 * max(map(len, columns)), plot[1] + head
     figure = Figure((width, height))
     axes = figure.add_axes((left / width, 0.05 / height, plot[0] / width, plot[1] / height))
@@ -280,7 +280,7 @@ def change_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seq
     axes.imshow(values, cmap="PuOr", vmin=-largest, vmax=largest, aspect="auto")
     for y, row in enumerate(values):
         for x, value in enumerate(row):
-            color = "white" if abs(value) > 0.7 * largest else "black"
+            color = "#fefefe" if abs(value) > 0.7 * largest else "black"  # the page turns pure white into its own paper
             axes.text(x, y, number(value, 2), ha="center", va="center", color=color, size=7.5)
     axes.grid(False)
     axes.xaxis.tick_top()

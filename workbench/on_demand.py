@@ -58,7 +58,10 @@ def requested(settings: Mapping[str, str]) -> dict[str, Any]:
     known = ("baseline", *ANALYSES)
     if unknown := [key for key in settings if key.partition(".")[0] not in known]:
         raise ConfigError([f"{unknown[0]}: a report has no such key.{did_you_mean(unknown[0], known)}"])
-    return arguments([f"{key}={value}" for key, value in settings.items() if key != "baseline"])
+    detailed = {
+        key.partition(".")[0] for key in settings if "." in key and settings.get(key.partition(".")[0]) == "true"
+    }
+    return arguments([f"{key}={value}" for key, value in settings.items() if key not in {"baseline", *detailed}])
 
 
 def columns_of(name: str) -> tuple[str, ...]:
