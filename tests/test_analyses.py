@@ -282,6 +282,11 @@ def test_what_is_asked_for_is_read_as_any_config() -> None:
     assert (made[0].every, made[0].max_steps, made[0].tolerance) == (2, 200, 0.1)
 
 
+def test_a_baseline_has_no_settings() -> None:
+    with pytest.raises(ConfigError, match="baseline\\.x: a report has no such key"):
+        requested({"baseline.x": "1"})
+
+
 @pytest.mark.parametrize(
     ("asked", "why"),
     [

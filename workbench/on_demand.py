@@ -56,7 +56,7 @@ def requested(settings: Mapping[str, str]) -> dict[str, Any]:
         ConfigError: A key is not known, or a value is no YAML.
     """
     known = ("baseline", *ANALYSES)
-    if unknown := [key for key in settings if key.partition(".")[0] not in known]:
+    if unknown := [key for key in settings if key not in known and key.partition(".")[0] not in ANALYSES]:
         raise ConfigError([f"{unknown[0]}: a report has no such key.{did_you_mean(unknown[0], known)}"])
     detailed = {
         key.partition(".")[0] for key in settings if "." in key and settings.get(key.partition(".")[0]) == "true"
