@@ -228,6 +228,9 @@ def test_knocking_out_is_written_drawn_and_kept(copied: Path) -> None:
     assert 'id="c1-knock-out"' in page
     assert "block 3" in page
     assert (copied / "figures" / "knock-out-blocks-default.png").is_file()
+    with (copied / "knock_out.csv").open("a", encoding="utf-8") as file:
+        file.write("lora/default/seed-0,")
+    assert measured(comparison, copied, "knock_out") == rows
     shutil.rmtree(copied / "blocks" / "default" / "seed-0")
     assert {row["strategy"] for row in measured(compare([copied])[0], copied, "knock_out")} == {"lora"}
 

@@ -82,11 +82,14 @@ def model_of(run: RunFolder) -> str:
 
 
 def measured(comparison: Comparison, folder: str | Path, name: str) -> list[dict[str, str]]:
-    """The rows of an analysis' file that are about a comparison's runs as they are now."""
+    """The rows of an analysis' file that are about a comparison's runs as they are now; torn rows are left out."""
     folder = Path(folder)
     models = {run.path.resolve(): model_of(run) for run in comparison.runs}
     labels = {run.path.resolve(): row["strategy"] for row, run in zip(comparison.rows, comparison.runs, strict=True)}
-    rows = [(row, (folder / row["run"]).resolve()) for row in read_csv(folder / f"{name}.csv")]
+    whole = [
+        row for row in read_csv(folder / f"{name}.csv") if all(row.get(key) is not None for key in columns_of(name))
+    ]
+    rows = [(row, (folder / row["run"]).resolve()) for row in whole]
     return [{**row, "strategy": labels[path]} for row, path in rows if models.get(path) == row["model"]]
 
 
