@@ -194,6 +194,7 @@ def test_relearning_stops_where_the_score_is_and_counts_the_same_steps_again(cop
         assert math.isnan(steps) or steps in (0, 2, 4, 6)
         assert math.isnan(untouched) or not untouched % 2
         told = 1 - steps / untouched if untouched else math.nan
+        told = 1.0 if steps == 0 and math.isnan(untouched) else told
         assert repr(told) == row["savings"]
     assert files(copied / "seqft") == runs
     write_report(copied, compare([copied]))

@@ -183,7 +183,11 @@ def steps_to(course: Course, target: float) -> float:
 def savings(steps: float, untouched: float) -> float:
     """The share of the steps that was saved; NaN where one of them is not known or there was nothing to learn.
 
-    >>> savings(5.0, 20.0), savings(5.0, 0.0)
-    (0.75, nan)
+    Without a step the share is 1, however many more than `max_steps` the untouched model would take.
+
+    >>> savings(5.0, 20.0), savings(5.0, 0.0), savings(0.0, math.nan)
+    (0.75, nan, 1.0)
     """
+    if steps == 0 and math.isnan(untouched):
+        return 1.0
     return 1 - steps / untouched if untouched else math.nan
