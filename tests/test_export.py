@@ -23,7 +23,7 @@ from workbench.cli import app, guarded
 from workbench.comparison import MEASURES
 from workbench.components import ConfigError
 from workbench.config import parse
-from workbench.display import number
+from workbench.display import duration, number
 from workbench.export import export
 from workbench.model_card import FOLDER, in_words
 from workbench.results import RunFolder
@@ -154,7 +154,10 @@ def test_the_cards_numbers_are_those_of_the_run(runs: Path, tmp_path: Path) -> N
     ]
     peak = summary["peak_memory_bytes"]
     memory = "" if math.isnan(peak) else f"; peak memory {peak / 1e6:,.0f} MB"
-    assert dict(cells(card, ""))["cost"] == f"0 s of training; training {speeds[0]}; decoding {speeds[1]}{memory}"
+    assert (
+        dict(cells(card, ""))["cost"]
+        == f"{duration(summary['train_seconds'])} of training; training {speeds[0]}; decoding {speeds[1]}{memory}"
+    )
 
 
 def test_the_card_says_how_the_model_was_made(runs: Path, model_folder: Path, tmp_path: Path) -> None:

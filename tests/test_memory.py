@@ -175,8 +175,8 @@ def test_the_plan_says_it_and_warns(tmp_path: Path, model_folder: Path, task_fol
     assert "more than" not in str(plan)
     short = StrategyEstimate("all", 1, 1.0, 1.0, Memory(2 * 10**9, 10**9, 0, 5 * 10**8), free=3 * 10**9)
     assert short.remarks.startswith(
-        "; memory about 3.5 GB: weights 2.0, gradients 1.0, optimizer 0.0, activations 0.5. That is more than the 3.0 GB"
-        " that "
+        "; memory about 3.5 GB: weights 2.0, gradients 1.0, optimizer 0.0, activations 0.5. That is more than the 3.0 "
+        "GB that "
     )
 
 
