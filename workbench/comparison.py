@@ -11,7 +11,7 @@ from typing import Any
 
 from workbench.components import ConfigError, did_you_mean
 from workbench.flags import flags
-from workbench.gathering import Found, aspects, difference_in_words, gather, labels
+from workbench.gathering import ADVICE, Found, aspects, difference_in_words, gather, labels
 from workbench.results import RunFolder
 from workbench.statistics import Estimate, paired_difference, student_interval
 
@@ -188,7 +188,7 @@ def compare(folders: Sequence[str | Path], baseline: str | None = None) -> list[
     """
     found, problems = gather(folders)
     if not found:
-        raise ConfigError(problems)
+        raise ConfigError([problem if "Delete" in problem else f"{problem} {ADVICE}" for problem in problems])
     groups: dict[tuple[tuple[str, str], ...], list[Found]] = {}
     for one, known in zip(found, aspects(found), strict=True):
         groups.setdefault(tuple(sorted(known.items())), []).append(one)

@@ -135,21 +135,29 @@ def check_shape(value: object, where: str, partial: bool = False) -> list[str]:
         if key not in KEYS
     ]
     if "class_path" in value:
-        problems += check_value(value["class_path"], str, joined(where, "class_path"))
+        problems += check_plain(value["class_path"], str, joined(where, "class_path"))
     elif not partial:
         problems.append(f"{joined(where, 'class_path')}: missing. Name a class.")
-    return problems + check_value(value.get("init_args"), dict[str, Any] | None, joined(where, "init_args"))
+    return problems + check_plain(value.get("init_args"), dict[str, Any] | None, joined(where, "init_args"))
 
 
 def check_value(value: Any, annotation: Any, where: str) -> list[str]:
     """Tell whether a value does not have the type that an annotation asks for."""
     if accepts(_produced(value), annotation):
         return []
-    hint = did_you_mean(value, choices(annotation)) if isinstance(value, str) else ""
-    given = f"{value!r} ({type(value).__name__})"
     if is_component(value):
-        given = as_component(value).class_path
-    return [f"{where}: expected {described(annotation)}, got {given}.{hint}"]
+        return [f"{where}: expected {described(annotation)}, got {as_component(value).class_path}."]
+    return _unlike(value, annotation, where)
+
+
+def check_plain(value: Any, annotation: Any, where: str) -> list[str]:
+    """As `check_value`, where what stands there is taken as it is, and a component would never be built."""
+    return [] if accepts(value, annotation) else _unlike(value, annotation, where)
+
+
+def _unlike(value: Any, annotation: Any, where: str) -> list[str]:
+    hint = did_you_mean(value, choices(annotation)) if isinstance(value, str) else ""
+    return [f"{where}: expected {described(annotation)}, got {value!r} ({type(value).__name__}).{hint}"]
 
 
 def joined(where: str, key: object) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from workbench.components import ConfigError
 from workbench.display import Display, quiet
-from workbench.pool import Lines, Making, Pool, done
+from workbench.pool import Lines, Making, Pool, done, refuse
 
 
 class Executor(Protocol):
@@ -146,7 +146,8 @@ class Ray:
         try:
             self.ray.init(address=self.address, log_to_driver=False)
         except (ConnectionError, ValueError) as error:
-            raise ConfigError([f"executor: no Ray cluster answers at {self.address!r} ({error})."]) from error
+            told = f"executor: no Ray cluster answers at {self.address!r} ({error}). Give its address, or leave it out."
+            refuse("error", ConfigError([told]))
         signal.signal(signal.SIGTERM, before)  # which Ray has taken
 
     def _tell_what_is_missing(self, display: Display) -> None:
@@ -176,8 +177,7 @@ class Ray:
                 display.note(f"{told}; another one goes on.")
                 self.tasks[task.remote(*given, job)] = (job, lost + 1)
                 continue
-            if kind == "error":
-                raise content
+            refuse(kind, content)
             failures += [content] if content else []
             for line in lines[-1:]:
                 display.note(line)

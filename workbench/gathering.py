@@ -89,8 +89,6 @@ def _read(path: Path, folder: Path) -> Found:
     """
     try:
         run = RunFolder(path)
-        if torn := _torn(run):
-            raise ConfigError([f"{path}/{torn} is torn, and there is no journal to make it again: left out."])
         protocol = run.environment().get("protocol")
         if protocol is None:
             raise ConfigError([f"{path}: nothing was measured there, or it is no run of this workbench: left out."])
@@ -103,12 +101,6 @@ def _read(path: Path, folder: Path) -> Found:
     except UNREADABLE as error:
         told = f"{path} cannot be read ({type(error).__name__}: {error}): left out."
         raise ConfigError([told]) from error
-
-
-def _torn(run: RunFolder) -> str:
-    """The table of a folder without a journal that ends within a row."""
-    tables = {"scores.csv": run.records.scores, "nll.csv": run.records.nll, "costs.csv": run.records.costs}
-    return next((name for name, rows in tables.items() for row in rows if None in row.values()), "")
 
 
 def _complaints(run: RunFolder) -> Iterator[str]:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from workbench.components import check_value, joined
+from workbench.components import check_plain, joined
 from workbench.imports import did_you_mean
 
 Entry: TypeAlias = str | dict[str, Any]
@@ -42,14 +42,14 @@ def _mapping(item: Mapping[Any, Any], where: str, problems: list[str]) -> Iterat
     for key, tasks in item.items():
         at = joined(where, key)
         if isinstance(tasks, list):
-            found = check_value(tasks, list[str], at)
+            found = check_plain(tasks, list[str], at)
             problems += found or ([] if tasks else [f"{at}: empty; name the tasks in their order."])
             yield {str(key): tasks}
         elif key not in ("random", "seed"):
             hint = did_you_mean(str(key), ("random", "seed"))
             problems.append(f"{at}: expected a list of task names, got {tasks!r} ({type(tasks).__name__}).{hint}")
     drawn = {key: item[key] for key in ("random", "seed") if key in item and not isinstance(item[key], list)}
-    found = [problem for key in drawn for problem in check_value(drawn[key], int, joined(where, key))]
+    found = [problem for key in drawn for problem in check_plain(drawn[key], int, joined(where, key))]
     if drawn and "random" not in item:
         found.append(f"{joined(where, 'random')}: missing; `seed` is for so many orders at random.")
     if not found and drawn and drawn["random"] < 1:

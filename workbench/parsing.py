@@ -10,7 +10,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any, TypeVar
 
-from workbench.components import KEYS, Component, as_component, check_shape, check_value, joined
+from workbench.components import KEYS, Component, as_component, check_plain, check_shape, joined
 from workbench.imports import ConfigError, did_you_mean
 from workbench.orders import names_of, read_orders
 from workbench.schema import (
@@ -64,7 +64,7 @@ def _section(cls: type[Section], value: Any, where: str, problems: Problems) -> 
         if spec.name not in raw:
             continue
         key, given = joined(where, spec.name), raw[spec.name]
-        found = check_value(given, hints[spec.name], key)
+        found = check_plain(given, hints[spec.name], key)
         least = spec.metadata.get("least")
         if not found and least is not None and given is not None and given < least:
             found = [f"{key}: {given} is out of range; it has to be at least {least}."]
@@ -76,13 +76,13 @@ def _section(cls: type[Section], value: Any, where: str, problems: Problems) -> 
 
 def _plain(annotation: Any, value: Any, where: str, problems: Problems) -> Any:
     """Read a value that is no mapping."""
-    problems += check_value(value, annotation, where)
+    problems += check_plain(value, annotation, where)
     return value
 
 
 def _count(value: Any, where: str, problems: Problems) -> Any:
     """Read a number that is at least 1, or null."""
-    found = check_value(value, int | None, where)
+    found = check_plain(value, int | None, where)
     if not found and value is not None and value < 1:
         found = [f"{where}: {value} is out of range; it has to be at least 1."]
     problems += found
@@ -91,7 +91,7 @@ def _count(value: Any, where: str, problems: Problems) -> Any:
 
 def _seconds(value: Any, where: str, problems: Problems) -> Any:
     """Read a time that is not negative."""
-    found = check_value(value, float, where)
+    found = check_plain(value, float, where)
     if not found and not 0 <= value < math.inf:
         found = [f"{where}: {value} is out of range; it has to be at least 0."]
     problems += found
@@ -100,7 +100,7 @@ def _seconds(value: Any, where: str, problems: Problems) -> Any:
 
 def _name(value: Any, where: str, problems: Problems) -> Any:
     """Read what becomes a folder's name, and may not lead out of the folder above it."""
-    found = check_value(value, str, where)
+    found = check_plain(value, str, where)
     if not found and not re.fullmatch(r"\w([\w.+=@, -]*[\w+=@-])?", value):
         advice = "Begin with a letter or a digit, and leave out slashes."
         found = [f"{where}: {value!r} is no plain folder name. {advice}"]
@@ -110,7 +110,7 @@ def _name(value: Any, where: str, problems: Problems) -> Any:
 
 def _seeds(value: Any, where: str, problems: Problems) -> Any:
     """Read the seeds, as they go to PyTorch and to numpy."""
-    found = check_value(value, list[int], where)
+    found = check_plain(value, list[int], where)
     if not found:
         found = _check_list(value, where)
         found += [
@@ -214,7 +214,7 @@ def _per_task(value: Any, where: str, problems: Problems) -> dict[str, Changes]:
         problems += _unknown(raw, ("max_epochs", *CHANGE_KEYS), at)
         changes = _changes(raw, at, problems)
         if "max_epochs" in raw:
-            problems += check_value(raw["max_epochs"], int | None, joined(at, "max_epochs"))
+            problems += check_plain(raw["max_epochs"], int | None, joined(at, "max_epochs"))
             changes = combined(changes, Changes(trainer={"max_epochs": raw["max_epochs"]}))
         result[str(task)] = changes
     return result

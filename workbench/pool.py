@@ -82,6 +82,12 @@ def done(study: Making, job: Any, tell: Callable[[str], object]) -> tuple[str, A
             return "error", RuntimeError("".join(traceback.format_exception(error)))
 
 
+def refuse(kind: str, content: Any) -> None:
+    """Raises here what has stopped a study elsewhere, as `done` told it."""
+    if kind == "error":
+        raise content
+
+
 @dataclass
 class _Worker:
     """A process, and what it does."""
@@ -132,8 +138,7 @@ class Pool:
             kind, content = worker.line.recv()
         except (EOFError, OSError):
             return self._replaced(place)
-        if kind == "error":
-            raise content
+        refuse(kind, content)
         if kind == "line" or content:
             self.display.note(content)
         if kind == "done":

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from workbench.comparison import Comparison
 from workbench.results import RunFolder
@@ -172,10 +172,7 @@ class View:
         return self._run(strategy, order, self._seeds[strategy, order][0]), order
 
     def _run(self, strategy: str, order: str, seed: int) -> RunFolder:
-        run = self.comparison.of(strategy, order, seed)
-        if run is None:
-            raise ValueError(f"{strategy}, order {order}: seed {seed} has no run. Give a comparison of finished runs.")
-        return run
+        return cast(RunFolder, self.comparison.of(strategy, order, seed))
 
 
 def cells_of(run: RunFolder) -> dict[tuple[int, str, str], float]:

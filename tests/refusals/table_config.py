@@ -125,6 +125,22 @@ RANGES = [
         "precision='16-true' is not sharded here. Choose one of 32-true",
         trainer={"max_epochs": 1, "accelerator": "cpu", "precision": "16-true"},
     ),
+    run(
+        "trainer.devices=2",
+        "executor: Workers makes each run in one process, and trainer.devices asks for 2. Leave the executor out",
+        executor={"class_path": "workbench.executors.Workers"},
+    ),
+    run(
+        "executor.init_args.count=0",
+        "count is 0 and threads None; each has to be at least 1.",
+        executor={"class_path": "workbench.executors.Workers"},
+    ),
+    run(
+        "data.score_on=test",
+        "data.score_on: test; a sweep chooses by the scores",
+        "Give data.score_on=validation.",
+        strategies={"seqft": {"class_path": "strategies.SeqFT", "sweep": {"optimizer.init_args.lr": [0.1, 0.2]}}},
+    ),
     run("trainer.precision=17", "trainer.precision: expected"),
     run("trainer.accelerator=foo", "trainer: You selected an invalid accelerator name", "foo", "auto", "Mend"),
     run("trainer.gradient_clip_algorithm=foo", "trainer: `gradient_clip_algorithm` foo is invalid"),

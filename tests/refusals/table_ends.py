@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from bad_inputs import Place, Row
 from datasets import Dataset
-from small import trainer
 from torch import Tensor
 
 from workbench.backbone import Backbone, Batch
@@ -22,7 +21,6 @@ from workbench.checkpoint import StateFolder
 from workbench.components import ConfigError
 from workbench.conformance import ConformanceError
 from workbench.files import write_whole
-from workbench.processes import join
 from workbench.strategy import ContinualStrategy
 from workbench.tiny import Stopped, tiny_backbone, tiny_run
 from workbench.trial import Trial, Unfinished
@@ -263,31 +261,4 @@ ENDS = [
         error=ConformanceError,
     ),
 ]
-
-
-def second_of_two(place: Place) -> None:
-    """Joins as a launcher's second process a study that is for one."""
-    told = {"WORLD_SIZE": "2", "RANK": "1"}
-    os.environ.update(told)
-    try:
-        join(trainer(place.folder, []))
-    finally:
-        for name in told:
-            del os.environ[name]
-
-
-PROCESSES = [
-    Row(
-        "one process too many",
-        ("trainer.devices: this is process 2 of 2, and the study is for one. Give the number of its processes.",),
-        second_of_two,
-        error=ConfigError,
-    ),
-    Row(
-        "processes that are forked",
-        ("trainer.strategy: DDPStrategy forks or spawns, which ends with one task. Give 'ddp'.",),
-        lambda place: join(trainer(place.folder, [], devices=2, strategy="ddp_fork")),
-        error=ConfigError,
-    ),
-]
-ROWS = [*RESUMED, *ENDS, *PROCESSES]
+ROWS = [*RESUMED, *ENDS]

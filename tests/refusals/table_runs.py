@@ -16,6 +16,7 @@ from small import study
 
 from workbench.config import parse
 from workbench.files import only_process
+from workbench.statistics import student_quantile
 from workbench.study import Study
 
 RUN = Path("runs", "small", "seqft", "default", "seed-0")
@@ -136,7 +137,26 @@ READ = [
         "a run alone",
         REPORT,
         ended(journal({"kind": "config", "text": ""})),
-        "there is 1 run, and it is not finished. Give",
+        "nothing was measured there, or it is no run of this workbench",
+        "Give a study's folder",
+    ),
+    command("a report of nothing", "report baseline=seqft", lambda _: None, "report: no folder is given. Give"),
+    command(
+        "a baseline that nobody has",
+        f"{REPORT} baseline=seqtf",
+        ended(),
+        "baseline: no finished run is of a strategy 'seqtf'. Did you mean 'seqft'?",
+    ),
+    command("no protocol", REPORT, ended(old("environment.json", b"{}")), "nothing was measured there", "Give"),
+    command("no strategy", REPORT, ended(old("environment.json", b'{"protocol": {}}')), "cannot be read", "Give"),
+    Row("a level of nothing", ("level=2, freedom=1: give a level between 0 and 1",), lambda _: student_quantile(2, 1)),
+    command("no protocol", STUDY, ended(old("environment.json", b"{}")), "seed-0", "Delete"),
+    command(
+        "no protocol",
+        EXPORT,
+        ended(old("environment.json", b"{}")),
+        "environment.json does not say what the scores mean",
+        "Delete",
     ),
 ]
 DAMAGED = [
@@ -148,7 +168,6 @@ DAMAGED = [
     (old("environment.json", b"{"), "environment.json cannot be read", "half an object"),
     (old("environment.json", b"[]"), "environment.json cannot be read", "a list of settings"),
     (old("environment.json", b'{"protocol": 3}'), "environment.json cannot be read", "a number for a protocol"),
-    (old("environment.json", b"{}"), "environment.json does not say what the scores mean", "no protocol"),
     (old("scores.csv", b"a,b\n1,2\n"), "scores.csv cannot be read", "other columns"),
     (old("scores.csv", b"\xff\xfe"), "scores.csv cannot be read", "bytes"),
     (

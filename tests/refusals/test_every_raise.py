@@ -13,6 +13,7 @@ import table_config
 import table_ends
 import table_folders
 import table_models
+import table_processes
 import table_runs
 import table_strategies
 from bad_inputs import Outcome, Place, Row, every_raise, outcome
@@ -22,12 +23,21 @@ from workbench.conformance import ConformanceError
 from workbench.tiny import Stopped
 from workbench.trial import Unfinished
 
-TABLES = (table_config, table_folders, table_models, table_runs, table_ends, table_strategies, table_benchmarks)
+TABLES = (
+    table_config,
+    table_folders,
+    table_models,
+    table_runs,
+    table_ends,
+    table_processes,
+    table_strategies,
+    table_benchmarks,
+)
 ROWS: list[Row] = [row for table in TABLES for row in table.ROWS]
 WITHOUT_REMEDY = (Stopped, Unfinished, SystemExit, KeyboardInterrupt, ConformanceError)
 """What tells the program that something is over; and checks that failed, each of which states what has to hold."""
 VERBS = (
-    "add|begin|choose|combine|copy|define|delete|fold|free|give|grow|leave|list|look|make|mend|name|rename|save|set|take|"
+    "get|add|begin|choose|combine|copy|define|delete|fold|free|give|grow|leave|list|look|make|mend|name|rename|save|set|take|"
     "use|wait|write|download|hf download"
 )
 REMEDY = re.compile(
