@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from small import study, write_tasks
 
-from workbench.cli import quiet
 from workbench.config import parse
+from workbench.display import quiet
 from workbench.study import Study
 from workbench.testing import tiny_backbone
 

@@ -10,9 +10,10 @@ from rich.console import Console
 from small import study
 
 from workbench.bounds import with_bounds
+from workbench.comparison import compare
 from workbench.config import Component, load, parse
-from workbench.report import comparison_table
 from workbench.study import Study
+from workbench.tables import comparison_table
 
 
 def classes(strategies: dict[str, Any], **changes: Any) -> dict[str, list[str]]:
@@ -52,7 +53,7 @@ def test_bounds_are_run_and_marked(model_folder: Path, task_folder: Path, tmp_pa
     assert load(small.path(small.runs[1]) / "config.yaml").bounds is False
     written = StringIO()
     console = Console(width=200, file=written)
-    console.print(comparison_table(rows, "title", "note", 200))
+    console.print(comparison_table(*compare([small.folder]), 200))
     text = written.getvalue()
     assert "joint ‡" in text
     assert "per_task_ft ‡" in text

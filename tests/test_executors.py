@@ -58,7 +58,7 @@ COMPARED = (
 )
 WORKERS = {"class_path": "workbench.executors.Workers"}
 STOPS = [
-    (signal.SIGTERM, 143),
+    pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
     pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
     pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
 ]

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from small import study
 
+from workbench.comparison import compare
 from workbench.config import parse
-from workbench.report import comparison_table, find_runs, moments
+from workbench.report import find_runs, moments
 from workbench.results import RunFolder
 from workbench.study import Study
+from workbench.tables import comparison_table
 
 METHODS: dict[str, dict[str, Any]] = {
     "seqft": {"class_path": "strategies.SeqFT"},
@@ -46,5 +48,7 @@ def test_a_method_differs_from_itself_in_nothing(
     assert measured(runs["a", "seed-0"])["nll.csv"] != measured(runs["between", "seed-0"])["nll.csv"]
     same = [{name: str(value) for name, value in row.items() if name not in {"strategy", *TIMED}} for row in rows]
     assert same[:2] == same[4:]  # as text, since nan is not nan
-    shown = [list(column.cells) for column in comparison_table(rows, "title", "note").columns]
+    (comparison,) = compare([tmp_path])
+    assert comparison.difference("b", "a", "default", "OP").mean == 0.0
+    shown = [list(column.cells) for column in comparison_table(comparison).columns]
     assert [cells[0] for cells in shown[1:-1]] == [cells[2] for cells in shown[1:-1]]

@@ -143,6 +143,7 @@ def test_the_head_counts_at_labelled_positions_alone() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts")
+@pytest.mark.slow
 def test_a_process_takes_what_was_estimated() -> None:
     """Blocks that are freed go back at once here; else the C library holds on to a third more."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}

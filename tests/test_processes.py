@@ -140,6 +140,7 @@ def test_scores_of_shares_are_those_of_the_whole(tmp_path: Path) -> None:
         assert result[2:] == pytest.approx(whole[2:], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_that_are_killed_end_as_two_that_are_not() -> None:
     assert "0 trials went wrong" in made_of("ranks.py", "short")
 

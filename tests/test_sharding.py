@@ -132,7 +132,7 @@ def test_one_device_learns_as_without_sharding(
         fitted = trainer(tmp_path, [], strategy=strategy, accelerator=accelerator, devices=1)
         fitted.fit(module, batches)
         learnt.append(torch.cat([value.detach().cpu().flatten() for value in module.backbone.parameters()]))
-    assert torch.equal(*learnt) if accelerator == "cpu" else torch.allclose(*learnt, atol=TOLERANCE)
+    assert torch.allclose(*learnt, atol=TOLERANCE)
     assert not torch.equal(learnt[0], torch.cat([value.detach().flatten() for value in grown().parameters()]))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from threading import Timer
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +24,7 @@ from workbench.config import check_parts, check_surroundings, load, shipped_conf
 
 KEPT = "All that was measured is kept, and so is the last saved state: give the same command to go on."
 INTERRUPTED = 130
+SECONDS_TO_STOP = 1.5
 FAILED = 1
 WRONG_INPUT = 2
 
@@ -153,6 +156,18 @@ def going_on() -> Iterator[None]:
 
     SIGTERM is what `kill` and clusters send; SIGUSR1 what SLURM is often asked to send before a job's time is over.
     """
+    again: list[Timer] = []
+
+    def stop(number: int, _: object) -> None:
+        """Ends the program wherever it is: files are whole at any moment.
+
+        Python drops what is raised while it clears up after an object; so the signal comes once more, if it has to.
+        """
+        again.append(Timer(SECONDS_TO_STOP, os.kill, (os.getpid(), number)))
+        again[-1].daemon = True
+        again[-1].start()
+        raise SystemExit(128 + number)
+
     known = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
     before = {number: signal.signal(number, stop) for number in known}
     try:
@@ -167,6 +182,8 @@ def going_on() -> Iterator[None]:
         print(f"terminated. {KEPT}", file=sys.stderr)
         raise typer.Exit(error.code if isinstance(error.code, int) else FAILED) from error
     finally:
+        for timer in again:
+            timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -175,11 +192,6 @@ def failures() -> tuple[type[Exception], ...]:
     """What ends a study that can be gone on with; of several processes each fails so when another one has ended."""
     known = (OSError, FloatingPointError, SafetensorError)
     return (*known, RuntimeError) if import_module("workbench.processes").world() > 1 else known
-
-
-def stop(number: int, _: object) -> None:
-    """Ends the program wherever it is: files are whole at any moment."""
-    raise SystemExit(128 + number)
 
 
 @contextmanager

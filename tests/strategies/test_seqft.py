@@ -36,5 +36,5 @@ def test_one_step_is_minus_the_rate_times_the_gradient_in_every_tensor() -> None
 
 def test_it_is_the_base_class_with_nothing_frozen() -> None:
     overridden = {name for name in vars(SeqFT) if name in vars(ContinualStrategy) and not name.startswith("_")}
-    assert overridden == {"setup", "reference"}
+    assert overridden == {"setup", "reference", "bibtex"}
     assert not list(SeqFT().parameters())
