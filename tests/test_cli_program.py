@@ -146,3 +146,25 @@ def test_a_pipe_gets_plain_lines(
     assert "== run 1 of 1: seqft, order default, seed 0" in lines
     assert sum(line.startswith("  scores after ") for line in lines) == 3
     assert any(line.startswith("task 2 of 2 beta: training ") for line in lines)
+
+
+def test_a_signal_that_python_drops_comes_again() -> None:
+    code = (
+        "import os, signal, time, typer\n"
+        "from workbench.cli import going_on\n"
+        "class Last:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"  # what the handler raises in here is dropped
+        "try:\n"
+        "    with going_on():\n"
+        "        Last()\n"
+        "        print('goes on', flush=True)\n"
+        "        time.sleep(30)\n"
+        "except typer.Exit as left:\n"
+        "    raise SystemExit(left.exit_code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (143, "goes on\n")
+    assert "terminated. All that was measured is kept" in done.stderr

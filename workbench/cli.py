@@ -172,15 +172,15 @@ def going_on() -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in known}
     try:
         yield
-    except failures() as error:
-        tell([f"{str(error).splitlines()[0]}. {KEPT}"])
-        raise typer.Exit(FAILED) from error
     except KeyboardInterrupt as error:
         print(f"interrupted. {KEPT}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from error
     except SystemExit as error:
         print(f"terminated. {KEPT}", file=sys.stderr)
         raise typer.Exit(error.code if isinstance(error.code, int) else FAILED) from error
+    except failures() as error:
+        tell([f"{str(error).splitlines()[0]}. {KEPT}"])
+        raise typer.Exit(FAILED) from error
     finally:
         for timer in again:
             timer.cancel()
