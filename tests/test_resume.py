@@ -5,18 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
-from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from small import ROOT, learn, same, sgd, weights
 
 from strategies import BlockExpansion, LoRA
-from workbench.backbone import Backbone, Batch
-from workbench.benchmark import Task
+from workbench.backbone import Backbone
 from workbench.checkpoint import NAME, ReplayedWeights, StateFolder
 from workbench.components import ConfigError
 from workbench.files import only_process
@@ -113,41 +109,6 @@ def test_only_what_may_have_changed_is_stored() -> None:
     assert touched in stored
     assert all("lora_" in name for name in stored - {touched})
     assert len(stored) == 1 + 2 * 2 * backbone.model.config.num_hidden_layers
-
-
-class Forgetful(ContinualStrategy):
-    """Freezes a weight at another value each time: what a resumed run cannot make again."""
-
-    values = count()
-
-    def before_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
-        norm = next(value for name, value in backbone.model.named_parameters() if name.endswith("norm.weight"))
-        norm.requires_grad_(False).data.fill_(next(self.values))
-
-
-class Moody(ContinualStrategy):
-    """Trains on fewer rows each time that it is asked."""
-
-    asked = count()
-
-    def training_data(self, task: Task, rows: Dataset) -> Dataset:
-        return rows.select(range(len(rows) - next(self.asked)))
-
-
-@pytest.mark.parametrize(
-    ("strategy", "told"),
-    [
-        (Forgetful, "The weights that `setup` and `before_task` give are not those that they gave when the run began"),
-        (Moody, "task_0 was begun with other rows than the strategy gives now"),
-    ],
-)
-def test_a_strategy_that_cannot_be_gone_on_with_is_refused(
-    tmp_path: Path, strategy: type[ContinualStrategy], told: str
-) -> None:
-    with pytest.raises(Stopped):
-        tiny_run(strategy(), tmp_path, stop_after=2)
-    with pytest.raises(ConfigError, match=rf"{told}\. Delete .* to make the run again"):
-        tiny_run(strategy(), tmp_path, stop_after=2)
 
 
 def test_a_journal_that_is_shorter_than_its_state_is_refused(tmp_path: Path) -> None:
