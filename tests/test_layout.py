@@ -28,6 +28,7 @@ FLOORS = (
         "batch",
         "model_folder",
         "environment",
+        "stopping",
     ),
     ("components", "scorers", "depth", "composition", "benchmark", "encoding", "adapters", "display"),
     ("stored", "shards", "folder_surgery", "merging"),

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import gc
-import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from threading import Timer
 from typing import Annotated, Any
 
 import typer
@@ -21,10 +18,10 @@ from workbench.components import Component, ConfigError, check_component, instan
 from workbench.config import arguments as read_arguments
 from workbench.config import check as check_components
 from workbench.config import check_parts, check_surroundings, load, shipped_configs
+from workbench.stopping import signals_end_it
 
 KEPT = "All that was measured is kept, and so is the last saved state: give the same command to go on."
 INTERRUPTED = 130
-SECONDS_TO_STOP = 1.5
 FAILED = 1
 WRONG_INPUT = 2
 
@@ -152,26 +149,10 @@ def export(run: Path, out: Path) -> None:
 
 @contextmanager
 def going_on() -> Iterator[None]:
-    """Ends a study that is stopped at once, whatever it does, with a status that a scheduler reads as interrupted.
-
-    SIGTERM is what `kill` and clusters send; SIGUSR1 what SLURM is often asked to send before a job's time is over.
-    """
-    again: list[Timer] = []
-
-    def stop(number: int, _: object) -> None:
-        """Ends the program wherever it is: files are whole at any moment.
-
-        Python drops what is raised while it clears up after an object; so the signal comes once more, if it has to.
-        """
-        again.append(Timer(SECONDS_TO_STOP, os.kill, (os.getpid(), number)))
-        again[-1].daemon = True
-        again[-1].start()
-        raise SystemExit(128 + number)
-
-    known = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-    before = {number: signal.signal(number, stop) for number in known}
+    """Ends a study that is stopped at once, whatever it does, with a status that a scheduler reads as interrupted."""
     try:
-        yield
+        with signals_end_it():
+            yield
     except KeyboardInterrupt as error:
         print(f"interrupted. {KEPT}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from error
@@ -181,11 +162,6 @@ def going_on() -> Iterator[None]:
     except failures() as error:
         tell([f"{str(error).splitlines()[0]}. {KEPT}"])
         raise typer.Exit(FAILED) from error
-    finally:
-        for timer in again:
-            timer.cancel()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def failures() -> tuple[type[Exception], ...]:
