@@ -12,8 +12,10 @@ from made_runs import make_run, make_study
 from matplotlib.collections import PathCollection
 
 from workbench.comparison import compare
-from workbench.figures import Panel, heat_map, likelihood_lost, marks, over_time, score_lost, stability_plasticity
+from workbench.figures import Panel, likelihood_lost, over_time, score_lost, stability_plasticity
 from workbench.gallery import figures, measured_losses, tradeoff_points, write_figures
+from workbench.looks import marks
+from workbench.maps import heat_map
 from workbench.statistics import Estimate
 from workbench.svg import inline, svg_of
 from workbench.views import Loss, View

@@ -85,11 +85,8 @@ def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER... [key=
         display.quiet()
         with going_on(), display.PlainDisplay() as shown:
             engine.analyse(given[0], found, analyses, shown)
-    for one in found:
-        for finished in one.runs:
-            output().print(module.matrix_table(finished, output().width))
-        if len(one.runs) > 1:
-            output().print(module.domain_table(one.runs, output().width))
+    for told in module.by_domain(found, output().width):
+        output().print(told)
     module.write_report(given[0], found)
     show(given[0], found)
 

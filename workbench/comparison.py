@@ -74,6 +74,9 @@ class Comparison:
             self._take(one, label)
         self.strategies = list(dict.fromkeys(strategy for strategy, _, _ in self._cells))
         self.orders = list(dict.fromkeys(order for _, order, _ in self._cells))
+        self._seeds: dict[tuple[str, str], list[int]] = {}
+        for strategy, order, seed in sorted(self._cells):
+            self._seeds.setdefault((strategy, order), []).append(seed)
         first = self.strategies[0] if self.strategies else ""
         self.baseline = baseline if baseline in self.strategies else first
 
@@ -96,14 +99,19 @@ class Comparison:
         own = [name for name in first if name not in OF_ONE_RUN]
         return {name: first[name] for name in own if all(other.get(name) == first[name] for other in self._protocols)}
 
-    @property
+    @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """`RunFolder.summary` of each finished run, with the strategy's name as it is here."""
         return [summary for _, summary in self._cells.values()]
 
+    def rows_of(self, strategy: str, order: str | None = None) -> list[dict[str, Any]]:
+        """Those of one strategy, in one of the orders or in all."""
+        places = [order] if order is not None else self.orders
+        return [self._cells[strategy, place, seed][1] for place in places for seed in self.seeds(strategy, place)]
+
     def seeds(self, strategy: str, order: str) -> list[int]:
         """The seeds of the finished runs."""
-        return sorted(seed for name, place, seed in self._cells if (name, place) == (strategy, order))
+        return list(self._seeds.get((strategy, order), ()))
 
     def of(self, strategy: str, order: str, seed: int) -> RunFolder | None:
         """One finished run."""
@@ -143,9 +151,14 @@ class Comparison:
 
     def budget(self, strategy: str) -> dict[str, Any]:
         """What a strategy takes: means over its runs, each of `BUDGET`, and whether it is told the task at test."""
-        own = [row for row in self.rows if row["strategy"] == strategy]
+        own = self.rows_of(strategy)
         told = any(row["task_id_at_test"] for row in own)
         return {**{name: fmean(row[name] for row in own) for name in BUDGET}, "task_id_at_test": told}
+
+    def untouched(self) -> float:
+        """The mean score of the untouched model on the tasks, over all runs: where every strategy began."""
+        runs = [run.matrix()[0].tolist() for run in self.runs]
+        return fmean(value for row in runs for value in row) if runs else math.nan
 
     @cached_property
     def bounds(self) -> dict[str, str]:
@@ -157,12 +170,12 @@ class Comparison:
         """What keeps a reader from taking a number for more than it is, a sentence each."""
         return flags(self)
 
-    @property
+    @cached_property
     def references(self) -> dict[str, list[str]]:
         """Each strategy's papers, a line each."""
         return self._cited("references")
 
-    @property
+    @cached_property
     def bibtex(self) -> dict[str, list[str]]:
         """Their BibTeX entries, one for each line of `references`; empty where the strategy gives none."""
         told = self._cited("bibtex")

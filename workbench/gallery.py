@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from workbench.comparison import Comparison
-from workbench.figures import (
-    STYLE,
-    Panel,
-    change_map,
-    heat_map,
-    likelihood_lost,
-    marks,
-    over_time,
-    score_lost,
-    stability_plasticity,
-)
-from workbench.files import write_whole
+from workbench.figures import Panel, likelihood_lost, over_time, score_lost, stability_plasticity
+from workbench.files import digest_of, write_whole
+from workbench.looks import STYLE, Mark, marks
+from workbench.maps import change_map, heat_map
 from workbench.on_demand import knocked_out, measured
 from workbench.statistics import Estimate
 from workbench.svg import svg_of
@@ -32,6 +25,13 @@ COST, COST_NAME = "train_seconds", "training time"
 DOTS_PER_INCH = 160
 ORDERS_DRAWN = 3
 MATRICES_DRAWN = 24
+WRITTEN = "written.json"
+"""In the folder of the figures: the SHA-256 of each that a report wrote, by its name."""
+
+
+def looks_of(view: View) -> dict[str, Mark]:
+    """What each strategy looks like in all figures of a comparison."""
+    return marks(view.strategies, view.comparison.bounds)
 
 
 def course_panels(view: View, order: str, probes: bool) -> dict[str, Panel]:
@@ -87,7 +87,7 @@ def figures(view: View, folder: str | Path | None = None) -> Iterator[tuple[str,
         view: The comparison.
         folder: Where an analysis on demand may have left `knock_out.csv`.
     """
-    looks = marks(view.strategies)
+    looks = looks_of(view)
     if points := tradeoff_points(view):
         yield "stability-plasticity", stability_plasticity(points, looks, COST_NAME)
     if lost := measured_losses(view):
@@ -123,7 +123,7 @@ def has_lenient(losses: Sequence[Sequence[Loss]]) -> bool:
 def write_figures(
     comparisons: Sequence[Comparison], folder: str | Path, beside: str | Path | None = None
 ) -> list[Path]:
-    """Writes each figure as PNG and as SVG.
+    """Writes each figure as PNG and as SVG, and removes those of an earlier report that are no more.
 
     Args:
         comparisons: Where there are several, the files of the second begin with "2-" and so on.
@@ -141,4 +141,25 @@ def write_figures(
             with matplotlib.rc_context(STYLE):
                 figure.savefig(folder / f"{stem}.png", dpi=DOTS_PER_INCH, facecolor="white")
             files += [folder / f"{stem}.png", folder / f"{stem}.svg"]
+    _remove_old(folder, {file.name: digest_of(file) for file in files})
     return files
+
+
+def _remove_old(folder: Path, written: Mapping[str, str]) -> None:
+    """Removes what an earlier report wrote and this one did not, unless somebody has changed it since."""
+    known = folder / WRITTEN
+    for name, digest in _written_before(known).items():
+        file = folder / name
+        if name not in written and file.parent == folder and file.is_file() and digest_of(file) == digest:
+            file.unlink()
+    if written or known.is_file():
+        write_whole(known, json.dumps(written, indent=1, ensure_ascii=False) + "\n")
+
+
+def _written_before(file: Path) -> dict[str, str]:
+    """Names and checksums; none where the file is not there or is not what a report writes."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: str(digest) for name, digest in found.items()} if isinstance(found, dict) else {}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from workbench.comparison import MEASURES, Comparison
 from workbench.statistics import Estimate
-from workbench.tables import protocol_note
+from workbench.tables import bounds_note, protocol_note
 
 HEADINGS = ("OP", "BWT", "FWT", "forgetting", "learning acc.", r"$\Delta$ general")
 SPECIAL = {
@@ -16,6 +16,7 @@ SPECIAL = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "†": r"\dag{}",
+    "‡": r"\ddag{}",
     "–": "--",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
@@ -81,6 +82,7 @@ def _entries(comparison: Comparison, strategy: str) -> list[tuple[str, str]]:
 
 def _named(comparison: Comparison, strategy: str) -> str:
     told = r"\,\dag{}" if comparison.budget(strategy)["task_id_at_test"] else ""
+    told += r"\,\ddag{}" if strategy in comparison.bounds else ""
     keys = ",".join(dict.fromkeys(key for key, _ in _entries(comparison, strategy)))
     return f"{escaped(strategy)}{told}" + (rf"~\cite{{{keys}}}" if keys else "")
 
@@ -91,6 +93,8 @@ def _caption(comparison: Comparison) -> str:
         parts.append(r"$\pm$: 95\,\% $t$ interval over seeds.")
     if any(row["task_id_at_test"] for row in comparison.rows):
         parts.append(r"\dag{}: told which task it is tested on.")
+    if comparison.bounds:
+        parts.append(f"{escaped(bounds_note(comparison))}.")
     return " ".join(parts)
 
 

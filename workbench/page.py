@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,28 @@ import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from workbench import __version__, sections
+from workbench import __version__, drawn, sections
 from workbench.comparison import Comparison
 from workbench.files import write_whole
 from workbench.results import RunFolder
+from workbench.statistics import Estimate
+from workbench.tables import bounds_note
 from workbench.views import View
 
+CONTENTS = {
+    "compared": "Comparison",
+    "published": "Published numbers",
+    "tradeoff": "Stability and plasticity",
+    "matrices": "Score matrices",
+    "domains": "Domains",
+    "probes": "Probes",
+    "losses": "Format or knowledge",
+    "answers": "Answers",
+    "relearning": "Learning again",
+    "knock-out": "Added parts",
+    "unfinished": "Unfinished runs",
+    "protocol": "Protocol",
+}
 TEXTS = ("template", "truncation", "max_length", "max_prompt_length", "max_answer_length")
 
 
@@ -66,7 +83,7 @@ def part(comparison: Comparison, name: str, folder: str | Path) -> dict[str, Any
     """
     view = View(comparison)
     baseline = comparison.baseline or None
-    return {
+    made = {
         "id": name,
         "title": comparison.title,
         "suffix": "" if name == "c1" else f", table {name[1:]}",
@@ -75,19 +92,24 @@ def part(comparison: Comparison, name: str, folder: str | Path) -> dict[str, Any
         "warnings": comparison.warnings,
         "problems": comparison.problems,
         "unfinished": sections.unfinished(comparison),
-        "legend": sections.legend(view, f"{name}-legend"),
+        "legend": drawn.legend(view, f"{name}-legend"),
         "strategies": view.strategies,
         "scores": sections.score_tables(view),
+        "bounds": comparison.bounds,
+        "bounds_note": bounds_note(comparison),
+        "untouched": sections.estimate_text(Estimate(comparison.untouched(), math.nan, 0))["text"],
+        "noise": sections.test_noise(view),
+        "published": sections.published(view),
         "budgets": sections.budgets(view),
         "baseline": baseline,
         "differences": sections.differences(view, baseline),
         "matrices": sections.matrices(view),
-        "tradeoff": sections.tradeoff(view, f"{name}-tradeoff-figure"),
-        "domains": sections.courses(view, f"{name}-domain", probes=False),
-        "probes": sections.courses(view, f"{name}-probe", probes=True),
-        "losses": sections.losses(view, f"{name}-loss"),
+        "tradeoff": drawn.tradeoff(view, f"{name}-tradeoff-figure"),
+        "domains": drawn.courses(view, f"{name}-domain", probes=False),
+        "probes": drawn.courses(view, f"{name}-probe", probes=True),
+        "losses": drawn.losses(view, f"{name}-loss"),
         "answers": [(task, view.asked(task)) for task in (view.tasks(view.orders[0]) if view.orders else [])],
-        "on_demand": sections.on_demand(comparison, folder, f"{name}-knock-out"),
+        "on_demand": drawn.on_demand(comparison, folder, f"{name}-knock-out"),
         "protocol": protocol(comparison),
         "tasks": tasks(comparison),
         "references": comparison.references,
@@ -97,6 +119,14 @@ def part(comparison: Comparison, name: str, folder: str | Path) -> dict[str, Any
         },
         "configs": configs(view),
     }
+    return {**made, "contents": contents(made)}
+
+
+def contents(made: Mapping[str, Any]) -> dict[str, str]:
+    """The sections that a part has: the end of each one's id, and its name."""
+    there = {"published": made["published"], "unfinished": any(run["matrix"] for run in made["unfinished"])}
+    there |= {"relearning": made["on_demand"]["relearning"], "knock-out": made["on_demand"]["maps"]}
+    return {name: text for name, text in CONTENTS.items() if there.get(name, True)}
 
 
 def first_protocol(comparison: Comparison) -> dict[str, Any]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from workbench.comparison import MEASURES, Comparison
-from workbench.components import ConfigError
-from workbench.imports import import_class
+from workbench.imports import reach
 
 FILE = "published.json"
 
@@ -27,6 +26,7 @@ class PublishedRow:
         table: Its table; None: not known.
         differences: In what its protocol differs from the comparison's, or may differ, a phrase each.
         notes: What else is to be known of it.
+        tasks: What was learnt.
     """
 
     strategy: str
@@ -35,10 +35,11 @@ class PublishedRow:
     table: str | None
     differences: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    tasks: tuple[str, ...] = ()
 
 
 def beside(comparison: Comparison) -> list[PublishedRow]:
-    """What was published on the comparison's benchmark; none where its module has no `published.json` beside it."""
+    """What was published on the comparison's benchmark and its relatives; none where no `published.json` names it."""
     return [
         PublishedRow(
             strategy=row["strategy"],
@@ -47,6 +48,7 @@ def beside(comparison: Comparison) -> list[PublishedRow]:
             table=table["table"],
             differences=list(_differences(table["protocol"], comparison)),
             notes=list(table["protocol"]["notes"]),
+            tasks=tuple(table["protocol"]["tasks"]),
         )
         for known in [published(comparison.protocol["benchmark"])]
         for table in known.get("tables", [])
@@ -54,17 +56,36 @@ def beside(comparison: Comparison) -> list[PublishedRow]:
     ]
 
 
+def on_these_tasks(comparison: Comparison) -> list[list[PublishedRow]]:
+    """Of what was published the tables that share a task with the comparison: those can stand beside its numbers."""
+    own = {task for run in comparison.runs for task in run.environment()["protocol"]["order"]}
+    tables: dict[tuple[str, str | None], list[PublishedRow]] = {}
+    for row in beside(comparison) if own and "benchmark" in comparison.protocol else ():
+        if own & {*row.tasks}:
+            tables.setdefault((row.source, row.table), []).append(row)
+    return list(tables.values())
+
+
 def published(benchmark: str) -> dict[str, Any]:
-    """The content of the file beside a benchmark's module; nothing where there is none.
+    """The content of the `published.json` that names a benchmark; nothing where there is none.
+
+    It lies in the benchmark's package or in a folder of that, and is found without running any code: a report may be
+    made of run folders from anywhere, and what they name is not imported.
 
     Args:
         benchmark: Import path of its class.
     """
+    reach(Path.cwd())
     try:
-        file = Path(inspect.getfile(import_class(benchmark))).parent / FILE  # type: ignore[arg-type]
-    except (ConfigError, TypeError, OSError):
+        spec = find_spec(benchmark.partition(".")[0])
+    except (ImportError, ValueError):
         return {}
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
+        for file in sorted([*folder.glob(FILE), *folder.glob(f"*/{FILE}")]):
+            known = dict(json.loads(file.read_text(encoding="utf-8")))
+            if benchmark in known.get("benchmarks", ()):
+                return known
+    return {}
 
 
 def _differences(told: Mapping[str, Any], comparison: Comparison) -> Iterator[str]:

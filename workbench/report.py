@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -21,6 +21,8 @@ from workbench.sweeps import COLUMNS as TRIAL_COLUMNS
 from workbench.sweeps import trial_rows
 from workbench.tables import protocol_note, split_note
 
+MATRICES_PRINTED = 12
+"""Finished runs up to which a terminal shows the matrix of each."""
 SUMMARY = (  # the first ones are what others rely on; new ones come last
     "strategy",
     "order",
@@ -116,6 +118,23 @@ def _write_tables(folder: Path, comparisons: Sequence[Comparison]) -> list[Path]
     for name, text in texts.items():
         write_whole(folder / name, text)
     return [folder / name for name in texts]
+
+
+def by_domain(comparisons: Sequence[Comparison], width: int) -> Iterator[Table | str]:
+    """What a terminal shows domain by domain: the runs' matrices while they are few, and means of each comparison.
+
+    Args:
+        comparisons: What is reported.
+        width: Characters that a table may take.
+    """
+    count = sum(len(comparison.runs) for comparison in comparisons)
+    for comparison in comparisons:
+        if count <= MATRICES_PRINTED:
+            yield from (matrix_table(run, width) for run in comparison.runs)
+        if len(comparison.runs) > 1:
+            yield domain_table(comparison.runs, width)
+    if count > MATRICES_PRINTED:
+        yield f"The score matrices of {count} runs are in report.html, and each in the scores.csv of its run.\n"
 
 
 def matrix_table(run: RunFolder, width: int) -> Table:

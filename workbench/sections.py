@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 from workbench.comparison import Comparison
 from workbench.display import duration, number
-from workbench.figures import change_map, likelihood_lost, marks, over_time, score_lost, stability_plasticity, swatch
-from workbench.gallery import (
-    COST,
-    COST_NAME,
-    ORDERS_DRAWN,
-    course_panels,
-    has_lenient,
-    measured_losses,
-    tradeoff_points,
-)
-from workbench.on_demand import KNOCK_OUT, knocked_out, measured, relearnt
+from workbench.published import on_these_tasks
 from workbench.results import RunFolder
-from workbench.statistics import Estimate
-from workbench.svg import inline
+from workbench.statistics import NORMAL, Estimate
 from workbench.views import View, cells_of
 
 MEASURES = {
@@ -144,6 +133,53 @@ def differences(view: View, baseline: str | None) -> list[dict[str, Any]]:
     return tables
 
 
+def test_noise(view: View) -> dict[str, Any]:
+    """What the finite test sets leave open of OP, apart from what the seeds do; no rows where nobody knows it."""
+    rows, halves = [], []
+    for strategy, order in product(view.strategies, view.orders):
+        error = view.comparison.test_error(strategy, order)
+        if not math.isnan(error):
+            op = number(view.comparison.estimate(strategy, order, "OP").mean)
+            halves.append(NORMAL * error)
+            cells = [order, op, number(error, 4), f"± {number(halves[-1])}"]
+            rows.append({"strategy": strategy, "cells": cells})
+    span = " to ".join(dict.fromkeys(f"± {number(half)}" for half in (min(halves), max(halves)))) if halves else ""
+    return {"rows": rows, "span": span}
+
+
+def published(view: View) -> dict[str, Any] | None:
+    """Published tables that share a task with the comparison, beside its own numbers; None where there is none."""
+    tables = on_these_tasks(view.comparison)
+    if not tables:
+        return None
+    named = [name for name in MEASURES if any(name in row.values for rows in tables for row in rows)]
+    of, order = view.comparison, view.main_order
+    own = [
+        {"strategy": name, "cells": [estimate_text(of.estimate(name, order, measure)) for measure in named]}
+        for name in view.strategies
+    ]
+    return {
+        "measures": named,
+        "own": own,
+        "where": f"order {order}" if order is not None else f"mean over {len(view.orders)} orders",
+        "tables": [
+            {
+                "source": ", ".join(filter(None, [rows[0].source, rows[0].table])),
+                "differences": rows[0].differences,
+                "notes": rows[0].notes,
+                "rows": [
+                    {
+                        "strategy": row.strategy,
+                        "cells": [number(row.values.get(measure, math.nan)) for measure in named],
+                    }
+                    for row in rows
+                ],
+            }
+            for rows in tables
+        ],
+    }
+
+
 def shade(value: float) -> str:
     """The class of a heat map's cell."""
     return "" if math.isnan(value) else f"h{round(min(max(value, 0.0), 1.0) * SHADES)}"
@@ -188,90 +224,6 @@ def matrices(view: View) -> dict[str, Any]:
             which = f"seed {seed}" if seed is not None else "mean over seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
             choices.append({"label": f"order {order}, {which}", "made": made})
     return {"choices": choices, "every": every}
-
-
-def courses(view: View, name: str, probes: bool) -> list[dict[str, Any]]:
-    """Scores over time, order by order: a small diagram for each domain, or for each probe, and the numbers.
-
-    Args:
-        view: The comparison.
-        name: The beginning of the figures' ids.
-        probes: Whether what was never trained is shown, and not the domains.
-    """
-    looks, made = marks(view.strategies), []
-    for place, order in enumerate(view.orders):
-        shown = []
-        for index, (on, panel) in enumerate(course_panels(view, order, probes).items()):
-            label = f"{on}, order {order}: {view.metric(on)} after each task, a line for each strategy"
-            drawn = place < ORDERS_DRAWN
-            svg = inline(over_time([panel], looks, legend=False), f"{name}-{place}-{index}", label) if drawn else ""
-            numbers = {strategy: [estimate_text(point, 2) for point in line] for strategy, line in panel.lines.items()}
-            shown.append({"on": on, "metric": view.metric(on), "svg": svg, "numbers": numbers})
-        made.append({"order": order, "panels": shown, "after": list(range(len(view.tasks(order)) + 1))})
-    return made
-
-
-def tradeoff(view: View, name: str) -> list[dict[str, Any]]:
-    """Stability against plasticity, over all orders or within the only one; nothing where nothing was measured."""
-    points = tradeoff_points(view)
-    if not points:
-        return []
-    label = f"Learning accuracy against forgetting, a mark for each strategy, its size the {COST_NAME}"
-    svg = inline(stability_plasticity(points, marks(view.strategies), COST_NAME, legend=False), name, label)
-    rows = [
-        {
-            "strategy": strategy,
-            "forgetting": estimate_text(forgotten),
-            "learnt": estimate_text(learnt),
-            "cost": short(cost, COST),
-        }
-        for strategy, (forgotten, learnt, cost) in points.items()
-    ]
-    return [{"svg": svg, "rows": rows, "left_out": [name for name in view.strategies if name not in points]}]
-
-
-def losses(view: View, name: str) -> dict[str, Any]:
-    """Lost format against lost knowledge."""
-    looks, found, svgs = marks(view.strategies), measured_losses(view), []
-    if found and has_lenient(list(found.values())):
-        label = "Drop of the strict and of the lenient score from learnt to the end, by strategy"
-        svgs.append(inline(score_lost(found, looks), f"{name}-score", label))
-    if found:
-        label = "Rise of the nats a token of the right answer from learnt to the end, by strategy"
-        svgs.append(inline(likelihood_lost(found, looks), f"{name}-nats", label))
-    tables = {
-        strategy: [
-            {"domain": row.domain, "cells": [number(value, 2) for value in (*row.strict, *row.lenient, *row.nats)]}
-            for row in rows
-        ]
-        for strategy, rows in found.items()
-    }
-    return {"svgs": svgs, "tables": tables, "left_out": [name for name in view.strategies if name not in found]}
-
-
-def legend(view: View, name: str) -> list[dict[str, str]]:
-    """How each strategy looks in every figure."""
-    looks, made = marks(view.strategies), []
-    for place, (strategy, look) in enumerate(looks.items()):
-        key = f"{name}-{place}"
-        made.append({"name": strategy, "id": key, "svg": inline(swatch(look), key)})
-    return made
-
-
-def on_demand(comparison: Comparison, folder: str | Path, name: str) -> dict[str, Any]:
-    """What relearning and knocking out have shown, where anybody asked: tables, figures and how it was done."""
-    maps = []
-    found = knocked_out(measured(comparison, folder, "knock_out"))
-    for place, ((strategy, order), one) in enumerate(found.items()):
-        title = f"{strategy}, order {order}"
-        drawn = change_map(one["domains"], one["parts"], one["changes"])
-        svg = inline(drawn, f"{name}-{place}", f"{title}: change of each domain's score without each added part")
-        rows = [
-            (domain, [number(value) for value in row])
-            for domain, row in zip(one["domains"], one["changes"], strict=True)
-        ]
-        maps.append({"title": title, "svg": svg, "parts": one["parts"], "rows": rows})
-    return {"relearning": relearnt(measured(comparison, folder, "relearning")), "maps": maps, "knock_out": KNOCK_OUT}
 
 
 def unfinished(comparison: Comparison) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from statistics import fmean, stdev
+from statistics import fmean
 
 FEWEST = 3
 """Seeds below which no interval is given: of two, a t interval is 12.7 standard errors wide."""
@@ -62,7 +62,10 @@ def student_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
         return Estimate(math.nan, math.nan, count)
     if count < FEWEST:
         return Estimate(fmean(values), math.nan, count)
-    return Estimate(fmean(values), student_quantile(level, count - 1) * stdev(values) / math.sqrt(count), count)
+    middle = fmean(values)
+    squares = math.fsum((value - middle) ** 2 for value in values) if min(values) < max(values) else 0.0
+    deviation = math.sqrt(squares / (count - 1))
+    return Estimate(middle, student_quantile(level, count - 1) * deviation / math.sqrt(count), count)
 
 
 def paired_difference(one: Mapping[int, float], other: Mapping[int, float], level: float = 0.95) -> Estimate:

@@ -9,7 +9,7 @@ from html import escape
 import matplotlib
 from matplotlib.figure import Figure
 
-from workbench.figures import INK, LINE, OKABE_ITO, STYLE
+from workbench.looks import INK, LINE, OKABE_ITO, STYLE
 
 
 @matplotlib.rc_context(STYLE)

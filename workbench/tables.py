@@ -11,6 +11,7 @@ from rich.table import Table
 
 from workbench.comparison import MEASURES, Comparison
 from workbench.display import compress, duration, number
+from workbench.published import PublishedRow, on_these_tasks
 from workbench.results import RunFolder
 from workbench.statistics import NORMAL, Estimate
 from workbench.sweeps import COLUMNS, trial_rows
@@ -28,6 +29,8 @@ def tables(comparison: Comparison, width: int) -> Iterator[Table]:
         if len(comparison.strategies) > 1:
             yield difference_table(comparison, width)
         yield cost_table(comparison)
+        if found := on_these_tasks(comparison):
+            yield published_table(found, width)
         if trials := trial_rows(comparison.rows):
             yield sweep_table(trials)
 
@@ -96,7 +99,7 @@ def _label(comparison: Comparison, strategy: str, order: str | None) -> str:
 
 
 def _seconds(comparison: Comparison, strategy: str, order: str | None) -> float:
-    rows = [row for row in comparison.rows if row["strategy"] == strategy and order in (None, row["order"])]
+    rows = comparison.rows_of(strategy, order)
     return fmean(row["train_seconds"] + row["eval_seconds"] for row in rows)
 
 
@@ -105,8 +108,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     if any(row["task_id_at_test"] for row in comparison.rows):
         yield "† is told which task it is tested on: not comparable with the rest"
     if comparison.bounds:
-        measures = ", ".join(f"{name} by {measure.replace('_', ' ')}" for name, measure in comparison.bounds.items())
-        yield f"‡ a bound, no method of continual learning: {measures}"
+        yield bounds_note(comparison)
     estimates = [comparison.estimate(name, order, "OP") for name, order in _pairs(comparison)]
     if any(not math.isnan(estimate.half_width) for estimate in estimates):
         yield "±: 95 % t interval over seeds"
@@ -117,6 +119,17 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     known = [f"{name} {NORMAL * error:.3f}" for name, error in errors.items() if not math.isnan(error)]
     if known:
         yield f"the finite test sets leave OP open by ±: {'; '.join(known)}"
+
+
+def bounds_note(comparison: Comparison) -> str:
+    """Which strategies are yardsticks, by which measure, and where all began; empty where none is one."""
+    if not comparison.bounds:
+        return ""
+    measures = ", ".join(f"{name} by {measure.replace('_', ' ')}" for name, measure in comparison.bounds.items())
+    return (
+        f"‡ a bound, no method of continual learning: {measures}; "
+        f"the untouched model scores {number(comparison.untouched())} on the tasks"
+    )
 
 
 def _pairs(comparison: Comparison) -> list[tuple[str, str]]:
@@ -173,7 +186,7 @@ def cost_table(comparison: Comparison) -> Table:
     for name in (*headings, "peak\nmem.", "disk", "train\ns", "score\ns"):
         table.add_column(name, justify="right", no_wrap=True)
     for strategy in comparison.strategies:
-        own = [row for row in comparison.rows if row["strategy"] == strategy]
+        own = comparison.rows_of(strategy)
         spent = comparison.budget(strategy)
         counted = ("trainable_parameters", "added_parameters", "steps", "tokens", "replay_rows")
         counts = [_rounded(spent[name]) for name in counted]
@@ -182,6 +195,36 @@ def cost_table(comparison: Comparison) -> Table:
         seconds = [spent["train_seconds"], spent["eval_seconds"]]
         table.add_row(strategy, *counts, *(number(value, 0) for value in (*speeds, *room, *seconds)))
     return table
+
+
+def published_table(found: Sequence[Sequence[PublishedRow]], width: int = WIDE) -> Table:
+    """What papers print for these tasks, and in what their protocols differ; the page says it in full.
+
+    Args:
+        found: Of `workbench.published.on_these_tasks`.
+        width: Characters that it may take.
+    """
+    table = _measures("published for these tasks, under other protocols", width < WIDE, ())
+    table.caption = "\n".join(
+        f"{rows[0].source}: other or unstated {', '.join(_subjects(rows[0].differences))}"
+        for rows in found
+        if rows[0].differences
+    )
+    for rows in found:
+        for place, row in enumerate(rows, start=1):
+            cells = [number(row.values.get(name, math.nan)) for name in MEASURES]
+            table.add_row(f"{row.strategy} ({_cited(row.source)})", *cells, end_section=place == len(rows))
+    return table
+
+
+def _subjects(differences: Sequence[str]) -> list[str]:
+    """What differs, without how."""
+    return [text.partition(":")[0] for text in differences]
+
+
+def _cited(source: str) -> str:
+    """The authors and the year, or as far as the first comma."""
+    return ", ".join(source.split(", ")[:2]) if " et al." in source else source.partition(",")[0]
 
 
 def sweep_table(trials: Sequence[Mapping[str, Any]]) -> Table:
