@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from matplotlib.collections import PathCollection
 
 from workbench.comparison import compare
 from workbench.figures import Panel, likelihood_lost, over_time, score_lost, stability_plasticity
+from workbench.files import digest_of
 from workbench.gallery import figures, measured_losses, tradeoff_points, write_figures
 from workbench.looks import marks
 from workbench.maps import heat_map
@@ -138,3 +141,23 @@ def test_each_figure_is_written_twice(tmp_path: Path) -> None:
     for path in files:
         start = path.read_bytes()[:200]
         assert start.startswith(b"\x89PNG" if path.suffix == ".png" else b"<?xml")
+
+
+def test_figures_of_an_earlier_report_go_and_nothing_else_does(tmp_path: Path) -> None:
+    study, folder = make_study(tmp_path / "made", ["seqft", "lora", "ewc"], seeds=1), tmp_path / "figures"
+    write_figures(compare([study]), folder)
+    (folder / "mine.png").write_text("of somebody's own")
+    (folder / "matrix-ewc-default.svg").write_text("drawn over by hand")
+    outside = tmp_path / "outside.png"
+    outside.write_text("elsewhere")
+    known = json.loads((folder / "written.json").read_text(encoding="utf-8"))
+    known["../outside.png"] = digest_of(outside)
+    (folder / "written.json").write_text(json.dumps(known), encoding="utf-8")
+    shutil.rmtree(study / "ewc")
+    files = write_figures(compare([study]), folder)
+    kept = {"mine.png", "matrix-ewc-default.svg", "written.json"}
+    assert {path.name for path in folder.iterdir()} == {path.name for path in files} | kept
+    assert outside.is_file()
+    (folder / "written.json").write_text("[", encoding="utf-8")
+    assert write_figures([], folder) == []
+    assert {path.name for path in files} <= {path.name for path in folder.iterdir()}

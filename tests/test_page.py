@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pytest
 from made_runs import make_run, make_study
 
 from workbench.comparison import compare
@@ -202,15 +200,3 @@ def test_every_shade_can_be_read() -> None:
     for _, color, ink in rules:
         dark = contrast_with_black([int(color[start : start + 2], 16) / 255 for start in (0, 2, 4)])
         assert (dark if ink == "000" else 21 / dark) >= 4.5
-
-
-@pytest.mark.slow
-def test_a_thousand_runs_are_reported_in_thirty_seconds(tmp_path: Path) -> None:
-    for order in range(10):
-        for strategy in range(10):
-            for seed in range(10):
-                make_run(tmp_path / "made", f"s{strategy}", seed, order_name=f"o{order}")
-    start = time.perf_counter()
-    report_page(compare([tmp_path / "made"]), tmp_path)
-    assert time.perf_counter() - start <= 30
-    assert (tmp_path / "report.html").stat().st_size < 5_000_000

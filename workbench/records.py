@@ -63,7 +63,7 @@ class Records:
         self.config: str | None = None
         self.errors: dict[tuple[int, str, str], float] = {}
         self.spent: list[dict[str, Any]] = []
-        self._values: tuple[int, dict[tuple[int, str, str], float]] = (0, {})
+        self._cells: tuple[int, dict[tuple[int, str, str], tuple[float, int]]] = (0, {})
         self.predictions: dict[str, str] = {}
         self.model: dict[str, str] | None = None
 
@@ -94,14 +94,15 @@ class Records:
         return tuple(getattr(self, f"_add_{record['kind']}")(record))
 
     @property
-    def values(self) -> dict[tuple[int, str, str], float]:
-        """The scores by (after, on, metric); the first, where one was measured twice."""
-        if self._values[0] != len(self.scores):
-            found: dict[tuple[int, str, str], float] = {}
+    def cells(self) -> dict[tuple[int, str, str], tuple[float, int]]:
+        """The scores and their rows by (after, on, metric); the first, where one was measured twice."""
+        if self._cells[0] != len(self.scores):
+            found: dict[tuple[int, str, str], tuple[float, int]] = {}
             for row in self.scores:
-                found.setdefault((int(row["after"]), row["on"], row["metric"]), float(row["value"]))
-            self._values = len(self.scores), found
-        return self._values[1]
+                key = int(row["after"]), row["on"], row["metric"]
+                found.setdefault(key, (float(row["value"]), int(row["count"] or 0)))
+            self._cells = len(self.scores), found
+        return self._cells[1]
 
     def text(self, name: str) -> str:
         """The content that a file has to have."""
