@@ -25,6 +25,9 @@ from workbench.sections import estimate_text, short
 from workbench.svg import inline
 from workbench.views import View
 
+REM_AN_INCH = 7.2
+"""Of a map with numbers in its cells: what makes them as large as the page's other tables."""
+
 
 def courses(view: View, name: str, probes: bool) -> list[dict[str, Any]]:
     """Scores over time, order by order: a small diagram for each domain, or for each probe, and the numbers.
@@ -106,5 +109,6 @@ def on_demand(comparison: Comparison, folder: str | Path, name: str) -> dict[str
             (domain, [number(value) for value in row])
             for domain, row in zip(one["domains"], one["changes"], strict=True)
         ]
-        maps.append({"title": title, "svg": svg, "parts": one["parts"], "rows": rows})
+        width = round(REM_AN_INCH * drawn.get_figwidth(), 1)
+        maps.append({"title": title, "svg": svg, "width": width, "parts": one["parts"], "rows": rows})
     return {"relearning": relearnt(measured(comparison, folder, "relearning")), "maps": maps, "knock_out": KNOCK_OUT}

@@ -90,7 +90,7 @@ def _orders(comparison: Comparison, strategy: str) -> list[str | None]:
 
 def _label(comparison: Comparison, strategy: str, order: str | None) -> str:
     bound = strategy in comparison.bounds
-    name = strategy + (" †" if comparison.budget(strategy)["task_id_at_test"] else "") + (" ‡" if bound else "")
+    name = strategy + (" ‡" if bound else "") + (" †" if comparison.budget(strategy)["task_id_at_test"] else "")
     if order is None:
         return f"{name}, mean of {len(comparison.orders)} orders"
     where = f", order {order}" if len(comparison.orders) > 1 else ""
