@@ -94,3 +94,10 @@ def test_latex_takes_the_table(study: Path) -> None:
     (study / "page.tex").write_text(page)
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "page.tex"]
     assert subprocess.run(command, cwd=study, capture_output=True, check=False).returncode == 0
+
+
+def test_a_yardstick_is_marked(tmp_path: Path) -> None:
+    made_run(tmp_path / "s", ("joint", "1", 0), scores(0.9), bound="OP")
+    text = latex_table(compare([tmp_path / "s"])[0])
+    assert r"joint\,\ddag{}~\cite{" in text
+    assert r"\ddag{} a bound, no method of continual learning: joint by OP; the untouched model scores 0.150" in text
