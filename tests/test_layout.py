@@ -38,7 +38,7 @@ FLOORS = (
     ("backbone", "measured", "results", "fingerprint"),
     ("strategy",),
     ("scoring",),
-    ("data", "module", "sharding", "memory"),
+    ("data", "module", "sharding", "memory", "frozen"),
     ("saving",),
     ("callbacks",),
     ("course",),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
@@ -16,11 +17,14 @@ from workbench.batch import Batch
 from workbench.benchmark import Task
 from workbench.data import ContinualDataModule
 from workbench.display import Display
+from workbench.frozen import FrozenStates, constant_parts, states_size, too_large
 from workbench.module import ContinualModule
+from workbench.processes import world
 from workbench.results import RunFolder
 from workbench.saving import Progress, Saver
 from workbench.scoring import TaskScore, score_task
 from workbench.seeding import seed_all, untouched_randomness
+from workbench.sharding import Sharded
 
 SECONDS_BETWEEN_WRITES = 15.0
 SECONDS_BETWEEN_SHOWN = 0.25
@@ -41,6 +45,53 @@ class SeedBatches(Callback):
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Draws of this batch depend on seed, task, epoch, batch and process alone."""
         seed_all(self.seed, "batch", self.position, trainer.current_epoch, batch_idx, trainer.global_rank)
+
+
+class KeepsFrozenStates(Callback):
+    """Has what frozen layers make of a task's rows computed once, where the rows are passed over more than once.
+
+    Args:
+        data: Whose rows, and how much memory their states may take.
+        item: The name of what is being learnt.
+        results: Where it is written how much they took.
+        display: What a person sees.
+    """
+
+    def __init__(self, data: ContinualDataModule, item: str, results: RunFolder, display: Display) -> None:
+        self.data, self.item, self.results, self.display = data, item, results, display
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Computes them, before the first step and again where a run is resumed."""
+        rows = self.data.rows
+        if not isinstance(module, ContinualModule) or rows is None or not self._pays(trainer, len(rows)):
+            return
+        backbone = module.backbone
+        if not (parts := constant_parts(backbone)):
+            return
+        tokens = torch.cat([rows.tokens(index) for index in rows.distinct()]).to(backbone.device)
+        size = states_size(parts, tokens)
+        fits = size <= self.data.frozen_states_gb * 1e9
+        self.results.add_to_environment("frozen_states_bytes", {self.item: size if fits else 0})
+        if fits:
+            self.display.note(f"  what frozen layers make of the rows is computed once, and takes {size / 1e6:.0f} MB")
+            with module.scoring_context():
+                module.known_states = FrozenStates(backbone, parts, self.data.distinct_batches()).standing_in
+        else:
+            self.display.note(f"  {too_large(size, self.data.frozen_states_gb)}")
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Lets go of them."""
+        vars(module).pop("known_states", None)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Lets go of them."""
+        vars(module).pop("known_states", None)
+
+    def _pays(self, trainer: Trainer, rows: int) -> bool:
+        once = -(-rows // self.data.batch_size)
+        more = trainer.estimated_stepping_batches > -(-once // trainer.accumulate_grad_batches)
+        alone = world() == 1 and not isinstance(trainer.strategy, Sharded)
+        return more and alone and self.data.frozen_states_gb > 0
 
 
 class StrategyHooks(Callback):

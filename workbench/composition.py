@@ -283,11 +283,11 @@ def _spell(table: Any, given: dict[str, Any], cache: Any) -> tuple[dict[str, Any
 
 def _listen(stack: Any) -> Any:
     for index, layer in enumerate(stack.layers):
-        layer.register_forward_hook(partial(_visit, index), with_kwargs=True)
+        layer.register_forward_hook(partial(visit, index), with_kwargs=True)
     return stack
 
 
-def _visit(index: int, layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
+def visit(index: int, layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
     taps, links = kwargs.get("calm", ({}, {}))
     if index in taps:
         taps[index] = output

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from workbench.backbone import Backbone
 from workbench.benchmark import Task
-from workbench.callbacks import ForgettingMonitor, SeedBatches, StrategyHooks, TrainingCurve
+from workbench.callbacks import ForgettingMonitor, KeepsFrozenStates, SeedBatches, StrategyHooks, TrainingCurve
 from workbench.checkpoint import Saved, StateFolder, load_tensors
 from workbench.components import ConfigError
 from workbench.data import ContinualDataModule
@@ -123,7 +123,8 @@ class Course:
             hooks.after_task(self.module)
             monitor.score(self.module)
         else:
-            callbacks = [SeedBatches(data.seed, progress.position), curve, hooks, monitor, self.saver]
+            kept = KeepsFrozenStates(data, item.name, results, self.display)
+            callbacks = [SeedBatches(data.seed, progress.position), curve, kept, hooks, monitor, self.saver]
             state = saved.file if saved and stage == "training" else None
             _fit(self.make_trainer(item, callbacks), self.module, data, state)
         if len(results.records.costs) <= progress.position:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
@@ -49,10 +50,18 @@ class EncodedRows(TorchDataset[dict[str, Any]]):
             digest.update(numbers.numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def tokens(self, index: int) -> Tensor:
+        """(time,) ids of a row."""
+        return self._tokens[self._ends[index] - self.lengths[index] : self._ends[index]]
+
+    def distinct(self) -> list[int]:
+        """The rows that differ in their tokens, the first of each kind, longest first."""
+        first = {self.tokens(index).numpy().tobytes(): index for index in reversed(range(len(self)))}
+        return sorted(first.values(), key=lambda index: (-self.lengths[index], index))
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        end = self._ends[index]
         return {
-            "input_ids": self._tokens[end - self.lengths[index] : end],
+            "input_ids": self.tokens(index),
             "prompt_length": self._prompt_lengths[index],
             "row": self._rows[index],
         }
@@ -118,9 +127,11 @@ class ContinualDataModule(LightningDataModule):
 
     Attributes:
         num_workers: Processes that make batches beside this one; they change no number.
+        frozen_states_gb: What the states of frozen layers may take, where they are kept (`workbench.frozen`).
     """
 
     num_workers: int = 0
+    frozen_states_gb: float = 1.0
 
     def __init__(
         self,
@@ -200,29 +211,39 @@ class ContinualDataModule(LightningDataModule):
 
     def batches(self) -> TaskBatches:
         """The current task's batches for a strategy: once through, in a fixed order, as often as wanted."""
-        return TaskBatches(self.rows, self.batch_size, lambda rows: self._collate(rows).to(self._device))
+        return self._in_order(range(len(self.rows or ())))
+
+    def distinct_batches(self) -> TaskBatches:
+        """Each distinct row of the current task once, those of similar length together: with the least padding."""
+        return self._in_order(self.rows.distinct() if self.rows else ())
+
+    def _in_order(self, order: Sequence[int]) -> TaskBatches:
+        return TaskBatches(self.rows, order, self.batch_size, lambda rows: self._collate(rows).to(self._device))
 
 
 class TaskBatches:
-    """A re-iterable pass over the rows of the current task, in their own order, on the backbone's device.
+    """A re-iterable pass over rows of the current task in a fixed order, on the backbone's device.
 
     Args:
         rows: The encoded rows; None where there are none.
+        order: Which of them, and in which order.
         size: Rows in a batch.
         collate: Rows to a batch on the backbone's device.
     """
 
-    def __init__(self, rows: EncodedRows | None, size: int, collate: Callable[[list[Any]], Batch]) -> None:
+    def __init__(
+        self, rows: EncodedRows | None, order: Sequence[int], size: int, collate: Callable[[list[Any]], Batch]
+    ) -> None:
         self._rows = rows
+        self._order = order
         self._size = size
         self._collate = collate
 
     def __iter__(self) -> Iterator[Batch]:
         if self._rows is None:
             return
-        for start in range(0, len(self._rows), self._size):
-            end = min(start + self._size, len(self._rows))
-            yield self._collate([self._rows[index] for index in range(start, end)])
+        for start in range(0, len(self._order), self._size):
+            yield self._collate([self._rows[index] for index in self._order[start : start + self._size]])
 
     def __len__(self) -> int:
-        return -(-len(self._rows or ()) // self._size)
+        return -(-len(self._order) // self._size)

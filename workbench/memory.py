@@ -32,22 +32,27 @@ class Memory:
         gradients: Of what trains.
         optimizer: Its state.
         activations: What the forward keeps for the gradients, and what the loss takes on its way back.
+        frozen_states: What frozen layers make of the task's rows, where it is kept (`workbench.frozen`).
     """
 
     weights: int = 0
     gradients: int = 0
     optimizer: int = 0
     activations: int = 0
+    frozen_states: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.activations + self.frozen_states
 
     def __str__(self) -> str:
         size, unit = (1e9, "GB") if self.total >= 1e9 else (1e6, "MB")
         digits = 1 if unit == "GB" else 0
-        parts = ", ".join(f"{name} {value / size:.{digits}f}" for name, value in vars(self).items())
+        named = {
+            name.replace("_", " "): value for name, value in vars(self).items() if value or name != "frozen_states"
+        }
+        parts = ", ".join(f"{name} {value / size:.{digits}f}" for name, value in named.items())
         return f"{self.total / size:.{digits}f} {unit}: {parts}"
 
     def over(self, devices: int, sharded: bool) -> Memory:

@@ -35,7 +35,10 @@ class ContinualModule(LightningModule):
 
     Attributes:
         tokens: Of the last batch, over all processes.
+        known_states: What stands in, while a batch is learnt, for layers whose states of it are known.
     """
+
+    known_states: Callable[[Batch], AbstractContextManager[None]] = nullcontext
 
     def __init__(self, backbone: Backbone, strategy: ContinualStrategy, make_optimizer: OptimizerFactory) -> None:
         super().__init__()
@@ -68,7 +71,8 @@ class ContinualModule(LightningModule):
         Raises:
             FloatingPointError: The loss is not finite; the weights are those of the step before.
         """
-        output = self.backbone(batch)
+        with self.known_states(batch):
+            output = self.backbone(batch)
         penalties = self.continual_strategy.penalties(self.backbone, batch, output)
         shown, part = self._over_all_processes(batch, output, penalties)
         if not torch.isfinite(sum(shown.values(), torch.zeros(()))).all():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -18,6 +18,7 @@ from workbench.benchmark import Task
 from workbench.config import ConfigError
 from workbench.course import describe_trainable
 from workbench.display import duration
+from workbench.frozen import constant_parts, states_size, too_large
 from workbench.memory import Memory, free_memory, size_of, step_memory
 from workbench.seeding import seed_all, untouched_randomness
 from workbench.sharding import Sharded
@@ -46,6 +47,7 @@ class StrategyEstimate:
         score_seconds: Of one run, if every answer were as long as it may be.
         memory: Of one device, at the item that takes most; None: nothing trains, or it was not measured.
         free: Bytes that the device has for it; None: it does not tell.
+        too_large: What a person is told of states of frozen layers that are not kept.
     """
 
     trainable: str
@@ -54,13 +56,14 @@ class StrategyEstimate:
     score_seconds: float
     memory: Memory | None = None
     free: int | None = None
+    too_large: str = ""
 
     @property
     def remarks(self) -> str:
         """The memory, and a warning where there is less."""
         if self.memory is None:
             return ""
-        told = f"; memory about {self.memory}"
+        told = f"; memory about {self.memory}" + (f"; {self.too_large}" if self.too_large else "")
         if self.free is None or self.memory.total <= self.free:
             return told
         remedy = "Lower data.batch_size and raise trainer.accumulate_grad_batches by the same factor."
@@ -156,19 +159,21 @@ def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
     strategy.setup(backbone)
     data = assembly.data(next(iter(assembly.orders)), 0)
     training = [task for task in strategy.curriculum(data.tasks, data.general) if len(task.train)]
-    steps, train, memory, problems = 0, 0.0, list[Memory](), dict[str, None]()
+    steps, train, memory, problems, states = 0, 0.0, list[Memory](), dict[str, None](), [0]
     held = size_of([*backbone.parameters(), *backbone.buffers()])
-    free = free_memory(backbone.device)
+    free, limit = free_memory(backbone.device), assembly.config.data.frozen_states_gb
     for position, task in enumerate(training):
         strategy.before_task(backbone, task, [])
-        count = _steps(assembly, name, task)
+        count, again = _steps(assembly, name, task)
         steps += count
+        states.append(_frozen_states(assembly, name, task) if again else 0)
         problems |= dict.fromkeys(_optimizer_problems(assembly, name, task, count))
         if timed and not problems:
             with precision.forward_context():
                 seconds, optimizer = _calibrated(assembly, name, task, warm=position > 0)
                 train += count * seconds
-                memory += [_memory(assembly, name, task, optimizer)] if optimizer else []
+                kept = states[-1] if states[-1] <= limit * 1e9 else 0
+                memory += [replace(_memory(assembly, name, task, optimizer), frozen_states=kept)] if optimizer else []
     if problems:
         raise ConfigError(problems)
     train, score = (train, 0.0) if timed else (math.nan, math.nan)
@@ -177,11 +182,12 @@ def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
             score = (len(data.tasks) + 1) * _seconds_per_row(assembly, data.tested)
     most = max(memory, key=lambda item: item.total, default=None)
     left = None if free is None else free + held
-    return StrategyEstimate(describe_trainable(backbone), steps, train, score, most, left)
+    told = too_large(max(states), limit) if max(states) > limit * 1e9 else ""
+    return StrategyEstimate(describe_trainable(backbone), steps, train, score, most, left, told)
 
 
-def _steps(assembly: Assembly, name: str, task: Task) -> int:
-    """Optimizer steps of one item of the curriculum; a corpus counts as many rows as its texts have parts."""
+def _steps(assembly: Assembly, name: str, task: Task) -> tuple[int, bool]:
+    """Optimizer steps of an item, whose texts count as many rows as they have parts; and whether rows come again."""
     trainer = assembly.config.settings(name, task.name).trainer
     rows = len(task.train)
     if task.is_corpus:
@@ -191,7 +197,19 @@ def _steps(assembly: Assembly, name: str, task: Task) -> int:
     per_epoch = -(-batches // int(trainer.get("accumulate_grad_batches") or 1))
     epochs, most = assembly.length(name, task)
     total = per_epoch * epochs if epochs > 0 else max(most, per_epoch)
-    return min(total, most) if most > 0 else total
+    total = min(total, most) if most > 0 else total
+    return total, total > per_epoch
+
+
+def _frozen_states(assembly: Assembly, name: str, task: Task) -> int:
+    """Bytes of what frozen layers make of an item's rows, told from some of them; 0 where nobody wants to keep it."""
+    trainer = assembly.trainer(name)
+    if trainer.world_size > 1 or isinstance(trainer.strategy, Sharded) or not assembly.config.data.frozen_states_gb:
+        return 0
+    sample = task.train.select(range(min(SAMPLE_ROWS, len(task.train))))
+    tokens = torch.cat([torch.tensor(row) for row in _encoded(assembly, task, sample)["input_ids"]])
+    size = states_size(constant_parts(assembly.backbone), tokens.to(assembly.backbone.device))
+    return round(size * len(task.train) / len(sample))
 
 
 def _encoded(assembly: Assembly, task: Task, rows: Dataset) -> Dataset:

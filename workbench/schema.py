@@ -59,6 +59,9 @@ class DataConfig:
         truncation: Where a prompt that is too long is cut.
         eval_batch_size: Rows in a batch of scoring.
         num_workers: Processes that make batches beside the one that trains; they change no number.
+        frozen_states_gb: Memory, in 10^9 bytes, for what frozen layers make of a task's rows: where a task is trained
+            for more than one epoch by one process and all of it fits, it is computed once; 0: in each step. The last
+            bits of a result depend on which it is.
         score_on: The split of each task that is scored, wherever a task is: "validation" while learning rates and
             the like are chosen, so that the test rows have no part in the choice. Probes and the general corpus
             are scored on their test rows all the same.
@@ -73,6 +76,7 @@ class DataConfig:
     truncation: Literal["left", "middle"] = "left"
     eval_batch_size: int = field(default=64, metadata={"least": 1})
     num_workers: int = field(default=0, metadata={"least": 0})
+    frozen_states_gb: float = field(default=1.0, metadata={"least": 0})
     score_on: Literal["test", "validation"] = "test"
 
 
