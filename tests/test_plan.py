@@ -119,3 +119,21 @@ def test_a_model_that_fits_on_several_devices_alone_is_counted_and_not_timed(mak
     plan = make(strategies=strategies, trainer=trainer).plan()
     assert plan.estimates["large"].steps == 4
     assert "about an unknown time training" in str(plan)
+
+
+@pytest.mark.parametrize(("epochs", "room", "times"), [(2, 1.0, 1), (1, 1.0, 0), (2, 0.0, 0), (2, 1e-6, 0)])
+def test_the_plan_tells_what_frozen_layers_states_take(make: Make, epochs: int, room: float, times: int) -> None:
+    small = make(
+        strategies={"blocks": {"class_path": "strategies.BlockExpansion", "init_args": {"groups": 2}}},
+        data={"batch_size": 4, "max_length": 64, "frozen_states_gb": room},
+        trainer={"max_epochs": epochs, "accelerator": "cpu"},
+    )
+    tasks = small.assembly.tasks.values()
+    encoded = [small.assembly.backbone.encode(task.train, task.max_new_tokens)["input_ids"] for task in tasks]
+    size = max(sum(map(len, rows)) for rows in encoded) * 32 * 4  # tokens x width x bytes
+    plan = small.plan()
+    memory = plan.estimates["blocks"].memory
+    assert memory is not None
+    assert memory.frozen_states == times * size
+    assert ("frozen states" in str(plan)) == (times == 1)
+    assert ("in each step: " in str(plan)) == (room == 1e-6)
