@@ -44,8 +44,8 @@ class Part:
 
     def size(self, tokens: Tensor) -> int:
         """Bytes of the states at these tokens."""
-        item = self.stack.embed_tokens.weight.itemsize
-        return int(self.read(tokens).sum()) * len(self.kept) * int(self.stack.config.hidden_size) * item
+        state: int = self.stack.config.hidden_size * self.stack.embed_tokens.weight.itemsize
+        return int(self.read(tokens).sum()) * len(self.kept) * state
 
 
 class FrozenStates:
@@ -62,7 +62,7 @@ class FrozenStates:
 
     def __init__(self, backbone: Backbone, parts: Sequence[Part], batches: Iterable[Batch]) -> None:
         self.parts = parts
-        self._modules = [module for part in parts for module in part.modules] + _above(backbone)
+        self._modules: list[Any] = [module for part in parts for module in part.modules] + _above(backbone)
         self._weights = [weight for module in self._modules for weight in module.parameters(recurse=False)]
         self._states: dict[bytes, list[Tensor]] = {}
         with torch.no_grad():
@@ -118,7 +118,7 @@ def constant_parts(backbone: Backbone) -> list[Part]:
     decoder: Any = backbone.decoder
     if not all(map(_plain, _above(backbone))):
         return []
-    if not isinstance(decoder, CalmModel):
+    if not isinstance(backbone.decoder, CalmModel):
         return _lowest(decoder, None)
     pairs = decoder.config.connections
     parts = [

@@ -38,7 +38,7 @@ class ContinualModule(LightningModule):
         known_states: What stands in, while a batch is learnt, for layers whose states of it are known.
     """
 
-    known_states: Callable[[Batch], AbstractContextManager[None]] = nullcontext
+    known_states: Callable[[Batch], AbstractContextManager[Any]] = nullcontext
 
     def __init__(self, backbone: Backbone, strategy: ContinualStrategy, make_optimizer: OptimizerFactory) -> None:
         super().__init__()
