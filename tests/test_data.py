@@ -11,8 +11,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.optim import SGD
 
+from workbench.batches import EpochBatches
 from workbench.benchmark import no_rows
-from workbench.data import ContinualDataModule, EncodedRows, EpochBatches
+from workbench.data import ContinualDataModule, EncodedRows
 from workbench.module import ContinualModule
 from workbench.strategy import ContinualStrategy
 from workbench.testing import tiny_backbone, tiny_tasks

@@ -35,7 +35,7 @@ FLOORS = (
     ("orders",),
     ("schema", "sweeps", "bounds", "checks", "parsing", "config"),
     ("journal", "checkpoint", "records", "processes"),
-    ("backbone", "measured", "results", "fingerprint"),
+    ("batches", "backbone", "measured", "results", "fingerprint"),
     ("strategy",),
     ("scoring",),
     ("data", "module", "sharding", "memory", "frozen"),

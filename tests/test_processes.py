@@ -13,7 +13,7 @@ from test_resume import made_of
 from torch import distributed
 
 from workbench.batch import IGNORED, collate
-from workbench.data import EpochBatches
+from workbench.batches import EpochBatches
 from workbench.module import ContinualModule
 from workbench.processes import agreed, gathered, is_first, one_after_the_other, rank, share, together, total
 from workbench.scoring import score_task

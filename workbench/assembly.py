@@ -133,7 +133,8 @@ class Assembly:
             bucket=self.config.data.bucket,
             seed=seed,
         )
-        data.num_workers, data.frozen_states_gb = self.config.data.num_workers, self.config.data.frozen_states_gb
+        data.num_workers, data.batch_tokens = self.config.data.num_workers, self.config.data.batch_tokens
+        data.frozen_states_gb = self.config.data.frozen_states_gb
         return data
 
     def protocol(self, name: str, order: str, seed: int) -> dict[str, Any]:

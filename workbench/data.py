@@ -11,14 +11,14 @@ import torch
 from datasets import Dataset
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from workbench.backbone import Backbone
 from workbench.batch import Batch, collate
+from workbench.batches import EpochBatches, cut
 from workbench.benchmark import Task
 from workbench.files import let_go
-from workbench.processes import share
 from workbench.seeding import derived_seed
 
 
@@ -67,53 +67,6 @@ class EncodedRows(TorchDataset[dict[str, Any]]):
         }
 
 
-class EpochBatches(Sampler[list[int]]):
-    """Batches of rows in an order that depends on the seed and the epoch alone.
-
-    The rows are permuted and cut into windows of `bucket` batches; within a window they are sorted by length, and
-    the batches are then permuted again. A window of one batch is plain shuffling. A wider one saves padding and
-    makes batches less alike: where a row's length says something of its answer, that costs learning. Of several
-    processes each gets its share of every batch.
-
-    Args:
-        lengths: Of the rows, in tokens.
-        batch_size: Rows in a batch; the last one of an epoch may have fewer.
-        seed: Of the order.
-        bucket: Batches in a window.
-
-    Attributes:
-        start: Batches of the current epoch that a run which is resumed has had before.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, bucket: int = 1) -> None:
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.bucket = bucket
-        self.seed = seed
-        self.epoch = 0
-        self.start = 0
-        self.sampler = self  # where Lightning looks for `set_epoch`
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose order comes next; another one than the current begins at its first batch."""
-        if epoch != self.epoch:
-            self.epoch, self.start = epoch, 0
-
-    def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", self.epoch))
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        window = self.batch_size * self.bucket
-        batches = []
-        for start in range(0, len(order), window):
-            rows = sorted(order[start : start + window], key=lambda row: self.lengths[row])
-            batches += [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
-        for index in torch.randperm(len(batches), generator=generator).tolist()[self.start :]:
-            yield [batches[index][place] for place in share(len(batches[index]))]
-
-
 class ContinualDataModule(LightningDataModule):
     """The tasks of one run, and the batches of the one that is being learnt.
 
@@ -127,10 +80,12 @@ class ContinualDataModule(LightningDataModule):
 
     Attributes:
         num_workers: Processes that make batches beside this one; they change no number.
+        batch_tokens: The most in a batch, padding among them (`EpochBatches`); None: not limited.
         frozen_states_gb: What the states of frozen layers may take, where they are kept (`workbench.frozen`).
     """
 
     num_workers: int = 0
+    batch_tokens: int | None = None
     frozen_states_gb: float = 1.0
 
     def __init__(
@@ -199,7 +154,7 @@ class ContinualDataModule(LightningDataModule):
         """Shuffled batches of the current task."""
         if self.rows is None:
             raise ValueError("There is nothing to train on: `begin` was given no rows. Give it some.")
-        order = EpochBatches(self.rows.lengths, self.batch_size, self._task_seed, self.bucket)
+        order = EpochBatches(self.rows.lengths, self.batch_size, self._task_seed, self.bucket, self.batch_tokens)
         order.epoch, order.start = self._resumed["epoch"], self._resumed["batch"]
         return DataLoader(
             self.rows,
@@ -217,8 +172,10 @@ class ContinualDataModule(LightningDataModule):
         """Each distinct row of the current task once, those of similar length together: with the least padding."""
         return self._in_order(self.rows.distinct() if self.rows else ())
 
-    def _in_order(self, order: Sequence[int]) -> TaskBatches:
-        return TaskBatches(self.rows, order, self.batch_size, lambda rows: self._collate(rows).to(self._device))
+    def _in_order(self, rows: Sequence[int]) -> TaskBatches:
+        lengths = self.rows.lengths if self.rows else []
+        order = list(cut(rows, lengths, self.batch_size, self.batch_tokens))
+        return TaskBatches(self.rows, order, lambda rows: self._collate(rows).to(self._device))
 
 
 class TaskBatches:
@@ -226,24 +183,20 @@ class TaskBatches:
 
     Args:
         rows: The encoded rows; None where there are none.
-        order: Which of them, and in which order.
-        size: Rows in a batch.
+        order: Of each batch its rows.
         collate: Rows to a batch on the backbone's device.
     """
 
-    def __init__(
-        self, rows: EncodedRows | None, order: Sequence[int], size: int, collate: Callable[[list[Any]], Batch]
-    ) -> None:
+    def __init__(self, rows: EncodedRows | None, order: list[list[int]], collate: Callable[[list[Any]], Batch]) -> None:
         self._rows = rows
         self._order = order
-        self._size = size
         self._collate = collate
 
     def __iter__(self) -> Iterator[Batch]:
         if self._rows is None:
             return
-        for start in range(0, len(self._order), self._size):
-            yield self._collate([self._rows[index] for index in self._order[start : start + self._size]])
+        for batch in self._order:
+            yield self._collate([self._rows[index] for index in batch])
 
     def __len__(self) -> int:
-        return -(-len(self._order) // self._size)
+        return len(self._order)

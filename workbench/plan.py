@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from workbench.assembly import Assembly
 from workbench.backbone import Backbone
+from workbench.batches import EpochBatches
 from workbench.benchmark import Task
 from workbench.config import ConfigError
 from workbench.course import describe_trainable
@@ -66,7 +67,9 @@ class StrategyEstimate:
         told = f"; memory about {self.memory}" + (f"; {self.too_large}" if self.too_large else "")
         if self.free is None or self.memory.total <= self.free:
             return told
-        remedy = "Lower data.batch_size and raise trainer.accumulate_grad_batches by the same factor."
+        remedy = (
+            "Lower data.batch_size (or data.batch_tokens) and raise trainer.accumulate_grad_batches by the same factor."
+        )
         return f"{told}. That is more than the {self.free / 1e9:.1f} GB that are free. {remedy}"
 
 
@@ -189,12 +192,7 @@ def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
 def _steps(assembly: Assembly, name: str, task: Task) -> tuple[int, bool]:
     """Optimizer steps of an item, whose texts count as many rows as they have parts; and whether rows come again."""
     trainer = assembly.config.settings(name, task.name).trainer
-    rows = len(task.train)
-    if task.is_corpus:
-        sample = task.train.select(range(min(SAMPLE_ROWS, rows)))
-        rows = max(1, round(rows * len(_encoded(assembly, task, sample)) / len(sample)))
-    batches = -(-rows // assembly.config.data.batch_size)
-    per_epoch = -(-batches // int(trainer.get("accumulate_grad_batches") or 1))
+    per_epoch = -(-_batches(assembly, task)[0] // int(trainer.get("accumulate_grad_batches") or 1))
     epochs, most = assembly.length(name, task)
     total = per_epoch * epochs if epochs > 0 else max(most, per_epoch)
     total = min(total, most) if most > 0 else total
@@ -210,6 +208,20 @@ def _frozen_states(assembly: Assembly, name: str, task: Task) -> int:
     tokens = torch.cat([torch.tensor(row) for row in _encoded(assembly, task, sample)["input_ids"]])
     size = states_size(constant_parts(assembly.backbone), tokens.to(assembly.backbone.device))
     return round(size * len(task.train) / len(sample))
+
+
+def _batches(assembly: Assembly, task: Task) -> tuple[int, int]:
+    """Batches of an epoch, and rows of one; by number of tokens, as if all rows were like the first ones."""
+    data, rows = assembly.config.data, len(task.train)
+    if not task.is_corpus and data.batch_tokens is None:
+        return -(-rows // data.batch_size), data.batch_size
+    sample = _encoded(assembly, task, task.train.select(range(min(SAMPLE_ROWS, rows))))
+    if task.is_corpus:
+        rows = max(1, round(rows * len(sample) / min(SAMPLE_ROWS, rows)))
+    lengths = list(map(len, sample["input_ids"][:])) or [1]
+    repeated = [lengths[row % len(lengths)] for row in range(rows)]
+    batches = len(EpochBatches(repeated, data.batch_size, 0, data.bucket, data.batch_tokens))
+    return batches, data.batch_size if data.batch_tokens is None else -(-rows // batches)
 
 
 def _encoded(assembly: Assembly, task: Task, rows: Dataset) -> Dataset:
@@ -236,7 +248,7 @@ def _calibrated(assembly: Assembly, name: str, task: Task, warm: bool) -> tuple[
     over from a part.
     """
     backbone = assembly.backbone
-    share = -(-assembly.config.data.batch_size // assembly.trainer(name).world_size)
+    share = -(-_batches(assembly, task)[1] // assembly.trainer(name).world_size)
     size = min(share, SAMPLE_ROWS)
     parameters = list(backbone.trainable().values())
     if not parameters:
@@ -262,11 +274,13 @@ def _memory(assembly: Assembly, name: str, task: Task, optimizer: Optimizer) -> 
     backbone, trainer = assembly.backbone, assembly.trainer(name)
     columns = [task.train[name] for name in (("text",) if task.is_corpus else ("prompt", "answer"))]
     lengths = [sum(map(len, texts)) for texts in zip(*columns, strict=True)]
-    longest = sorted(range(len(lengths)), key=lengths.__getitem__)[-LONGEST_ROWS:]
-    rows = _encoded(assembly, task, task.train.select(longest)).to_list()
+    likely = sorted(range(len(lengths)), key=lengths.__getitem__)[-LONGEST_ROWS:]
+    rows = _encoded(assembly, task, task.train.select(likely)).to_list()
     row = max(rows, key=lambda row: len(row["input_ids"]))
     shared = trainer.strategy if isinstance(trainer.strategy, Sharded) else None
-    count = -(-assembly.config.data.batch_size // trainer.world_size)
+    data, longest = assembly.config.data, len(row["input_ids"])
+    fitting = data.batch_size if data.batch_tokens is None else min(data.batch_size, -(-data.batch_tokens // longest))
+    count = -(-fitting // trainer.world_size)
     step = step_memory(backbone, optimizer, row, count, bool(shared and shared.activation_checkpointing))
     return step.over(trainer.world_size, shared is not None)
 

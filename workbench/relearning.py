@@ -122,6 +122,7 @@ class Relearning:
         data = ContinualDataModule(
             [task], batch_size=opened.config.data.batch_size, bucket=opened.config.data.bucket, seed=opened.seed
         )
+        data.batch_tokens = opened.config.data.batch_tokens
         with TemporaryDirectory() as folder:
             scored = Scored(lambda module: opened.score(module, asked), target, self.every, self.max_steps)
             scored.tell = lambda step, score: tell(f"{task.name}: step {step}, {score:.3f} of {target:.3f}")

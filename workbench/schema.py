@@ -49,9 +49,11 @@ class DataConfig:
     """How rows become batches, and which of them are scored.
 
     Args:
-        batch_size: Rows in a batch of training.
+        batch_size: Rows in a batch of training; with `batch_tokens`, the most.
+        batch_tokens: Tokens in a batch of training, padding among them: as many rows as fit into rows times longest
+            row; a longer row is alone. None: not limited.
         bucket: Batches whose rows are sorted by length together, which saves padding where lengths differ much
-            and can cost learning where they tell of the answer; 1: plain shuffling.
+            and can cost learning where they tell of the answer; 1: plain shuffling, or 16 with `batch_tokens`.
         max_length: Tokens of prompt and answer together; None: not limited.
         max_prompt_length: Tokens of the prompt.
         max_answer_length: Tokens of the answer.
@@ -68,6 +70,7 @@ class DataConfig:
     """
 
     batch_size: int = field(default=32, metadata={"least": 1})
+    batch_tokens: int | None = field(default=None, metadata={"least": 1})
     bucket: int = field(default=1, metadata={"least": 1})
     max_length: int | None = field(default=None, metadata={"least": 1})
     max_prompt_length: int | None = field(default=None, metadata={"least": 1})

@@ -104,6 +104,7 @@ TEXTS = [
 RANGES = [
     run("data.batch_size=0", "data.batch_size: 0 is out of range; it has to be at least 1."),
     run("data.frozen_states_gb=-1", "data.frozen_states_gb: -1 is out of range; it has to be at least 0."),
+    run("data.batch_tokens=0", "data.batch_tokens: 0 is out of range; it has to be at least 1."),
     run("data.max_length=0", "data.max_length: 0 is out of range; it has to be at least"),
     run("seeds=[-1]", "seeds: -1 is out of range; a seed has to be at least 0 and below 2**32."),
     run("seeds=[]", "seeds: empty; name one or more."),
