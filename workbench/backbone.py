@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,7 +21,7 @@ from transformers import (
 )
 
 from workbench import adapters, composition  # noqa: F401, the latter so that a saved composition loads
-from workbench.batch import IGNORED, Batch, Output, collate
+from workbench.batch import IGNORED, Batch, Output, collate, token_nats
 from workbench.encoding import Encoder, TextPolicy, end_with
 from workbench.files import sync_folder, sync_tree
 from workbench.model_folder import check_folder, locate
@@ -191,7 +190,7 @@ class Backbone(nn.Module):
         states = states[sample, position]
         targets = batch.labels[sample, position + 1]
         head = self.model.get_output_embeddings()
-        nats = functional.cross_entropy(head(states).float(), targets, reduction="none")
+        nats = token_nats(head, states, targets, self.model.get_input_embeddings().num_embeddings)
         return Output(nats, states, targets, sample, head)
 
     @torch.no_grad()

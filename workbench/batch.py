@@ -8,8 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
+WHOLE_LOGITS = 2**26
+"""Logits, of all labelled positions, up to which they are computed at once: 256 MB in float32, and twice that back."""
+CHUNK_LOGITS = 2**24
 
 
 @dataclass
@@ -69,6 +74,40 @@ class Output:
     def logits(self) -> Tensor:
         """(labelled, vocabulary) logits, computed when asked for: most methods never need them."""
         return self.head(self.hidden_states)
+
+
+def token_nats(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor, vocabulary: int) -> Tensor:
+    """The negative log-likelihood of each target, in float32; of many logits only a part is ever in memory.
+
+    Beyond `WHOLE_LOGITS` they are made `CHUNK_LOGITS` at a time, and made again for the gradients, which costs a third
+    of the head's time.
+
+    Args:
+        head: Maps states to logits.
+        states: (labelled, width).
+        targets: (labelled,) token ids.
+        vocabulary: Logits of a state.
+
+    Returns:
+        (labelled,) nats.
+    """
+
+    def nats(states: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(head(states).float(), targets, reduction="none")
+
+    held = logits_held(len(targets), vocabulary)
+    if held == len(targets) * vocabulary:
+        return nats(states, targets)
+    size = held // vocabulary
+    parts = zip(states.split(size), targets.split(size), strict=True)
+    return torch.cat([checkpoint(nats, *part, use_reentrant=False) for part in parts])
+
+
+def logits_held(labelled: int, vocabulary: int) -> int:
+    """How many logits `token_nats` holds at once."""
+    if labelled * vocabulary <= WHOLE_LOGITS:
+        return labelled * vocabulary
+    return max(1, CHUNK_LOGITS // vocabulary) * vocabulary
 
 
 def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> Batch:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
 
 from workbench.backbone import Backbone
-from workbench.batch import Batch
+from workbench.batch import Batch, logits_held
 from workbench.sharding import blocks
 
 MEMORY = Path("/proc/meminfo")
+FLOAT = torch.float32.itemsize
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def step_memory(backbone: Backbone, optimizer: Optimizer, row: Any, rows: int, c
 
     Weights, gradients and optimizer are counted; activations are counted on one and on two rows, and are linear in
     their number: SDPA keeps no (time x time) scores, and what is kept once, such as weights cast by autocast, cancels.
+    Logits alone stop growing, where they are made in parts.
 
     Args:
         backbone: As a strategy has set it up.
@@ -81,15 +83,13 @@ def step_memory(backbone: Backbone, optimizer: Optimizer, row: Any, rows: int, c
         rows: In a batch, on one device.
         checkpointing: Whether each block keeps its input alone.
     """
-    one, two = (
-        kept_activations(backbone, backbone.collate([row] * count).to(backbone.device), checkpointing)
-        for count in (1, 2)
-    )
+    one, two = (_kept(backbone, backbone.collate([row] * count).to(backbone.device)) for count in (1, 2))
+    many = _Kept(*(first + (second - first) * (rows - 1) for first, second in zip(one, two, strict=True)))
     return Memory(
         size_of([*backbone.parameters(), *backbone.buffers()]),
         size_of(backbone.trainable().values()),
         size_of(value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)),
-        one + (two - one) * (rows - 1),
+        _activations(backbone, many, checkpointing),
     )
 
 
@@ -102,8 +102,23 @@ def kept_activations(backbone: Backbone, batch: Batch, checkpointing: bool = Fal
     """Bytes that a forward keeps for the gradients: each storage once, weights left out; and two times the logits.
 
     The gradient of the cross-entropy passes through two more tensors of the logits' size, in float32, while nothing
-    is let go yet. With checkpointing the blocks keep their inputs, and one at a time is computed again in full.
+    is let go yet; where the logits are made in parts, all three are of one part. With checkpointing the blocks keep
+    their inputs, and one at a time is computed again in full.
     """
+    return _activations(backbone, _kept(backbone, batch), checkpointing)
+
+
+class _Kept(NamedTuple):
+    """What a forward keeps, each linear in the rows: bytes, without the logits, and labelled tokens."""
+
+    outside: int
+    blocks: int
+    largest_block: int
+    inputs: int
+    labelled: int
+
+
+def _kept(backbone: Backbone, batch: Batch) -> _Kept:
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*backbone.parameters(), *backbone.buffers())}
     found: dict[int, tuple[int, nn.Module | None]] = {}
     inside: list[nn.Module | None] = [None]
@@ -117,16 +132,32 @@ def kept_activations(backbone: Backbone, batch: Batch, checkpointing: bool = Fal
     with _watched(backbone, inside) as inputs, saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
         output = backbone(batch)
         loss = output.loss
-    vocabulary = backbone.model.get_input_embeddings().num_embeddings
-    logits: int = output.count * vocabulary * torch.float32.itemsize
     parts: dict[nn.Module | None, int] = {None: 0}
     for size, where in found.values():
         parts[where] = parts.get(where, 0) + size
+    labelled = output.count
     del loss, output  # until here they have kept the storages apart
+    held = _held(backbone, labelled)
+    outside = parts.pop(None) - (held if held == labelled * _vocabulary(backbone) * FLOAT else 0)
+    return _Kept(
+        outside, sum(parts.values()), max(parts.values(), default=0), sum(inputs[block] for block in parts), labelled
+    )
+
+
+def _activations(backbone: Backbone, kept: _Kept, checkpointing: bool) -> int:
+    held = _held(backbone, kept.labelled)
     if not checkpointing:
-        return sum(parts.values()) + 2 * logits
-    outside = parts.pop(None)
-    return outside + sum(inputs[block] for block in parts) + max(2 * logits, *parts.values())
+        return kept.outside + kept.blocks + 3 * held
+    return kept.outside + held + kept.inputs + max(2 * held, kept.largest_block)
+
+
+def _held(backbone: Backbone, labelled: int) -> int:
+    """Bytes of the logits that are there at once."""
+    return logits_held(labelled, _vocabulary(backbone)) * FLOAT
+
+
+def _vocabulary(backbone: Backbone) -> int:
+    return int(backbone.model.get_input_embeddings().num_embeddings)
 
 
 @contextmanager
