@@ -88,6 +88,16 @@ def test_encoded_rows_are_the_encoded_dataset() -> None:
     assert rows.lengths == [len(row) for row in encoded["input_ids"]]
 
 
+def test_encoded_rows_follow_a_choice_of_rows() -> None:
+    backbone, task = tiny_backbone(), tiny_tasks()[0]
+    chosen = backbone.encode(task.train, task.max_new_tokens).select([5, 0, 7])
+    rows = EncodedRows(chosen)
+    assert [rows[index]["input_ids"].tolist() for index in range(3)] == chosen["input_ids"][:]
+    assert [rows[index]["row"] for index in range(3)] == [5, 0, 7]
+    none = EncodedRows(chosen.select([]))
+    assert (len(none), none.lengths, none.prompts_cut) == (0, [], 0)
+
+
 class Seen(Callback):
     """Keeps which rows each epoch's batches held."""
 

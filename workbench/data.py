@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from lightning.pytorch import LightningDataModule
@@ -30,10 +31,12 @@ class EncodedRows(TorchDataset[dict[str, Any]]):
     """
 
     def __init__(self, encoded: Dataset) -> None:
-        rows = encoded["input_ids"][:]
-        self.lengths = [len(row) for row in rows]
-        self._ends = torch.tensor(self.lengths).cumsum(0).tolist()
-        self._tokens = torch.tensor([token for row in rows for token in row], dtype=torch.int32)
+        chunks = encoded.with_format("arrow")[:]["input_ids"].chunks
+        sizes = [chunk.value_lengths().to_numpy() for chunk in chunks]
+        self.lengths: list[int] = np.concatenate([np.empty(0, int), *sizes]).tolist()
+        self._ends = np.cumsum(self.lengths, dtype=int).tolist()
+        tokens = [chunk.flatten().to_numpy() for chunk in chunks]
+        self._tokens = torch.from_numpy(np.concatenate([np.empty(0, np.int32), *tokens]).astype(np.int32))
         self._prompt_lengths = encoded["prompt_length"][:]
         self._rows = encoded["row"][:]
         self.prompts_cut = sum(encoded["prompt_cut"][:])

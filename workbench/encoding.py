@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
+import numpy as np
 from datasets import Dataset
+from datasets.table import InMemoryTable
+from pyarrow import LargeListArray, array, bool_, int64, table
 from transformers import PreTrainedTokenizerBase
 
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
     "\n\n### Instruction:\n{}\n\n### Response:\n"
 )
+
+AT_ONCE = 256
+KEPT_BYTES = 2**27
+COLUMNS = {"prompt_length": int64(), "row": int64(), "prompt_cut": bool_(), "answer_cut": bool_()}
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.positions = positions
         self.policy = policy
+        self._kept: dict[str, Dataset] = {}  # the latest last
 
     def limits(self, max_new_tokens: int) -> tuple[int, int]:
         """The most tokens of a prompt and of an answer, for a task whose answers have `max_new_tokens`.
@@ -95,13 +105,19 @@ class Encoder:
 
     def prompt(self, text: str, limit: int) -> tuple[list[int], bool]:
         """The prompt's tokens in its template, at most `limit`, and whether it was cut."""
-        token_ids = self._tokens(self._render(text), special=self.policy.template != "chat")
+        return self._cut_prompt(text, self._tokens([self._render(text)], special=self._begins)[0], limit)
+
+    @property
+    def _begins(self) -> bool:
+        """Whether the tokenizer adds its begin token: a chat template has its own."""
+        return self.policy.template != "chat"
+
+    def _cut_prompt(self, text: str, token_ids: list[int], limit: int) -> tuple[list[int], bool]:
         if len(token_ids) <= limit:
             return token_ids, False
         before, after = self._render("\0").split("\0")
-        head = self._tokens(before, special=self.policy.template != "chat")
-        tail = self._tokens(after, special=False) if after else []
-        body = self._tokens(text, special=False)
+        (head,) = self._tokens([before], special=self._begins)
+        tail, body = self._tokens([after, text], special=False)
         room = limit - len(head) - len(tail)
         if room < 1:
             told = f"The template {self.policy.template!r} alone is longer than the {limit} prompt tokens."
@@ -114,14 +130,17 @@ class Encoder:
 
         A cut answer has no end token: the text is not at its end.
         """
-        token_ids = [*self._tokens(text, special=False), self.tokenizer.eos_token_id]
-        return token_ids[:limit], len(token_ids) > limit
+        return self._cut_answer(self._tokens([text], special=False)[0], limit)
+
+    def _cut_answer(self, token_ids: list[int], limit: int) -> tuple[list[int], bool]:
+        return [*token_ids, self.tokenizer.eos_token_id][:limit], len(token_ids) >= limit
 
     def encode(self, rows: Dataset, max_new_tokens: int | None = None, packed: bool = False) -> Dataset:
         """Rows of {"prompt", "answer"} or {"text"} to rows of tokens.
 
         A row may carry limits of its own: where rows of several tasks stand together, as in replay, each is cut
-        where it was cut in its own task.
+        where it was cut in its own task. What was encoded lately is kept, so that rows which are scored after each
+        task are encoded once.
 
         Args:
             rows: The text; a text longer than the limit becomes several rows, so that none is lost. An integer
@@ -134,36 +153,73 @@ class Encoder:
             Columns input_ids (list of int), prompt_length (tokens that carry no label), row (the index in
             `rows`, of the first text in it), prompt_cut and answer_cut.
         """
-        if "text" in rows.column_names and packed:
-            encoded = self._packed(rows["text"][:])
-        elif "text" in rows.column_names:
-            encoded = [part for index, row in enumerate(rows) for part in self._text_parts(row["text"], index)]
+        texts = {
+            name: rows[name][:] for name in ("text", "prompt", "answer", "max_new_tokens") if name in rows.features
+        }
+        key = self._digest(texts, max_new_tokens, packed)
+        kept = self._kept.pop(key, None) or self._encoded(texts, max_new_tokens, packed)
+        self._kept[key] = kept
+        while len(self._kept) > 1 and sum(encoded.data.nbytes for encoded in self._kept.values()) > KEPT_BYTES:
+            del self._kept[next(iter(self._kept))]
+        return kept
+
+    def _digest(self, texts: Mapping[str, Sequence[Any]], *limits: Any) -> str:
+        """Of all that decides the tokens; of the tokenizer, what may be set after it was loaded."""
+        tokenizer = self.tokenizer
+        state = (
+            limits,
+            len(tokenizer),
+            tokenizer.all_special_tokens,
+            tokenizer.chat_template,
+            self.policy,
+            self.positions,
+        )
+        digest = hashlib.sha256(repr(state).encode())
+        for name, values in texts.items():
+            digest.update(f"{name}\x1f{len(values)}\x1f".encode())
+            for value in values:
+                written = str(value).encode(errors="surrogatepass")
+                digest.update(f"{len(written)}\x1f".encode() + written)
+        return digest.hexdigest()
+
+    def _encoded(self, texts: Mapping[str, Sequence[Any]], max_new_tokens: int | None, packed: bool) -> Dataset:
+        if "text" in texts and packed:
+            encoded = self._packed(texts["text"])
+        elif "text" in texts:
+            whole = enumerate(self._whole(texts["text"]))
+            encoded = [part for index, token_ids in whole for part in self._text_parts(token_ids, index)]
         else:
-            longest = max_new_tokens or self._longest_answer(rows)
-            encoded = [self._pair(row, index, row.get("max_new_tokens") or longest) for index, row in enumerate(rows)]
-        columns = ("input_ids", "prompt_length", "row", "prompt_cut", "answer_cut")
-        return Dataset.from_dict({name: [row[name] for row in encoded] for name in columns})
+            encoded = self._pairs(texts, max_new_tokens)
+        ends = np.cumsum([0, *(len(row["input_ids"]) for row in encoded)])
+        flat = np.fromiter(chain.from_iterable(row["input_ids"] for row in encoded), np.int32, int(ends[-1]))
+        columns: dict[str, Any] = {"input_ids": LargeListArray.from_arrays(ends, flat)}
+        columns |= {name: array([row[name] for row in encoded], kind) for name, kind in COLUMNS.items()}
+        return Dataset(InMemoryTable(table(columns)))
 
-    def _longest_answer(self, rows: Dataset) -> int:
-        return max((len(self._tokens(row["answer"], special=False)) + 1 for row in rows), default=1)
+    def _pairs(self, texts: Mapping[str, Sequence[Any]], max_new_tokens: int | None) -> list[dict[str, Any]]:
+        prompts = self._tokens([self._render(text) for text in texts["prompt"]], special=self._begins)
+        answers = self._tokens(texts["answer"], special=False)
+        longest = max_new_tokens or max((len(answer) + 1 for answer in answers), default=1)
+        own = texts.get("max_new_tokens") or [None] * len(prompts)
+        rows = []
+        for index, (text, prompt, answer) in enumerate(zip(texts["prompt"], prompts, answers, strict=True)):
+            prompt_limit, answer_limit = self.limits(own[index] or longest)
+            prompt, prompt_cut = self._cut_prompt(text, prompt, prompt_limit)
+            answer, answer_cut = self._cut_answer(answer, answer_limit)
+            rows.append(_row(prompt + answer, len(prompt), index, (prompt_cut, answer_cut)))
+        return rows
 
-    def _pair(self, row: Mapping[str, Any], index: int, max_new_tokens: int) -> dict[str, Any]:
-        prompt_limit, answer_limit = self.limits(max_new_tokens)
-        prompt, prompt_cut = self.prompt(row["prompt"], prompt_limit)
-        answer, answer_cut = self.answer(row["answer"], answer_limit)
-        return _row(prompt + answer, len(prompt), index, (prompt_cut, answer_cut))
-
-    def _text_parts(self, text: str, index: int) -> list[dict[str, Any]]:
-        return [_row(part, 0, index, (False, False)) for _, part in self._windows(self._whole(text))]
+    def _text_parts(self, token_ids: list[int], index: int) -> list[dict[str, Any]]:
+        return [_row(part, 0, index, (False, False)) for _, part in self._windows(token_ids)]
 
     def _packed(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        whole = [self._whole(text) for text in texts]
+        whole = self._whole(texts)
         owners = [index for index, token_ids in enumerate(whole) for _ in token_ids]
         stream = [token for token_ids in whole for token in token_ids]
         return [_row(part, 0, owners[start], (False, False)) for start, part in self._windows(stream)]
 
-    def _whole(self, text: str) -> list[int]:
-        return [*self._tokens(text, special=True), self.tokenizer.eos_token_id]
+    def _whole(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[*token_ids, self.tokenizer.eos_token_id] for token_ids in self._tokens(texts, special=True)]
 
     def _windows(self, token_ids: list[int]) -> list[tuple[int, list[int]]]:
         """Where each row begins, and the row: neighbours share a token, so that each but the first is predicted."""
@@ -178,11 +234,15 @@ class Encoder:
             return str(self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
         return text
 
-    def _tokens(self, text: str, special: bool) -> list[int]:
-        token_ids = list(self.tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
-        if special and token_ids and token_ids[-1] == self.tokenizer.eos_token_id:
-            token_ids.pop()
-        return token_ids
+    def _tokens(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        """Tokens of each text; many at a time, on all cores where TOKENIZERS_PARALLELISM allows it."""
+        end, found = self.tokenizer.eos_token_id, []
+        for start in range(0, len(texts), AT_ONCE):
+            some = list(texts[start : start + AT_ONCE])
+            found += self.tokenizer(
+                some, add_special_tokens=special, return_attention_mask=False, verbose=False
+            ).input_ids
+        return [ids[:-1] if special and ids and ids[-1] == end else ids for ids in found]
 
 
 def end_with(tokenizer: PreTrainedTokenizerBase, token: str | None) -> None:
