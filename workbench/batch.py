@@ -99,7 +99,7 @@ def token_nats(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor
     if held == len(targets) * vocabulary:
         return nats(states, targets)
     size = held // vocabulary
-    parts = zip(states.split(size), targets.split(size), strict=True)
+    parts = zip(torch.split(states, size), torch.split(targets, size), strict=True)
     return torch.cat([checkpoint(nats, *part, use_reentrant=False) for part in parts])
 
 

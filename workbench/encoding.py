@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 from datasets.table import InMemoryTable
-from pyarrow import LargeListArray, array, bool_, int64, table
+from pyarrow import LargeListArray, array, bool_, int64, table  # type: ignore[import-untyped, unused-ignore]
 from transformers import PreTrainedTokenizerBase
 
 ALPACA = (
