@@ -63,7 +63,7 @@ class KeepsFrozenStates(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Computes them, before the first step and again where a run is resumed."""
         rows = self.data.rows
-        if not isinstance(module, ContinualModule) or rows is None or not self._pays(trainer, len(rows)):
+        if not isinstance(module, ContinualModule) or rows is None or not self._pays(trainer):
             return
         backbone = module.backbone
         if not (parts := constant_parts(backbone)):
@@ -87,9 +87,8 @@ class KeepsFrozenStates(Callback):
         """Lets go of them."""
         vars(module).pop("known_states", None)
 
-    def _pays(self, trainer: Trainer, rows: int) -> bool:
-        once = -(-rows // self.data.batch_size)
-        more = trainer.estimated_stepping_batches > -(-once // trainer.accumulate_grad_batches)
+    def _pays(self, trainer: Trainer) -> bool:
+        more = trainer.estimated_stepping_batches > -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
         alone = world() == 1 and not isinstance(trainer.strategy, Sharded)
         return more and alone and self.data.frozen_states_gb > 0
 
