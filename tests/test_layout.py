@@ -30,7 +30,7 @@ FLOORS = (
         "environment",
         "stopping",
     ),
-    ("components", "scorers", "depth", "composition", "benchmark", "encoding", "adapters", "display"),
+    ("components", "scorers", "depth", "composition", "benchmark", "encoding", "decoding", "adapters", "display"),
     ("stored", "shards", "folder_surgery", "merging"),
     ("orders",),
     ("schema", "sweeps", "bounds", "checks", "parsing", "config"),

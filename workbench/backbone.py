@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from workbench import adapters, composition  # noqa: F401, the latter so that a saved composition loads
 from workbench.batch import IGNORED, Batch, Output, collate, token_nats
+from workbench.decoding import greedy
 from workbench.encoding import Encoder, TextPolicy, end_with
 from workbench.files import sync_folder, sync_tree
 from workbench.model_folder import check_folder, locate
@@ -197,26 +197,20 @@ class Backbone(nn.Module):
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
         """Greedy answers, in the order of the prompts, each ending before the end token.
 
-        Prompts of similar length share a batch, padded on the left. What a model's own generation
-        config says (sampling, penalties) is not used: scores must be comparable.
+        What a model's own generation config says (sampling, penalties) is not used: scores must be comparable.
         """
         limit, new_tokens = self.encoder.limits(max_new_tokens)
         encoded = [self.encoder.prompt(text, limit)[0] for text in prompts]
-        answers = [""] * len(prompts)
-        config = self._greedy(new_tokens)
-        with self.evaluating(), self._own_generation_config_aside():
-            for indices in self._batches([len(row) for row in encoded]):
-                size = max(len(encoded[index]) for index in indices)
-                rows = [[self.pad_id] * (size - len(encoded[index])) + encoded[index] for index in indices]
-                mask = [[0] * (size - len(encoded[index])) + [1] * len(encoded[index]) for index in indices]
-                tokens = self.model.generate(
-                    input_ids=torch.tensor(rows, device=self.device),
-                    attention_mask=torch.tensor(mask, device=self.device),
-                    generation_config=config,
-                )
-                for index, row in zip(indices, tokens[:, size:].tolist(), strict=True):
-                    answers[index] = self._decode(row)
-        return answers
+        end = self.tokenizer.eos_token_id
+        with self.evaluating():
+            answers = greedy(
+                self.model,
+                [tokens or [end] for tokens in encoded],  # an empty text is the beginning of one, after the last's end
+                new_tokens=new_tokens,
+                rows=self.eval_batch_size,
+                end=end,
+            )
+        return [self._decode(tokens) for tokens in answers]
 
     @torch.no_grad()
     def log_likelihood(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
@@ -256,19 +250,6 @@ class Backbone(nn.Module):
         finally:
             for module, training in modes:
                 module.training = training
-
-    @contextmanager
-    def _own_generation_config_aside(self) -> Iterator[None]:
-        """transformers fills whatever a given config leaves open from the model's own one."""
-        kept, self.model.generation_config = self.model.generation_config, GenerationConfig()
-        try:
-            yield
-        finally:
-            self.model.generation_config = kept
-
-    def _greedy(self, new_tokens: int) -> GenerationConfig:
-        ends = {"eos_token_id": self.tokenizer.eos_token_id, "pad_token_id": self.pad_id}
-        return GenerationConfig(max_new_tokens=new_tokens, do_sample=False, num_beams=1, **ends)
 
     def _decode(self, tokens: list[int]) -> str:
         end = self.tokenizer.eos_token_id
