@@ -23,7 +23,7 @@ def greedy(
     """The likeliest token after each prompt, then after both, until the end token or the limit.
 
     What `model.generate` gives without sampling, in less time: what all prompts begin with is read once; a row that
-    has ended leaves the batch, and when half of the rows have, the next prompts enter. Prompts enter longest first,
+    has ended leaves the batch, and when a quarter of the rows is free, the next prompts enter. Prompts enter longest first,
     so that too large a batch shows at once. All this follows from the prompts and the weights alone, so that scores
     can be repeated. A model whose cache is not one plain list of every token's keys and values (sliding windows, a
     composition) reads its prompts whole, and ends a batch before it begins the next.
@@ -44,7 +44,7 @@ def greedy(
     active: _Rows | None = None
     while waiting or active:
         free = rows - (len(active.places) if active else 0)
-        if waiting and (active is None or (reader.plain and 2 * free >= rows)):
+        if waiting and (active is None or (reader.plain and 4 * free >= rows)):
             entered = [reader.enter(group) for group in reader.groups(waiting[:free])]
             active, waiting = _joined([active, *entered] if active else entered), waiting[free:]
         if active:
