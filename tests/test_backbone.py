@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from workbench.backbone import Backbone
-from workbench.batch import IGNORED, Batch, collate
+from workbench.batch import IGNORED, Batch, collate, passes
 from workbench.testing import tiny_backbone
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -206,6 +206,23 @@ def test_log_likelihood_by_hand(family: str) -> None:
     backbone.eval_batch_size = 2
     measured = backbone.log_likelihood([row["prompt"] for row in ROWS], [row["answer"] for row in ROWS])
     torch.testing.assert_close(measured, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_are_read_at_once_up_to_so_many_rows_and_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.batch.MOST_READ", 20)
+    assert list(passes([4, 9, 30, 10, 2, 3], 3)) == [[2], [3, 1], [0, 5, 4]]
+    assert list(passes([4, 9, 30, 10, 2, 3], 1)) == [[2], [3], [1], [0], [5], [4]]
+    assert list(passes([], 3)) == []
+
+
+def test_the_pass_that_a_row_is_in_changes_its_likelihood_by_rounding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny_backbone()
+    encoded = backbone.encode(Dataset.from_list(ROWS))
+    nats, counts = backbone.nats(encoded)
+    monkeypatch.setattr("workbench.batch.MOST_READ", 1)
+    alone = backbone.nats(encoded)
+    torch.testing.assert_close(alone[0], nats, rtol=1e-6, atol=0)
+    assert torch.equal(alone[1], counts)
 
 
 def test_every_token_of_a_long_text_but_its_first_is_counted_once() -> None:

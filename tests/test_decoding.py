@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from workbench import decoding
+from workbench import batch, decoding
 from workbench.backbone import Backbone
 from workbench.composition import CalmForCausalLM
 from workbench.decoding import greedy
@@ -209,7 +209,7 @@ def test_long_prompts_are_read_in_several_passes(monkeypatch: pytest.MonkeyPatch
     """100 tokens a pass, padding among them: 3 prompts of up to 31, 3 of up to 28, the 2 others."""
     decoder, given = model(), [[3 + row] * (31 - row) for row in range(8)]
     expected = greedy(decoder, given, new_tokens=4, rows=64, end=NEVER)
-    monkeypatch.setattr(decoding, "MOST_READ", 100)
+    monkeypatch.setattr(batch, "MOST_READ", 100)
     with passes(decoder) as seen:
         assert greedy(decoder, given, new_tokens=4, rows=64, end=NEVER) == expected
     assert seen == [(3, 31), (3, 28), (2, 25), *[(8, 1)] * 3]

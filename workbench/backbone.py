@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from workbench import adapters, composition  # noqa: F401, the latter so that a saved composition loads
-from workbench.batch import IGNORED, Batch, Output, collate, token_nats
+from workbench.batch import IGNORED, Batch, Output, collate, passes, token_nats
 from workbench.decoding import greedy
 from workbench.encoding import Encoder, TextPolicy, end_with
 from workbench.files import sync_folder, sync_tree
@@ -36,7 +36,7 @@ class Backbone(nn.Module):
         reload: Gives the model as it was before anything changed it; `restore` calls it.
         tokenizer: Its tokenizer, with an end token.
         text: Limits, truncation and template of every prompt and answer.
-        eval_batch_size: Prompts that are generated from, or scored, at once.
+        eval_batch_size: The most prompts that are generated from, or scored, at once.
 
     Raises:
         ValueError: The tokenizer or the policy cannot serve this model.
@@ -83,7 +83,7 @@ class Backbone(nn.Module):
                 small steps are lost in half precision; a lower one is a choice to be made.
             end_token: What ends an answer, where it is not to be the tokenizer's own end token.
             text: Limits, truncation and template.
-            eval_batch_size: Prompts that are generated from, or scored, at once.
+            eval_batch_size: The most prompts that are generated from, or scored, at once.
 
         Raises:
             ValueError: Names what is wrong with the folder, the weights or the tokenizer.
@@ -233,7 +233,7 @@ class Backbone(nn.Module):
         nats = torch.zeros(len(rows), dtype=torch.float64)
         counts = torch.zeros(len(rows), dtype=torch.long)
         with self.evaluating():
-            for indices in self._batches([len(row["input_ids"]) for row in rows]):
+            for indices in passes([len(row["input_ids"]) for row in rows], self.eval_batch_size):
                 output = self(self.collate([rows[index] for index in indices]).to(self.device))
                 place = torch.tensor(indices)[output.sample.cpu()]
                 nats.index_add_(0, place, output.token_nats.double().cpu())
@@ -256,12 +256,6 @@ class Backbone(nn.Module):
         tokens = tokens[: tokens.index(end)] if end in tokens else tokens
         text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return cast(str, text)
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Indices of rows of similar length, longest first, so that too large a batch shows at once."""
-        order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-        for start in range(0, len(order), self.eval_batch_size):
-            yield order[start : start + self.eval_batch_size]
 
 
 def _load_model(source: str | Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+MOST_READ = 4096  # tokens that are scored at once: more take more memory and, on a CPU, more time for each
 IGNORED = -100
 WHOLE_LOGITS = 2**26
 """Logits, of all labelled positions, up to which they are computed at once: 256 MB in float32, and twice that back."""
@@ -129,3 +130,17 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> Batch:
         attention_mask[index, : len(tokens)] = 1
         labels[index, row["prompt_length"] : len(tokens)] = tokens[row["prompt_length"] :]
     return Batch(input_ids, attention_mask, labels, torch.tensor([row["row"] for row in rows]))
+
+
+def passes(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
+    """Indices of rows of similar length that are read at once, longest first, so that too large a batch shows at once.
+
+    Args:
+        lengths: Of each row, in tokens.
+        rows: The most of a pass, which has at most `MOST_READ` tokens, padding among them, or one row.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    while order:
+        count = min(rows, max(1, MOST_READ // lengths[order[0]]))
+        yield order[:count]
+        order = order[count:]

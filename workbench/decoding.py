@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -13,8 +13,9 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from workbench.batch import passes
+
 LEAST_SHARED = 8  # tokens: fewer are not worth a pass of their own
-MOST_READ = 4096  # tokens of prompts in one pass: more take more memory and, on a CPU, more time for each
 
 
 def greedy(
@@ -23,9 +24,9 @@ def greedy(
     """The likeliest token after each prompt, then after both, until the end token or the limit.
 
     What `model.generate` gives without sampling, in less time: what all prompts begin with is read once; a row that
-    has ended leaves the batch, and when a quarter of the rows is free, the next prompts enter. Prompts enter longest first,
-    so that too large a batch shows at once. All this follows from the prompts and the weights alone, so that scores
-    can be repeated. A model whose cache is not one plain list of every token's keys and values (sliding windows, a
+    has ended leaves the batch, and when a quarter of the rows is free, the next prompts enter, longest first, so that
+    too large a batch shows at once. All this follows from the prompts and the weights alone, so that scores can be
+    repeated. A model whose cache is not one plain list of every token's keys and values (sliding windows, a
     composition) reads its prompts whole, and ends a batch before it begins the next.
 
     Args:
@@ -45,7 +46,7 @@ def greedy(
     while waiting or active:
         free = rows - (len(active.places) if active else 0)
         if waiting and (active is None or (reader.plain and 4 * free >= rows)):
-            entered = [reader.enter(group) for group in reader.groups(waiting[:free])]
+            entered = reader.enter(waiting[:free])
             active, waiting = _joined([active, *entered] if active else entered), waiting[free:]
         if active:
             for place, token in zip(active.places, active.newest.tolist(), strict=True):
@@ -87,16 +88,14 @@ class _Reader:
             self.begun = common
             self.shared = self._read(torch.tensor([prompts[0][:common]]), [common - 1], None)[1]
 
-    def groups(self, places: list[int]) -> Iterator[list[int]]:
-        """The prompts of each pass."""
-        while places:
-            width = len(self.prompts[places[0]]) - self.begun
-            count = max(1, MOST_READ // width) if self.plain else len(places)
-            yield places[:count]
-            places = places[count:]
+    def enter(self, places: list[int]) -> list[_Rows]:
+        """Reads prompts, longest first, in one pass where they could not be joined; not again what all share."""
+        if not self.plain:
+            return [self._prompts(places)]
+        lengths = [len(self.prompts[place]) - self.begun for place in places]
+        return [self._prompts([places[index] for index in indices]) for indices in passes(lengths, len(places))]
 
-    def enter(self, places: list[int]) -> _Rows:
-        """Reads prompts, whose longest is the first, but not again what they share."""
+    def _prompts(self, places: list[int]) -> _Rows:
         own = [self.prompts[place][self.begun :] for place in places]
         padded = torch.zeros(len(own), len(own[0]), dtype=torch.long)
         mask = torch.zeros_like(padded)

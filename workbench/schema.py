@@ -59,7 +59,7 @@ class DataConfig:
         max_answer_length: Tokens of the answer.
         template: What is written around a prompt.
         truncation: Where a prompt that is too long is cut.
-        eval_batch_size: Rows in a batch of scoring.
+        eval_batch_size: The most rows in a batch of scoring.
         num_workers: Processes that make batches beside the one that trains; they change no number.
         frozen_states_gb: Memory, in 10^9 bytes, for what frozen layers make of a task's rows: where a task is trained
             for more than one epoch by one process and all of it fits, it is computed once; 0: in each step. The last
