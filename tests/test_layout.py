@@ -52,6 +52,7 @@ FLOORS = (
         "trainer_arguments",
         "assembly",
         "refusals",
+        "calibration",
         "plan",
         "existing",
     ),

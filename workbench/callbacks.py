@@ -88,7 +88,8 @@ class KeepsFrozenStates(Callback):
         vars(module).pop("known_states", None)
 
     def _pays(self, trainer: Trainer) -> bool:
-        more = trainer.estimated_stepping_batches > -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+        loader: Any = trainer.train_dataloader
+        more = trainer.estimated_stepping_batches > -(-len(loader) // trainer.accumulate_grad_batches)
         alone = world() == 1 and not isinstance(trainer.strategy, Sharded)
         return more and alone and self.data.frozen_states_gb > 0
 

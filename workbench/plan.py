@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from datasets import Dataset
-from torch.optim import Optimizer
 
 from workbench.assembly import Assembly
-from workbench.backbone import Backbone
-from workbench.batches import EpochBatches
-from workbench.benchmark import Task
+from workbench.calibration import frozen_states, memory_of, optimizer_problems, scoring_seconds, step_seconds, steps_of
 from workbench.config import ConfigError
 from workbench.course import describe_trainable
 from workbench.display import duration
-from workbench.frozen import constant_parts, states_size, too_large
-from workbench.memory import Memory, free_memory, size_of, step_memory
+from workbench.frozen import too_large
+from workbench.memory import Memory, free_memory, size_of
 from workbench.seeding import seed_all, untouched_randomness
 from workbench.sharding import Sharded
-
-CALIBRATION_STEPS = 3
-CALIBRATION_TOKENS = 8
-SAMPLE_ROWS = 64
-LONGEST_ROWS = 8
 
 
 class PlannedRun(Protocol):
@@ -167,147 +157,23 @@ def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
     free, limit = free_memory(backbone.device), assembly.config.data.frozen_states_gb
     for position, task in enumerate(training):
         strategy.before_task(backbone, task, [])
-        count, again = _steps(assembly, name, task)
+        count, again = steps_of(assembly, name, task)
         steps += count
-        states.append(_frozen_states(assembly, name, task) if again else 0)
-        problems |= dict.fromkeys(_optimizer_problems(assembly, name, task, count))
+        states.append(frozen_states(assembly, name, task) if again else 0)
+        problems |= dict.fromkeys(optimizer_problems(assembly, name, task, count))
         if timed and not problems:
             with precision.forward_context():
-                seconds, optimizer = _calibrated(assembly, name, task, warm=position > 0)
+                seconds, optimizer = step_seconds(assembly, name, task, warm=position > 0)
                 train += count * seconds
                 kept = states[-1] if states[-1] <= limit * 1e9 else 0
-                memory += [replace(_memory(assembly, name, task, optimizer), frozen_states=kept)] if optimizer else []
+                memory += [replace(memory_of(assembly, name, task, optimizer), frozen_states=kept)] if optimizer else []
     if problems:
         raise ConfigError(problems)
     train, score = (train, 0.0) if timed else (math.nan, math.nan)
     if timed:
         with precision.forward_context():
-            score = (len(data.tasks) + 1) * _seconds_per_row(assembly, data.tested)
+            score = (len(data.tasks) + 1) * scoring_seconds(assembly, data.tested)
     most = max(memory, key=lambda item: item.total, default=None)
     left = None if free is None else free + held
     told = too_large(max(states), limit) if max(states) > limit * 1e9 else ""
     return StrategyEstimate(describe_trainable(backbone), steps, train, score, most, left, told)
-
-
-def _steps(assembly: Assembly, name: str, task: Task) -> tuple[int, bool]:
-    """Optimizer steps of an item, whose texts count as many rows as they have parts; and whether rows come again."""
-    trainer = assembly.config.settings(name, task.name).trainer
-    per_epoch = -(-_batches(assembly, task)[0] // int(trainer.get("accumulate_grad_batches") or 1))
-    epochs, most = assembly.length(name, task)
-    total = per_epoch * epochs if epochs > 0 else max(most, per_epoch)
-    total = min(total, most) if most > 0 else total
-    return total, total > per_epoch
-
-
-def _frozen_states(assembly: Assembly, name: str, task: Task) -> int:
-    """Bytes of what frozen layers make of an item's rows, told from some of them; 0 where nobody wants to keep it."""
-    trainer = assembly.trainer(name)
-    if trainer.world_size > 1 or isinstance(trainer.strategy, Sharded) or not assembly.config.data.frozen_states_gb:
-        return 0
-    sample = task.train.select(range(min(SAMPLE_ROWS, len(task.train))))
-    tokens = torch.cat([torch.tensor(row) for row in _encoded(assembly, task, sample)["input_ids"]])
-    size = states_size(constant_parts(assembly.backbone), tokens.to(assembly.backbone.device))
-    return round(size * len(task.train) / len(sample))
-
-
-def _batches(assembly: Assembly, task: Task) -> tuple[int, int]:
-    """Batches of an epoch, and rows of one; by number of tokens, as if all rows were like the first ones."""
-    data, rows = assembly.config.data, len(task.train)
-    if not task.is_corpus and data.batch_tokens is None:
-        return -(-rows // data.batch_size), data.batch_size
-    sample = _encoded(assembly, task, task.train.select(range(min(SAMPLE_ROWS, rows))))
-    if task.is_corpus:
-        rows = max(1, round(rows * len(sample) / min(SAMPLE_ROWS, rows)))
-    lengths = list(map(len, sample["input_ids"][:])) or [1]
-    repeated = [lengths[row % len(lengths)] for row in range(rows)]
-    batches = len(EpochBatches(repeated, data.batch_size, 0, data.bucket, data.batch_tokens))
-    return batches, data.batch_size if data.batch_tokens is None else -(-rows // batches)
-
-
-def _encoded(assembly: Assembly, task: Task, rows: Dataset) -> Dataset:
-    return assembly.backbone.encode(rows, task.max_new_tokens, task.packed)
-
-
-def _optimizer_problems(assembly: Assembly, name: str, task: Task, steps: int) -> list[str]:
-    """Builds an item's optimizer and scheduler once, so that a wrong one is known before a folder is made."""
-    parameters = list(assembly.backbone.trainable().values())
-    try:
-        if parameters:
-            assembly.optimizer_factory(name)(task.name, parameters, lambda: steps)
-    except ConfigError as error:
-        return error.problems
-    return []
-
-
-def _calibrated(assembly: Assembly, name: str, task: Task, warm: bool) -> tuple[float, Optimizer | None]:
-    """Seconds of a step, and the optimizer that made it; None where nothing trains.
-
-    Times real steps on an item's first rows; they change the model, which is put back after the strategy's estimate.
-
-    A step is as many batches as gradients are accumulated over; a large batch, one device's share of it, is carried
-    over from a part.
-    """
-    backbone = assembly.backbone
-    share = -(-_batches(assembly, task)[1] // assembly.trainer(name).world_size)
-    size = min(share, SAMPLE_ROWS)
-    parameters = list(backbone.trainable().values())
-    if not parameters:
-        return 0.0, None
-    optimizer, _ = assembly.optimizer_factory(name)(task.name, parameters, lambda: CALIBRATION_STEPS)
-    texts = SAMPLE_ROWS * size if task.packed else size  # a row may hold many of them
-    sample = task.train.select(range(min(texts, len(task.train))))
-    batch = backbone.collate(_encoded(assembly, task, sample).to_list()[:size]).to(backbone.device)
-    spent = 0.0
-    for _ in range(1 if warm else CALIBRATION_STEPS):  # the first step of all also warms up
-        started = time.monotonic()
-        optimizer.zero_grad()
-        backbone(batch).loss.backward()
-        optimizer.step()
-        _wait(backbone.device)
-        spent = time.monotonic() - started
-    accumulated = int(assembly.config.settings(name, task.name).trainer.get("accumulate_grad_batches") or 1)
-    return spent * accumulated * share / size, optimizer
-
-
-def _memory(assembly: Assembly, name: str, task: Task, optimizer: Optimizer) -> Memory:
-    """What a step takes whose rows are all as long as the item's longest, judged by their characters."""
-    backbone, trainer = assembly.backbone, assembly.trainer(name)
-    columns = [task.train[name] for name in (("text",) if task.is_corpus else ("prompt", "answer"))]
-    lengths = [sum(map(len, texts)) for texts in zip(*columns, strict=True)]
-    likely = sorted(range(len(lengths)), key=lengths.__getitem__)[-LONGEST_ROWS:]
-    rows = _encoded(assembly, task, task.train.select(likely)).to_list()
-    row = max(rows, key=lambda row: len(row["input_ids"]))
-    shared = trainer.strategy if isinstance(trainer.strategy, Sharded) else None
-    data, longest = assembly.config.data, len(row["input_ids"])
-    fitting = data.batch_size if data.batch_tokens is None else min(data.batch_size, -(-data.batch_tokens // longest))
-    count = -(-fitting // trainer.world_size)
-    step = step_memory(backbone, optimizer, row, count, bool(shared and shared.activation_checkpointing))
-    return step.over(trainer.world_size, shared is not None)
-
-
-def _seconds_per_row(assembly: Assembly, tested: Sequence[Task]) -> float:
-    """Times a batch of answers, short and longer, and carries it over to all prompts at their longest."""
-    backbone = assembly.backbone
-    generated = [task for task in tested if not task.is_corpus]
-    if not generated:
-        return 0.0
-    prompts = generated[0].test["prompt"][: backbone.eval_batch_size]
-    with backbone.merged():
-        short, longer = (_timed(backbone, prompts, tokens) for tokens in (1, 1 + CALIBRATION_TOKENS))
-    per_token = max(0.0, longer - short) / CALIBRATION_TOKENS
-    limits = {task.name: backbone.encoder.limits(task.max_new_tokens)[1] for task in generated}
-    batches = [(-(-len(task.test) // backbone.eval_batch_size), limits[task.name]) for task in generated]
-    # one pass for the first token, one for the likelihood of the right answer, and one for each further token
-    return sum(count * (2 * short + tokens * per_token) for count, tokens in batches)
-
-
-def _timed(backbone: Backbone, prompts: Sequence[str], tokens: int) -> float:
-    started = time.monotonic()
-    backbone.generate(prompts, tokens)
-    _wait(backbone.device)
-    return time.monotonic() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
