@@ -13,6 +13,25 @@ from workbench.testing import tiny_backbone
 # On models this small a second thread only waits: many times slower where another program uses the processor.
 torch.set_num_threads(1)
 
+LONGEST = (
+    "executors",
+    "resume",
+    "readme",
+    "every_raise",
+    "assembly",
+    "study",
+    "trace_study",
+    "sharding",
+    "existing",
+    "itself",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest go first, so that of several workers none is left with one of them at the end."""
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

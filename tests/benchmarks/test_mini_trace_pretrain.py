@@ -78,7 +78,7 @@ def test_the_shipped_models_share_a_tokenizer_and_stay_small(name: str, bytes_at
 
 def stages_made_short(folder: Path) -> None:
     """Every stage of the recipe, a few steps of it."""
-    short = [replace(stage, steps=12) for stage in (pretrain.FIRST_STAGE, pretrain.SECOND_STAGE, pretrain.MICRO_STAGE)]
+    short = [replace(stage, steps=6) for stage in (pretrain.FIRST_STAGE, pretrain.SECOND_STAGE, pretrain.MICRO_STAGE)]
     pretrain.pretrain_first(folder / "first", short[0], log=lambda line: None)
     pretrain.pretrain_second(folder / "first", folder / "mini", short[1], log=lambda line: None)
     pretrain.pretrain_micro(folder / "mini", folder / "micro", short[2], log=lambda line: None)
