@@ -97,6 +97,9 @@ class BlockExpansion(ContinualStrategy):
 
         >>> [layer.source for layer in BlockExpansion(groups=2).plan(4)]
         [0, 1, 1, 2, 3, 3]
+
+        Raises:
+            ValueError: The groups, copies or listed layers do not fit so many layers.
         """
         if not isinstance(self.position, str):
             return self._above(self.position, depth)

@@ -156,7 +156,8 @@ def spelling(own: Any, other: Any, rows: int) -> Tensor:
     or, without one, its eos: special tokens, bytes that are no whole character, embeddings without a token.
 
     Args:
-        own, other: The tokenizers.
+        own: The tokenizer whose tokens are spelt.
+        other: The one that they are spelt in.
         rows: Of the table: the embeddings of the model that reads `own`.
 
     Returns:

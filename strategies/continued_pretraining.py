@@ -50,7 +50,11 @@ class ContinuedPretraining(ContinualStrategy):
         self.corpus = None if corpus is None else read_corpus(Path(corpus))
 
     def curriculum(self, tasks: Sequence[Task], general: Task | None) -> Sequence[Task]:
-        """The corpus, and then the tasks."""
+        """The corpus, and then the tasks.
+
+        Raises:
+            ValueError: There is no corpus, or another member of the list has put one in.
+        """
         corpus = self.corpus or general
         if corpus is None or not len(corpus.train):
             raise ValueError("The benchmark has no general corpus to train on. Give corpus: a file of text.")

@@ -36,7 +36,11 @@ class DownProjectionMoE(ContinualStrategy):
 }"""
 
     def setup(self, backbone: Backbone) -> None:
-        """Puts the second projections in, freezes the rest."""
+        """Puts the second projections in, freezes the rest.
+
+        Raises:
+            ValueError: The layers have no `mlp.down_proj`.
+        """
         backbone.freeze()
         projections = [module for name, module in backbone.decoder.named_modules() if name.endswith("mlp.down_proj")]
         if not projections:

@@ -68,7 +68,11 @@ class LoRA(ContinualStrategy):
         self.settings = {"task_type": "CAUSAL_LM", **own, **(peft or {})}
 
     def setup(self, backbone: Backbone) -> None:
-        """Freezes the model and puts in the first adapter."""
+        """Freezes the model and puts in the first adapter.
+
+        Raises:
+            ValueError: The model has no projection of a name in `targets`.
+        """
         present = {name.rpartition(".")[2] for name, _ in backbone.model.named_modules()}
         if absent := [target for target in self.targets if target not in present]:
             there = ", ".join(sorted(name for name in present if name.endswith("proj")))

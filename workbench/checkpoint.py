@@ -77,7 +77,11 @@ class StateFolder:
         self.path = path
 
     def latest(self) -> Saved | None:
-        """The newest state that is as it was written; None: there is none, and the run begins at its start."""
+        """The newest state that is as it was written; None: there is none, and the run begins at its start.
+
+        Raises:
+            ConfigError: It holds more than tensors and plain values, or another version saved it.
+        """
         for _, file in reversed(self._files()):
             match = NAME.fullmatch(file.name)
             if match and digest_of(file).startswith(match.group(2)):

@@ -84,7 +84,11 @@ class Course:
         self.strategy.before_task(self.backbone, item, [])
 
     def begin(self, position: int, item: Task, saved: Saved | None) -> None:
-        """Turns to an item: its rows, its structure, and what a saved state knows of it."""
+        """Turns to an item: its rows, its structure, and what a saved state knows of it.
+
+        Raises:
+            ConfigError: The state was saved with other rows than the strategy gives now.
+        """
         if saved:
             self.steps = saved.stamp.steps_before
         progress = Progress(position, self.steps, saved.stamp if saved else None)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class PlannedLayer(NamedTuple):
     """One layer of the new stack.
 
-    Args:
+    Attributes:
         source: Index of the layer, in the stack as it is, whose weights it takes.
         identity: Whether its output projections are zeroed, so that it passes its input through.
     """
@@ -43,7 +43,11 @@ def compose_plans(first: Plan, second: Plan) -> list[PlannedLayer]:
 
 
 def recorded_plan(config: Any) -> list[PlannedLayer]:
-    """The surgeries that a model has gone through, as its config records them; empty where there was none."""
+    """The surgeries that a model has gone through, as its config records them; empty where there was none.
+
+    Raises:
+        ValueError: The record is none of a surgery.
+    """
     recorded = getattr(config, "layer_plan", None) or []
     try:
         return [PlannedLayer(int(source), bool(identity)) for source, identity in recorded]

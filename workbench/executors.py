@@ -95,6 +95,9 @@ class Ray:
         resources: What else a run asks for, by the names that the cluster gives them.
         retries: How often a run is gone on with after its worker was lost.
         threads: As for `Workers`.
+
+    Raises:
+        ValueError: Ray is not installed.
     """
 
     several_devices = False

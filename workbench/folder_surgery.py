@@ -18,7 +18,7 @@ ZEROED = re.compile(r"(self_attn\.o_proj|mlp\.down_proj)\.(weight|bias)")
 class Grown(NamedTuple):
     """What a surgery made.
 
-    Args:
+    Attributes:
         folder: Where it is.
         before: Layers of the source.
         after: Layers now.

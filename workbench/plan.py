@@ -24,7 +24,8 @@ class PlannedRun(Protocol):
     """What a plan has to know of a run."""
 
     @property
-    def strategy(self) -> str: ...
+    def strategy(self) -> str:
+        """The name of its strategy in the config."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ class Making(Protocol):
     """A study, as those know it who make its runs. Pickled it is its config, without a model."""
 
     @property
-    def runs(self) -> Sequence[Any]: ...
+    def runs(self) -> Sequence[Any]:
+        """All of them, in the order in which they are made."""
 
     def waiting(self, display: Display) -> list[Any]:
         """The runs that are not finished; tells of those that are."""

@@ -122,6 +122,7 @@ class StudyConfig:
     Args:
         name: The study's folder in `output`.
         benchmark: The tasks.
+        backbone: The model that learns.
         strategies: The methods to compare, by the name of their folder.
         seeds: One run each.
         orders: The benchmark's by name, written out, or random ones by seed (`workbench.orders`); None: its first.
@@ -131,7 +132,10 @@ class StudyConfig:
         executor: Where the runs are made (`workbench.executors`); it changes no number.
         prepare: What has to be made before a seed's runs, such as the models that they compose: callables, each called
             with the study's display. They are asked every time, so one that finds its work done has to leave it.
+        optimizer: To be built with `params`, anew for each task.
+        scheduler: To be built with `optimizer`; it steps with it. None: the rate stays.
         per_task: What single tasks do otherwise, by the task's name; a strategy's own goes before it.
+        data: Batches and the limits of text.
         trainer: Arguments of `lightning.Trainer`, word for word.
         score_every_n_steps: Also score in mid-task, after so many optimizer steps; None: only after each task.
         save_every_n_steps: Save the state, from which the same command goes on, after so many optimizer steps and

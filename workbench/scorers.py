@@ -91,7 +91,16 @@ class RowMean(Metric):  # type: ignore[misc]
             self.add_state(state, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def score(self, prompt: str, prediction: str, answer: str) -> float:
-        """One row's score, in [0, 1]."""
+        """One row's score, in [0, 1].
+
+        Args:
+            prompt: What was asked.
+            prediction: What the model answered.
+            answer: What is right.
+
+        Raises:
+            NotImplementedError: The subclass does not define it.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say how a row is scored: define `score`.")
 
     def update(self, prompts: Sequence[str], predictions: Sequence[str], answers: Sequence[str]) -> None:
@@ -211,6 +220,9 @@ class Bleu(RowMean):
     Args:
         max_order: The longest n-gram that counts, in words; all orders weigh the same.
         skip: Characters left off the front of both texts.
+
+    Raises:
+        ValueError: `max_order` is below 1.
     """
 
     def __init__(self, max_order: int = 4, skip: int = 0) -> None:
@@ -228,6 +240,9 @@ class EditSimilarity(RowMean):
 
     Args:
         variant: How matching characters are found, see `edit_similarity`. Name it beside the number.
+
+    Raises:
+        ValueError: There is no such variant.
     """
 
     def __init__(self, variant: EditVariant = "levenshtein") -> None:

@@ -28,7 +28,7 @@ COPIED = (
 class Planned(NamedTuple):
     """A tensor that is to be written.
 
-    Args:
+    Attributes:
         like: Has its dtype, shape and size.
         read: Gives its bytes in chunks.
     """

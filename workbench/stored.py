@@ -24,7 +24,7 @@ ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 class Stored(NamedTuple):
     """A tensor in a file.
 
-    Args:
+    Attributes:
         file: The safetensors file.
         start: Its first byte, counted from the file's beginning.
         size: In bytes.

@@ -42,35 +42,76 @@ class ContinualStrategy(nn.Module):
     bound: ClassVar[str | None] = None
 
     def curriculum(self, tasks: Sequence[Task], general: Task | None) -> Sequence[Task]:
-        """What is learnt, in order; an inserted task whose name is not in `tasks` is never scored."""
+        """What is learnt, in order; an inserted task whose name is not in `tasks` is never scored.
+
+        Args:
+            tasks: Those of the run, in its order.
+            general: The benchmark's corpus of general text, or None.
+        """
         return tasks
 
     def setup(self, backbone: Backbone) -> None:
-        """Once, before the first task: reshape, wrap, install modules, choose what trains."""
+        """Once, before the first task: reshape, wrap, install modules, choose what trains.
+
+        Args:
+            backbone: As loaded, or as the strategies before this one in a list have left it.
+        """
 
     def before_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
-        """Before each task, while no optimizer exists: grow, freeze, run a teacher over the batches."""
+        """Before each task, while no optimizer exists: grow, freeze, run a teacher over the batches.
+
+        Args:
+            backbone: As the task before has left it.
+            task: What comes.
+            batches: Of its training rows, in order; none where a run that was stopped makes its structure again.
+        """
 
     def training_data(self, task: Task, rows: Dataset) -> Dataset:
         """The rows to train on, of text; replay mixes here. No rows: no training.
 
         A row whose answer may be longer than this task's says so in an integer column "max_new_tokens"; where that
         is None or not there, the task's own limit applies (see `Task.rows_to_mix`).
+
+        Args:
+            task: What comes.
+            rows: Its own, or what the strategies before this one in a list have made of them.
         """
         return rows
 
     def penalties(self, backbone: Backbone, batch: Batch, output: Output) -> dict[str, Tensor]:
-        """Scalars in nats, added to the language-model loss and logged by name."""
+        """Scalars in nats, added to the language-model loss and logged by name.
+
+        Args:
+            backbone: What learns.
+            batch: Token ids, mask and labels (batch, time).
+            output: The backbone's on this batch: the loss, and on demand the logits at labelled positions.
+        """
         return {}
 
     def edit_gradients(self, backbone: Backbone) -> None:
-        """Changes `.grad` after accumulation and unscaling, before clipping."""
+        """Changes `.grad` after accumulation and unscaling, before clipping.
+
+        Args:
+            backbone: Whose parameters have gradients.
+        """
 
     def after_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
-        """After each task, on the device it was trained on: Fisher, snapshot, memory, merge."""
+        """After each task, on the device it was trained on: Fisher, snapshot, memory, merge.
+
+        Args:
+            backbone: As it was trained.
+            task: What was learnt.
+            batches: Of its training rows, in order.
+        """
 
     def answer(self, backbone: Backbone, task: Task, prompts: Sequence[str]) -> list[str]:
-        """The model's answers at test, in the order of the prompts."""
+        """The model's answers at test, in the order of the prompts.
+
+        Args:
+            backbone: With its adapters folded in.
+            task: Of which a method makes no use, unless it says `task_id_at_test`.
+            prompts: One for each row.
+        """
         return backbone.generate(prompts, task.max_new_tokens)
 
 

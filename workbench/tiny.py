@@ -122,7 +122,11 @@ class StopsAfter(Callback):
         self.left = batches
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Counts."""
+        """Counts.
+
+        Raises:
+            Stopped: There have been enough.
+        """
         if self.left == 0:
             raise Stopped
         self.left = None if self.left is None else self.left - 1

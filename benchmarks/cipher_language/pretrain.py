@@ -23,9 +23,11 @@ RECIPE = "recipe.json"
 class Watcher(Protocol):
     """Who is told how far the training is, as a study's display is."""
 
-    def item_begins(self, name: str, place: str, trainable: str) -> None: ...
+    def item_begins(self, name: str, place: str, trainable: str) -> None:
+        """A model begins: its name, which it is of how many, and what trains."""
 
-    def steps(self, done: int, total: int, loss: float) -> None: ...
+    def steps(self, done: int, total: int, loss: float) -> None:
+        """So many steps are done, and the loss of the last, in nats a token."""
 
 
 class Pretrain:
