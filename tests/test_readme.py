@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from small import ROOT
+from documents import reader
 
-from workbench.config import load
 from workbench.files import read_csv
 from workbench.strategy_checks import STRATEGY_CHECKS
-
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def block(language: str, begins: str) -> str:
-    """The code block of README that begins so."""
-    found = re.search(rf"```{language}\n({re.escape(begins)}.*?)```", README, re.DOTALL)
-    assert found, f"README has no {language} block that begins with {begins!r}"
-    return found.group(1)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reader's own folder, outside the repository, with the two files of README's example."""
     place = tmp_path_factory.mktemp("readers")
-    (place / "rehearsal.py").write_text(block("python", "from datasets"), encoding="utf-8")
-    (place / "mine.yaml").write_text(block("yaml", "name: mine"), encoding="utf-8")
+    reader("README.md", place)
+    assert {file.name for file in place.iterdir()} == {"rehearsal.py", "mine.yaml"}
     return place
 
 
@@ -54,12 +43,3 @@ def test_the_readers_own_method_appears_in_the_table(folder: Path) -> None:
     tokens = {name: [int(row["tokens"]) for row in read_csv(run / "costs.csv")] for name, run in rows.items()}
     assert tokens["rehearsal"][0] == tokens["seqft"][0]
     assert all(more > less for more, less in zip(tokens["rehearsal"][1:], tokens["seqft"][1:], strict=True))
-
-
-def test_every_setting_that_readme_shows_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = re.findall(r"^lightning run (\S+)((?: [\w.]+=\S+)+)", README, re.MULTILINE)
-    assert len(shown) >= 3
-    for name in ("WORKBENCH_MODEL", "WORKBENCH_TRACE"):
-        monkeypatch.setenv(name, "somewhere")
-    for config, overrides in shown:
-        load(config, overrides.split())

@@ -189,7 +189,8 @@ class CalmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """Joins copies of live models, which stay as they are.
 
         Args:
-            anchor, augmenting: m_B, and any number of m_A that read its tokens; others can `join`.
+            anchor: m_B.
+            augmenting: Any number of m_A that read its tokens; others can `join`.
             connections: How many for each of them, at uniform gaps; or pairs of a layer of m_A and one of m_B.
             zero_init: Whether W_O starts at zero, so that the composition starts as the anchor. Not in the paper.
             encoder: Whether m_A reads the prompt and no new token: the paper's weaker ablation.
