@@ -20,16 +20,5 @@ class Doctests(griffe.Extension):
 
 
 def fenced(text: str) -> str:
-    """A docstring whose doctests stand in fences.
-
-    >>> print(fenced("Adds.\\n\\n>>> 1 + 1\\n2\\n\\nAnd so on.").replace("`", "'"))
-    Adds.
-    <BLANKLINE>
-    '''pycon
-    >>> 1 + 1
-    2
-    '''
-    <BLANKLINE>
-    And so on.
-    """
+    """A docstring whose doctests stand in fences."""
     return SESSION.sub(lambda found: f"{found[1]}```pycon\n{found[0]}\n{found[1]}```", text)

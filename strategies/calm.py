@@ -181,7 +181,7 @@ def spelling(own: Any, other: Any, rows: int) -> Tensor:
 
 
 def characters(tokenizer: Any, before: list[int], tokens: list[int]) -> str:
-    """What tokens add to the text of those before them, spaces as they are."""
+    """What tokens add to the text of those before them, as a tokenizer decodes it, spaces as they are."""
     start, whole = (tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (before, before + tokens))
     return str(whole).removeprefix(start)
 

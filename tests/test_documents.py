@@ -17,9 +17,10 @@ from documents import PAGES, Block, anchors, blocks, links, reader, text_of
 from omegaconf import OmegaConf
 from small import ROOT
 
+from workbench.cli import app, guarded
 from workbench.config import load
 
-PUBLIC = re.compile(r"^(?:lightning|make|python|pytest|torchrun|srun|sbatch|hf|pip|export|\.) ", re.MULTILINE)
+COMMAND = re.compile(r"^(?:lightning|make|python|pytest|torchrun|srun|sbatch|hf|pip|export|\.) ", re.MULTILINE)
 RUN = ("python", "pycon", "sh", "yaml")
 BASE = {
     "name": "fragment",
@@ -30,7 +31,10 @@ NOT_RUN = {
     ("README.md", "make quickstart"): "a virtual environment of its own",
     ("README.md", ". .venv/bin/activate"): "nothing to see",
     ("README.md", "lightning run block_positions"): "hours",
-    ("README.md", "lightning grow path/to/llama"): "models that are not there; tests/test_cli_folders.py has small ones",
+    (
+        "README.md",
+        "lightning grow path/to/llama",
+    ): "models that are not there; tests/test_cli_folders.py has small ones",
     ("README.md", "export WORKBENCH_MODEL"): "a model and TRACE; tests/benchmarks/test_trace_study.py has small ones",
     ("CONTRIBUTING.md", "make install"): "these tests are a part of it",
     ("benchmarks/key_value_arithmetic/README.md", "lightning run key_value"): "half an hour",
@@ -42,7 +46,10 @@ NOT_RUN = {
     ("benchmarks/trace/README.md", "lightning run trace_1b name=order_2"): "a GPU",
     ("benchmarks/trace/README.md", "lightning run trace_1b name=short"): "a GPU",
     ("benchmarks/trace/README.md", "lightning report runs/lora_7b"): "runs of the above",
-    ("benchmarks/trace/README.md", "from workbench.comparison"): "runs of the above; tests/test_published.py has others",
+    (
+        "benchmarks/trace/README.md",
+        "from workbench.comparison",
+    ): "runs of the above; tests/test_published.py has others",
     ("workbench/models/mini/README.md", "python -m benchmarks"): "half an hour; see test_mini_trace_pretrain.py",
     ("docs/pages/tutorial.md", "make install"): "a virtual environment of its own",
     ("docs/pages/cluster.md", "sbatch"): "SLURM",
@@ -69,16 +76,16 @@ def session(page: str, folder: Path, *, slow: bool) -> None:
     names: dict[str, Any] = {"__name__": "reader"}
     reader(page, folder)
     for block in blocks(page):
-        if block.mark == "not run: " or block.file and block.language != "yaml":
+        if block.mark == "not run: " or (block.file and block.language != "yaml"):
             continue
         if block.language == "python":
-            exec(compile(block.text, page, "exec"), names)
+            exec(compile(block.text, page, "exec"), names)  # noqa: S102, the pages are ours
         elif block.language == "pycon":
             examples(block, names)
         elif block.language == "yaml":
             takes(block, folder)
-        elif block.language == "sh" and slow == (block.mark == "slow: "):
-            shell(block.text, folder)
+        elif block.language == "sh" and block.mark == ("slow: " if slow else ""):
+            shell(block.text, folder) if slow else within(block.text)
 
 
 def examples(block: Block, names: dict[str, Any]) -> None:
@@ -95,8 +102,16 @@ def takes(block: Block, folder: Path) -> None:
     """A config, or a part of one laid over a plain one, has no unknown key and no value of another type."""
     given = OmegaConf.create(block.text)
     file = folder / (block.file or "fragment.yaml")
-    OmegaConf.save(given if "name" in given else OmegaConf.merge(BASE, given), file)
+    OmegaConf.save(OmegaConf.create({**BASE, **given}), file)
     load(file)
+
+
+def within(commands: str) -> None:
+    """Runs commands of ours in this process, so that each does not import its libraries anew."""
+    for line in commands.splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        assert program == "lightning", f"{line!r} is not run by the tests: mark the block, and say why in NOT_RUN"
+        assert guarded(lambda given=arguments: app(given, standalone_mode=False)) == 0, line
 
 
 def shell(commands: str, folder: Path) -> None:
@@ -144,7 +159,9 @@ def test_what_is_not_run_is_known() -> None:
 def test_no_command_hides_in_a_block_without_a_language() -> None:
     for block in (one for page in PAGES for one in blocks(page)):
         if block.language not in (*RUN, "text"):
-            assert not PUBLIC.search(block.text), f"{block.page}: {block.text.splitlines()[0]!r} is a block of commands"
+            assert not COMMAND.search(block.text), (
+                f"{block.page}: {block.text.splitlines()[0]!r} is a block of commands"
+            )
 
 
 def test_every_setting_that_is_shown_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,11 @@ def export(run: Path, out: Path) -> None:
 
 @contextmanager
 def going_on() -> Iterator[None]:
-    """Ends a study that is stopped at once, whatever it does, with a status that a scheduler reads as interrupted."""
+    """Ends a study that is stopped at once, whatever it does, with a status that a scheduler reads as interrupted.
+
+    Raises:
+        typer.Exit: Always, where the study did not end by itself; with that status.
+    """
     try:
         with signals_end_it():
             yield

@@ -33,6 +33,10 @@ def compose_plans(first: Plan, second: Plan) -> list[PlannedLayer]:
 
     A layer that either of them added stays an added one.
 
+    Args:
+        first: Over the layers of the model as it was.
+        second: Over those that the first has made.
+
     >>> compose_plans([PlannedLayer(0), PlannedLayer(0, True)], [PlannedLayer(1), PlannedLayer(1, True)])
     [PlannedLayer(source=0, identity=True), PlannedLayer(source=0, identity=True)]
     """
@@ -117,7 +121,7 @@ def restack(model: PreTrainedModel, plan: Plan) -> nn.ModuleList:
 
 
 def copy_layer(layer: nn.Module) -> Any:
-    """A copy with weights of its own that goes on sharing the model's config object."""
+    """A copy of a layer, with weights of its own, that goes on sharing the model's config object."""
     shared = {id(module.config): module.config for module in layer.modules() if hasattr(module, "config")}
     return copy.deepcopy(layer, shared)
 
@@ -155,7 +159,12 @@ def stackable_layers(model: PreTrainedModel) -> list[Any]:
 
 
 def described(config: Any, plan: Plan) -> dict[str, Any]:
-    """What a surgery changes in a model's config: the depth, the layers' types, the record of where they come from."""
+    """What a surgery changes in a model's config: the depth, the layers' types, the record of where they come from.
+
+    Args:
+        config: Of the model as it is.
+        plan: What is done to it.
+    """
     before = recorded_plan(config)
     whole = compose_plans(before, plan) if before else plan
     changed: dict[str, Any] = {"num_hidden_layers": len(plan), "layer_plan": [list(planned) for planned in whole]}
@@ -165,7 +174,7 @@ def described(config: Any, plan: Plan) -> dict[str, Any]:
 
 
 def check_plan(plan: Plan, depth: int) -> None:
-    """Whether a plan can be followed in a model of so many layers.
+    """Whether a plan can be followed in a model of `depth` layers.
 
     Raises:
         ValueError: The plan is empty or names a layer that is not there.

@@ -27,6 +27,10 @@ class Executor(Protocol):
     def make(self, study: Making, display: Display) -> list[str]:
         """Makes all runs that are not finished.
 
+        Args:
+            study: Whose runs they are.
+            display: What a person sees.
+
         Returns:
             A sentence for each run that was given up.
         """
@@ -38,7 +42,7 @@ class InProcess:
     several_devices = True
 
     def make(self, study: Making, display: Display) -> list[str]:
-        """Makes all runs that are not finished."""
+        """Makes all runs of a study that are not finished, and tells the display."""
         runs = study.runs
         told = [study.make(run, display, f"run {place} of {len(runs)}: ") for place, run in enumerate(runs, 1)]
         return [failure for failure in told if failure]
@@ -68,7 +72,10 @@ class Workers:
         self.count, self.threads = count, threads
 
     def make(self, study: Making, display: Display) -> list[str]:
-        """Makes all runs that are not finished; where this process is stopped, its workers are too, at once."""
+        """Makes all runs of a study that are not finished, and tells the display.
+
+        Where this process is stopped, its workers are too, at once.
+        """
         if not (runs := study.waiting(display)):
             return []
         pool = Pool(study, min(self.count, len(runs)), self.threads or torch.get_num_threads(), display)
@@ -119,7 +126,10 @@ class Ray:
             raise ValueError("Ray is not installed. Get it by: pip install 'continual-workbench[ray]'") from error
 
     def make(self, study: Making, display: Display) -> list[str]:
-        """Makes all runs that are not finished; where this process is stopped, their tasks are too."""
+        """Makes all runs of a study that are not finished, and tells the display.
+
+        Where this process is stopped, their tasks are too.
+        """
         if not (runs := study.waiting(display)):
             return []
         threads = self.threads or torch.get_num_threads()

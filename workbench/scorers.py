@@ -30,7 +30,7 @@ def exact_match(prediction: str, answer: str) -> float:
 
 
 def first_character(prediction: str, answer: str) -> float:
-    """1 where both begin with the same character: the option letter, whatever reasons follow.
+    """1 where prediction and answer begin with the same character: the option letter, whatever reasons follow.
 
     >>> first_character("B because", "B"), first_character(" B", "B"), first_character("B", "")
     (1.0, 0.0, 0.0)
@@ -39,7 +39,7 @@ def first_character(prediction: str, answer: str) -> float:
 
 
 def first_label(prediction: str, answer: str, pattern: str) -> float:
-    """1 where the first match in the prediction is the first match in the answer.
+    """1 where the first match of a pattern in the prediction is the first match in the answer.
 
     It tells lost format from lost knowledge. The matches are compared as text: "1,680" is not "1680", and
     "8.0" is not "8". An answer without a match (a word where numbers are expected) is compared whole,
@@ -61,7 +61,7 @@ def first_label(prediction: str, answer: str, pattern: str) -> float:
 
 
 def valid_label(prediction: str, pattern: str, strip: bool = True) -> float:
-    """1 where the prediction as a whole has the form of an answer, right or wrong.
+    """1 where the prediction as a whole matches the pattern, the form of an answer, right or wrong.
 
     >>> valid_label(" C\\n", "[ABC]"), valid_label("C, because", "[ABC]"), valid_label(" C", "[ABC]", strip=False)
     (1.0, 0.0, 0.0)

@@ -48,6 +48,10 @@ def student_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
 
     x̄ ± t(n−1) · s / √n, s with n − 1 in the denominator   (Student, 1908)
 
+    Args:
+        values: One for each run.
+        level: Of the interval.
+
     Returns:
         Without an interval below three values, and without a mean where one is NaN.
 
@@ -125,6 +129,10 @@ def binomial_error(value: float, count: int) -> float:
     """The standard error of a share, √(p(1 − p)/n); NaN where p · n is no whole number, so that p is no share.
 
     At p = 0 and p = 1 it is 0, which says too little of small test sets.
+
+    Args:
+        value: p.
+        count: n, of test rows.
 
     >>> binomial_error(0.5, 100), binomial_error(0.503, 100)
     (0.05, nan)

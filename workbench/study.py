@@ -83,6 +83,9 @@ class Study(Runs):
     def prepare(self, display: Display) -> None:
         """Makes what the config's `prepare` asks for, seed by seed.
 
+        Args:
+            display: What a person sees.
+
         Raises:
             ConfigError: It cannot be made.
         """
@@ -101,6 +104,9 @@ class Study(Runs):
     @untouched_kernels()
     def run(self, display: Display | None = None) -> list[dict[str, Any]]:
         """Makes every run that is not finished yet.
+
+        Args:
+            display: What a person sees; None: nothing.
 
         Returns:
             The rows of `summary.csv`, the strategies in the config's order.

@@ -82,7 +82,12 @@ def tiny_backbone(family: str = "llama", *, seed: int = 0, text: TextPolicy | No
 
 
 def tiny_tasks(count: int = 2, rows: int = 12) -> list[Task]:
-    """Small copying tasks with an instruction of their own each."""
+    """Small copying tasks with an instruction of their own each.
+
+    Args:
+        count: Of tasks.
+        rows: Of training in each.
+    """
 
     def build(index: int, split: str) -> Dataset:
         words = [f"{split}{number} {'abcdefgh'[(index + number) % 8]}" for number in range(rows)]
@@ -101,7 +106,11 @@ def tiny_tasks(count: int = 2, rows: int = 12) -> list[Task]:
 
 
 def tiny_corpus(rows: int = 4) -> Task:
-    """A little general text, for methods that pretrain."""
+    """A little general text, for methods that pretrain.
+
+    Args:
+        rows: Of training, and as many of test; at most 8.
+    """
     texts = {split: [f"{split} {word} runs" for word in "abcdefgh"[:rows]] for split in ("once a", "then a")}
     train, test = (Dataset.from_dict({"text": lines}) for lines in texts.values())
     return Task("prose", train=train, test=test)

@@ -87,6 +87,12 @@ def score(
     Py150's "similarity" is `difflib`'s, as TRACE's requirements have it. Both variants also stand there by
     name: "similarity_difflib" and "similarity_levenshtein".
 
+    Args:
+        task_name: As TRACE calls it.
+        prompts: One for each row.
+        predictions: What was answered.
+        answers: What is right.
+
     Raises:
         ValueError: TRACE has no such task, or the three differ in length.
 
@@ -107,7 +113,7 @@ def score(
 
 
 def scorers_for(task_name: str) -> dict[str, Metric]:
-    """Fresh scorers, the primary one first; for a task that is not TRACE's, exact match and ROUGE-L."""
+    """Fresh scorers for `task_name`, the primary one first; for a task that is not TRACE's, exact match and ROUGE-L."""
     if task_name in SCORERS:
         return SCORERS[task_name]()
     return {"accuracy": ExactMatch(), "rouge-L": RougeL()}
