@@ -19,7 +19,7 @@ PAGES = sorted(path.relative_to(ROOT).as_posix() for pattern in PATTERNS for pat
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\((?!\w+:)([^)\s#]*)(?:#([^)\s]+))?\)")
-MARKS = ("slow: ", "not run: ")
+MARKS = ("slow: ", "not run by the tests: ")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Block:
 
     @property
     def mark(self) -> str:
-        """ "slow: ", "not run: ", or nothing."""
+        """ "slow: ", "not run by the tests: ", or nothing."""
         return next((mark for mark in MARKS if self.title.startswith(mark)), "")
 
     @property

@@ -76,7 +76,7 @@ def session(page: str, folder: Path, *, slow: bool) -> None:
     names: dict[str, Any] = {"__name__": "reader"}
     reader(page, folder)
     for block in blocks(page):
-        if block.mark == "not run: " or (block.file and block.language != "yaml"):
+        if block.mark == "not run by the tests: " or (block.file and block.language != "yaml"):
             continue
         if block.language == "python":
             exec(compile(block.text, page, "exec"), names)  # noqa: S102, the pages are ours
@@ -149,7 +149,7 @@ def test_what_takes_minutes_runs_too(page: str, folder: Path) -> None:
 
 def test_what_is_not_run_is_known() -> None:
     left = dict(NOT_RUN)
-    for block in (one for page in PAGES for one in blocks(page) if one.mark == "not run: "):
+    for block in (one for page in PAGES for one in blocks(page) if one.mark == "not run by the tests: "):
         known = [key for key in left if key[0] == block.page and block.text.startswith(key[1])]
         assert len(known) == 1, f"{block.page}: {block.text.splitlines()[0]!r} is not in NOT_RUN, with its reason"
         del left[known[0]]
