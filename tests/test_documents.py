@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from documents import PAGES, Block, anchors, blocks, links, reader, text_of
+from documents import FENCE, PAGES, Block, anchors, blocks, links, reader, text_of
 from omegaconf import OmegaConf
 from small import ROOT
 
@@ -197,3 +197,11 @@ def test_every_module_has_a_place_in_the_reference() -> None:
         if not path.name.startswith("__")
     }
     assert shown == there
+
+
+@pytest.mark.parametrize("page", ["docs/pages/strategies/index.md", "docs/pages/published.md"])
+def test_figures_are_those_of_the_page_where_they_were_measured(page: str) -> None:
+    measured = "\n".join(text_of(source) for source in PAGES if not source.startswith("docs/"))
+    shown = re.findall(r"(?<![\d.])\d\.\d{2,3}(?!\d)(?: ± \d\.\d{2,3})?", FENCE.sub("", text_of(page)))
+    assert len(shown) >= 20
+    assert not [figure for figure in shown if figure not in measured]
