@@ -62,6 +62,10 @@ class SoftmaxMixture(nn.Module):
         self.balance = nn.Parameter(torch.zeros(2, dtype=torch.float32, device=first.device))
 
     def forward(self, first: Tensor) -> Tensor:
-        """The one matrix that both act as."""
+        """The one matrix (out, in) that both act as.
+
+        Args:
+            first: W, (out, in).
+        """
         share = self.balance.softmax(0).to(first.dtype)
         return share[0] * first + share[1] * self.second

@@ -14,10 +14,11 @@ from test_layout import FILES, module_name
 SHARE = 0.98
 SECTION = re.compile(r"^(Args|Attributes|Raises|Returns):$")
 ENTRY = re.compile(r"^    (\w+(?:, \w+)*): ")
+SHAPE = re.compile(r"\((?:[\w+ ]+,)+ ?[\w+ ]*\)|[Ss]calar")
 FIELDS = {"dataclass", "NamedTuple", "TypedDict"}
 
 CONTRACTS = re.compile(
-    r"workbench\.(strategy|benchmark|metrics|statistics|scorers|depth|conformance|testing|tiny|published|executors|study)\b"
+    r"workbench\.(strategy|benchmark|batch|metrics|statistics|scorers|depth|conformance|testing|tiny|published|executors|study)\b"
     r"|strategies\.|benchmarks\.\w+\.(benchmark|sequence|scoring)\b"
 )
 """The modules that others' code calls: there every argument is told."""
@@ -188,6 +189,16 @@ def test_every_argument_of_what_others_call_is_told(name: Name) -> None:
     words = set(re.findall(r"\w+", described)) | {word.rstrip("s") for word in re.findall(r"\w+", described)}
     silent = [each for each in name.arguments if each not in words | ROLES and not set(each.split("_")) <= words]
     assert not silent, f"{name.path} says nothing of {silent}"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if CONTRACTS.match(name.path)], ids=lambda name: name.path)
+def test_tensors_have_their_shapes(name: Name) -> None:
+    if isinstance(name.node, ast.ClassDef):
+        return
+    given = [each.annotation for each in (*name.node.args.args, *name.node.args.kwonlyargs)]
+    annotated = [ast.unparse(each) for each in (*given, name.node.returns) if each is not None]
+    if any("Tensor" in each and "dict" not in each for each in annotated):
+        assert SHAPE.search(name.doc), f"{name.path} takes or gives a tensor and says nothing of its shape"
 
 
 MADE = '''

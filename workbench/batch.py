@@ -69,7 +69,7 @@ class Output:
 
     @property
     def loss(self) -> Tensor:
-        """Mean nats per labelled token; 0 where there is none."""
+        """Mean nats per labelled token, a scalar; 0 where there is none."""
         return self.loss_sum / max(self.count, 1)
 
     def logits(self) -> Tensor:
@@ -114,8 +114,12 @@ def logits_held(labelled: int, vocabulary: int) -> int:
 def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> Batch:
     """Pads encoded rows (`Backbone.encode`) to the longest of them.
 
+    Args:
+        rows: Token ids, the prompt's length and the row's number, each.
+        pad_id: The token that fills shorter rows up.
+
     Returns:
-        A Batch; the first `prompt_length` tokens of each row carry no label. No rows, as a process may get of a
+        A Batch of (rows, longest); the first `prompt_length` tokens of each row carry no label. No rows, as a process may get of a
         small batch, become one token without a label, in row -1.
     """
     if not rows:

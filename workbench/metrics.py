@@ -58,6 +58,9 @@ def backward_transfer_over_all(R: Tensor) -> float:
     1/T Σ_{i<T} (R[T, i] - R[i, i]): smaller in size than `backward_transfer` by (T-1)/T, and printed under
     the same name by some codebases.
 
+    Args:
+        R: Scores, (T+1, T).
+
     >>> R = torch.tensor([[0.1, 0.2], [0.9, 0.3], [0.5, 0.8]])
     >>> round(backward_transfer_over_all(R), 4)
     -0.2
@@ -70,6 +73,9 @@ def backward_transfer_clipped(R: Tensor) -> float:
     """Backward transfer with gains counted as 0, so that one task's gain hides no other's loss.
 
     1/(T-1) Σ_{i<T} min(R[T, i] - R[i, i], 0)
+
+    Args:
+        R: Scores, (T+1, T).
 
     >>> R = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [0.5, 0.5, 0.0], [0.3, 0.9, 0.5]])
     >>> round(backward_transfer_clipped(R), 4), round(backward_transfer(R), 4)
@@ -84,6 +90,9 @@ def forward_transfer(R: Tensor) -> float:
 
     FWT = 1/(T-1) Σ_{i≥2} (R[i-1, i] - R[0, i])   (Lopez-Paz & Ranzato, 2017, with the untouched model's
     score in the place of a random model's)
+
+    Args:
+        R: Scores, (T+1, T).
 
     Returns:
         NaN for T = 1.
@@ -103,6 +112,9 @@ def forgetting(R: Tensor) -> float:
 
     Unmeasured cells are left out of the maximum. The value is negative where the last task brought a gain.
 
+    Args:
+        R: Scores, (T+1, T).
+
     Returns:
         NaN for T = 1.
 
@@ -119,6 +131,9 @@ def forgetting_max_of_all(R: Tensor) -> float:
 
     1/(T-1) Σ_{i<T} (max_{1≤l≤T} R[l, i] - R[T, i])
 
+    Args:
+        R: Scores, (T+1, T).
+
     >>> R = torch.tensor([[0.1, 0.2], [0.5, 0.3], [0.9, 0.8]])
     >>> round(forgetting_max_of_all(R), 4), round(forgetting(R), 4)
     (0.0, -0.4)
@@ -132,6 +147,9 @@ def forgetting_first_last(R: Tensor) -> float:
 
     1/(T-1) Σ_{i<T} (R[i, i] - R[T, i])
 
+    Args:
+        R: Scores, (T+1, T).
+
     >>> R = torch.tensor([[0.1, 0.2], [0.9, 0.3], [0.5, 0.8]])
     >>> round(forgetting_first_last(R), 4)
     0.4
@@ -143,6 +161,9 @@ def learning_accuracy(R: Tensor) -> float:
     """How well each task is learnt at the time: what a method pays in plasticity shows here.
 
     LA = 1/T Σ_i R[i, i]   (Riemer et al., 2019)
+
+    Args:
+        R: Scores, (T+1, T).
 
     >>> R = torch.tensor([[0.1, 0.2], [0.9, 0.3], [0.5, 0.8]])
     >>> round(learning_accuracy(R), 4)

@@ -121,7 +121,7 @@ class RowMean(Metric):  # type: ignore[misc]
         self.count = self.count.double() + len(prompts)
 
     def compute(self) -> Tensor:
-        """The mean over all rows; NaN before there is one."""
+        """The mean over all rows, a scalar; NaN before there is one."""
         return self.total / self.count
 
     def standard_error(self) -> float:
