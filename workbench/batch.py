@@ -105,7 +105,7 @@ def token_nats(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor
 
 
 def logits_held(labelled: int, vocabulary: int) -> int:
-    """How many logits `token_nats` holds at once."""
+    """How many logits `token_nats` holds at once, of `labelled` positions and a `vocabulary` of so many tokens."""
     if labelled * vocabulary <= WHOLE_LOGITS:
         return labelled * vocabulary
     return max(1, CHUNK_LOGITS // vocabulary) * vocabulary
@@ -119,8 +119,8 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> Batch:
         pad_id: The token that fills shorter rows up.
 
     Returns:
-        A Batch of (rows, longest); the first `prompt_length` tokens of each row carry no label. No rows, as a process may get of a
-        small batch, become one token without a label, in row -1.
+        A Batch of (rows, longest); the first `prompt_length` tokens of each row carry no label. No rows, as a process
+        may get of a small batch, become one token without a label, in row -1.
     """
     if not rows:
         rows = [{"input_ids": [pad_id], "prompt_length": 1, "row": -1}]

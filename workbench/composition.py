@@ -250,7 +250,7 @@ class CalmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
 
 def joined_layers(anchor: Any, augmenting: Any, connections: Pairs, table: Any = None) -> list[tuple[int, int]]:
-    """Which layers are joined, once it is clear that the models can be."""
+    """Which layers are joined; models that cannot be are refused."""
     if strange := [model for model in (anchor, augmenting) if not hasattr(model.base_model, "layers")]:
         raise ValueError(f"{type(strange[0]).__name__} cannot be composed: expected a decoder of the LLaMA family.")
     sizes = [model.get_input_embeddings().num_embeddings for model in (anchor, augmenting)]

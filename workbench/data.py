@@ -154,7 +154,11 @@ class ContinualDataModule(LightningDataModule):
         return {"prompts": rows.prompts_cut if rows else 0, "answers": rows.answers_cut if rows else 0}
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled batches of the current task."""
+        """Shuffled batches of the current task.
+
+        Raises:
+            ValueError: There are no rows.
+        """
         if self.rows is None:
             raise ValueError("There is nothing to train on: `begin` was given no rows. Give it some.")
         order = EpochBatches(self.rows.lengths, self.batch_size, self._task_seed, self.bucket, self.batch_tokens)
