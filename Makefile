@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install quickstart test docs lint clean
+.PHONY: install quickstart test bench docs lint clean
 
 install: $(STAMP)
 
@@ -28,6 +28,10 @@ docs: $(VENV)/.docs
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $(VENV)/.docs
+
+# Ratios against HF Trainer, transformers' generate and a bare loop; on a machine that does nothing else.
+bench: $(STAMP)
+	$(BIN)/python tests/performance $(PARTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,0 +1,56 @@
+"""`make bench`: the workbench beside what a user would otherwise run, on the same rows, weights and precision.
+
+`python tests/performance training scoring` measures these parts; without a name, all. The lines go to
+`tests/performance/results/<date>.md` too.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import growth
+import peak
+import scoring
+import training
+import transformers
+from paired import commit, machine
+
+PARTS = {"training": training.measure, "scoring": scoring.measure, "memory": peak.measure}
+GROWTH = "growth"
+
+
+def main(names: list[str]) -> None:
+    """Measures the parts of these names, prints each line as it is known, and keeps them in a file."""
+    names = names or [*PARTS, GROWTH]
+    if unknown := [name for name in names if name not in (*PARTS, GROWTH)]:
+        raise SystemExit(f"There is no part {unknown[0]!r}. Choose from {', '.join((*PARTS, GROWTH))}.")
+    _quiet()
+    lines = [f"# {datetime.date.today()}, commit {commit()}", "", machine(), ""]
+    print(lines[2], flush=True)
+    for name in names:
+        if name == GROWTH:
+            lines += ["", growth.table(), ""]
+            continue
+        for line in PARTS[name]():
+            print(line, flush=True)
+            lines.append(f"- {line}")
+    folder = Path(__file__).with_name("results")
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{datetime.date.today()}-{'-'.join(names)}.md"
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"written to {file}")
+
+
+def _quiet() -> None:
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+main(sys.argv[1:])

@@ -1,0 +1,148 @@
+"""Scoring beside transformers' own `generate`: the same text first, then how much faster.
+
+Needs TRACE's data and a small LLaMA: the environment variables WORKBENCH_TRACE and WORKBENCH_MODEL, as the configs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+from paired import Line, paired, ratios, timed
+from subjects import model
+from transformers import GenerationConfig
+from ways import workbench
+
+from benchmarks.trace import Trace
+from strategies import SeqFT
+from workbench.backbone import Backbone
+from workbench.benchmark import Task
+from workbench.encoding import TextPolicy
+
+TIED = 1e-4  # logits: where the two best are as near as that, either may be chosen
+BATCH = 16
+LONGEST = {"C-STANCE": 8, "FOMC": 8, "NumGLUE-cm": 16, "NumGLUE-ds": 16}
+OTHERS = 64
+LARGE = (640, 10)  # 50 million parameters
+INSTRUCTED = "Read what follows and answer as you were taught, in one word where one is enough. "
+
+
+def file_order(backbone: Backbone, task: Task, prompts: Sequence[str]) -> list[str]:
+    """Answers by transformers' `generate`, the prompts in the file's order, each batch padded to its longest."""
+    limit, new_tokens = backbone.encoder.limits(task.max_new_tokens)
+    pad, end = backbone.pad_id, backbone.tokenizer.eos_token_id
+    backbone.model.generation_config = GenerationConfig()
+    config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=end, pad_token_id=pad)
+    answers = []
+    for start in range(0, len(prompts), BATCH):
+        rows = [backbone.encoder.prompt(text, limit)[0] for text in prompts[start : start + BATCH]]
+        size = max(map(len, rows))
+        tokens = torch.tensor([[pad] * (size - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (size - len(row)) + [1] * len(row) for row in rows])
+        made = backbone.model.generate(input_ids=tokens, attention_mask=mask, generation_config=config)
+        answers += [_text(backbone, row) for row in made[:, size:].tolist()]
+    return answers
+
+
+def _text(backbone: Backbone, tokens: list[int]) -> str:
+    end = backbone.tokenizer.eos_token_id
+    kept = tokens[: tokens.index(end)] if end in tokens else tokens
+    return str(backbone.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def gap_where_they_part(backbone: Backbone, task: Task, prompt: str, one: str, other: str) -> float:
+    """How far apart the two best logits are where two answers to a prompt begin to differ."""
+    limit, new_tokens = backbone.encoder.limits(task.max_new_tokens)
+    start = backbone.encoder.prompt(prompt, limit)[0]
+    left, right = (backbone.encoder.answer(text, new_tokens)[0] for text in (one, other))
+    same = next(
+        (place for place, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
+    )
+    logits = backbone.model(input_ids=torch.tensor([start + left[:same]])).logits[0, -1].float()
+    best = logits.topk(2).values
+    return float(best[0] - best[1])
+
+
+def trained(width: tuple[int, int] | None, rows: int) -> tuple[Backbone, list[Task]]:
+    """A model after an epoch on each of the eight tasks, and the tasks.
+
+    Args:
+        width: Width and layers of a random LLaMA with the small model's vocabulary; None: the small model itself.
+        rows: Of training, a task.
+    """
+    longest = LONGEST | dict.fromkeys(("MeetingBank", "Py150", "ScienceQA", "20Minuten"), OTHERS)
+    found = Trace(os.environ["WORKBENCH_TRACE"], max_new_tokens=longest)
+    policy = TextPolicy(max_prompt_length=400, max_answer_length=OTHERS, truncation="middle")
+    small = Backbone.load(os.environ["WORKBENCH_MODEL"], end_token="<s>", text=policy, eval_batch_size=BATCH)
+    tokenizer = small.tokenizer
+    made = (
+        small
+        if width is None
+        else Backbone(lambda: model(*width, vocabulary=len(tokenizer)), tokenizer, text=policy, eval_batch_size=BATCH)
+    )
+    tasks = [
+        Task(
+            task.name,
+            task.test.select(range(1)),
+            task.train.select(range(min(rows, len(task.train)))),
+            scorers=task.scorers,
+            max_new_tokens=task.max_new_tokens,
+        )
+        for task in found
+    ]
+    workbench(made, SeqFT(), tasks, batch_size=BATCH, bucket=8)
+    made.eval()
+    return made, list(found)
+
+
+def beside_generate(title: str, made: Backbone, tasks: Sequence[Task], rows: int) -> Iterator[Line]:
+    """Seconds of `generate` over the workbench's, task by task and over all; the text has to be the same."""
+    whole: dict[str, list[float]] = {}
+    for task in tasks:
+        prompts = task.test["prompt"][:rows]
+        theirs, ours = file_order(made, task, prompts), made.generate(prompts, task.max_new_tokens)
+        apart = [index for index, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1]]
+        for index in apart:
+            gap = gap_where_they_part(made, task, prompts[index], theirs[index], ours[index])
+            if gap > TIED:
+                raise SystemExit(
+                    f"{task.name}, row {index}: another text, with logits {gap:.1e} apart; no speed is told"
+                )
+        ways = {
+            "generate": partial(timed, partial(file_order, made, task, prompts)),
+            "workbench": partial(timed, partial(made.generate, prompts, task.max_new_tokens)),
+        }
+        taken = paired(ways)
+        for name, seconds in taken.items():
+            whole[name] = [sum(pair) for pair in zip(whole.get(name, [0.0] * len(seconds)), seconds, strict=True)]
+        told = f"{len(prompts)} rows, {len(apart)} ties" if apart else f"{len(prompts)} rows"
+        yield Line(
+            f"{title}: {task.name} ({told}), generate / workbench", ratios(taken["generate"], taken["workbench"])
+        )
+    yield Line(f"{title}: all tasks, generate / workbench", ratios(whole["generate"], whole["workbench"]), 1.5)
+
+
+def with_a_shared_instruction(made: Backbone, rows: int) -> Line:
+    """The same where all prompts of a task begin alike, as TRACE's do before they are cut."""
+    task = trained_task = Trace(os.environ["WORKBENCH_TRACE"], max_new_tokens=8)[1]
+    prompts = [INSTRUCTED * 3 + prompt[-200:] for prompt in trained_task.test["prompt"][:rows]]
+    ways = {
+        "generate": partial(timed, partial(file_order, made, task, prompts)),
+        "workbench": partial(timed, partial(made.generate, prompts, task.max_new_tokens)),
+    }
+    taken = paired(ways)
+    return Line("a shared instruction: generate / workbench", ratios(taken["generate"], taken["workbench"]), 2.0)
+
+
+def measure() -> Iterator[Line]:
+    """All of it, without what needs data that is not there."""
+    if not {"WORKBENCH_TRACE", "WORKBENCH_MODEL"} <= set(os.environ):
+        print("scoring: left out; set WORKBENCH_TRACE and WORKBENCH_MODEL")
+        return
+    small, tasks = trained(None, rows=500)
+    yield from beside_generate("260 thousand parameters", small, tasks, rows=64)
+    yield with_a_shared_instruction(small, rows=64)
+    large, tasks = trained(LARGE, rows=16)
+    yield from beside_generate("50 million parameters", large, tasks, rows=16)

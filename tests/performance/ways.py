@@ -1,0 +1,206 @@
+"""The ways to train that are compared: the workbench's loop, HF Trainer (with peft), and a bare PyTorch loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from datasets import Dataset
+from lightning.pytorch import Callback, Trainer
+from transformers import DataCollatorForSeq2Seq, TrainerCallback, TrainingArguments
+from transformers import Trainer as HFTrainer
+
+from workbench.backbone import Backbone
+from workbench.batch import collate
+from workbench.benchmark import Task
+from workbench.data import ContinualDataModule, EncodedRows, EpochBatches
+from workbench.loop import learn_in_sequence
+from workbench.module import ContinualModule
+from workbench.results import RunFolder
+from workbench.seeding import derived_seed
+from workbench.strategy import ContinualStrategy
+from workbench.trainer_arguments import trainer_arguments
+
+RATE = 1e-4
+
+
+@dataclass
+class Taken:
+    """What a training took.
+
+    Args:
+        seconds: From the first batch to the end of the last step, by task.
+        losses: Nats per labelled token, step by step.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+
+    @property
+    def total(self) -> float:
+        """Seconds of all tasks."""
+        return sum(self.seconds.values())
+
+
+class Clock(Callback):
+    """Times the training of one task, without what is scored before and after."""
+
+    def __init__(self, task: str, taken: Taken) -> None:
+        self.task, self.taken = task, taken
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.taken.losses.append(float(outputs["loss"]))
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.taken.seconds[self.task] = time.perf_counter() - self.started
+
+
+def workbench(
+    backbone: Backbone,
+    strategy: ContinualStrategy,
+    tasks: Sequence[Task],
+    *,
+    batch_size: int,
+    epochs: int = 1,
+    **data: Any,
+) -> Taken:
+    """The main loop as a study runs it, with its callbacks, its log and its files."""
+    taken = Taken()
+
+    def make_trainer(task: Task, callbacks: list[Callback]) -> Trainer:
+        given = {"accelerator": "cpu", "max_epochs": epochs}
+        return Trainer(**trainer_arguments(given, None) | {"callbacks": [*callbacks, Clock(task.name, taken)]})
+
+    module = ContinualModule(backbone, strategy, lambda _, parameters, __: (adam(parameters), None))
+    with TemporaryDirectory() as folder:
+        rows = ContinualDataModule(tasks, batch_size=batch_size, **data)
+        learn_in_sequence(module, rows, make_trainer, RunFolder(Path(folder) / "run"))
+    return taken
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    """AdamW as all ways use it: fused, without decay."""
+    return torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
+
+
+def bare(backbone: Backbone, task: Task, *, batch_size: int, bucket: int = 1) -> Taken:
+    """The least that the same training takes: the same batches through the same model, and nothing beside it."""
+    rows = EncodedRows(backbone.encode(task.train, task.max_new_tokens))
+    optimizer = adam(backbone.trainable().values())
+    order = EpochBatches(rows.lengths, batch_size, derived_seed(0, "task", 0), bucket)
+    backbone.train()
+    taken = Taken()
+    started = time.perf_counter()
+    for indices in order:
+        output = backbone(collate([rows[index] for index in indices], backbone.pad_id))
+        loss = output.loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        taken.losses.append(float(loss.detach()))
+    taken.seconds[task.name] = time.perf_counter() - started
+    return taken
+
+
+def labelled(backbone: Backbone, task: Task) -> Dataset:
+    """The same tokens as HF's collator wants them."""
+    made = []
+    for row in backbone.encode(task.train, task.max_new_tokens):
+        tokens, prompt = row["input_ids"], row["prompt_length"]
+        labels = [-100] * prompt + tokens[prompt:]
+        made.append({"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels})
+    return Dataset.from_list(made)
+
+
+class HFClock(TrainerCallback):
+    """As `Clock`."""
+
+    def __init__(self, task: str, taken: Taken) -> None:
+        self.task, self.taken = task, taken
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self.taken.seconds[self.task] = time.perf_counter() - self.started
+
+
+class Noting(HFTrainer):
+    """HF Trainer, which keeps the losses, and takes given batches where there are such."""
+
+    def __init__(self, *args: Any, taken: Taken, batches: Any = None, **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self.taken, self.batches = taken, batches
+
+    def compute_loss(self, *args: Any, **rest: Any) -> Any:
+        loss = super().compute_loss(*args, **rest)
+        self.taken.losses.append(float(loss.detach()))
+        return loss
+
+    def get_train_dataloader(self) -> Any:
+        if self.batches is None:
+            return super().get_train_dataloader()
+        loader = torch.utils.data.DataLoader(
+            self.train_dataset, batch_sampler=list(self.batches), collate_fn=self.data_collator
+        )
+        return self.accelerator.prepare(loader)
+
+
+def hf_trainer(
+    model: Any,
+    backbone: Backbone,
+    tasks: Sequence[Task],
+    *,
+    batch_size: int,
+    grouped: bool = False,
+    batches: Callable[[Dataset], Any] | None = None,
+) -> Taken:
+    """HF Trainer with its seq2seq collator, one after the other task.
+
+    Args:
+        model: A transformers model, or one that peft has wrapped.
+        backbone: Encodes the rows.
+        tasks: What is learnt.
+        batch_size: Rows in a batch.
+        grouped: Whether rows of similar length share a batch.
+        batches: The batches' rows, where they are to be given ones.
+    """
+    taken = Taken()
+    for task in tasks:
+        data = labelled(backbone, task)
+        with TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                output_dir=folder,
+                per_device_train_batch_size=batch_size,
+                num_train_epochs=1,
+                learning_rate=RATE,
+                lr_scheduler_type="constant",
+                weight_decay=0.0,
+                max_grad_norm=0.0,
+                optim="adamw_torch_fused",
+                train_sampling_strategy="group_by_length" if grouped else "random",
+                use_cpu=True,
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+                report_to="none",
+            )
+            trainer = Noting(
+                model=model,
+                args=arguments,
+                train_dataset=data,
+                data_collator=DataCollatorForSeq2Seq(backbone.tokenizer, padding=True),
+                callbacks=[HFClock(task.name, taken)],
+                taken=taken,
+                batches=batches(data) if batches else None,
+            )
+            trainer.train()
+    return taken
