@@ -12,6 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import frozen_layers
 import growth
 import peak
 import scoring
@@ -19,15 +20,15 @@ import training
 import transformers
 from paired import commit, machine
 
-PARTS = {"training": training.measure, "scoring": scoring.measure, "memory": peak.measure}
+MODULES = {"training": training, "frozen": frozen_layers, "scoring": scoring, "memory": peak}
 GROWTH = "growth"
 
 
 def main(names: list[str]) -> None:
     """Measures the parts of these names, prints each line as it is known, and keeps them in a file."""
-    names = names or [*PARTS, GROWTH]
-    if unknown := [name for name in names if name not in (*PARTS, GROWTH)]:
-        raise SystemExit(f"There is no part {unknown[0]!r}. Choose from {', '.join((*PARTS, GROWTH))}.")
+    names = names or [*MODULES, GROWTH]
+    if unknown := [name for name in names if name not in (*MODULES, GROWTH)]:
+        raise SystemExit(f"There is no part {unknown[0]!r}. Choose from {', '.join((*MODULES, GROWTH))}.")
     _quiet()
     lines = [f"# {datetime.date.today()}, commit {commit()}", "", machine(), ""]
     print(lines[2], flush=True)
@@ -35,7 +36,7 @@ def main(names: list[str]) -> None:
         if name == GROWTH:
             lines += ["", growth.table(), ""]
             continue
-        for line in PARTS[name]():
+        for line in MODULES[name].measure():
             print(line, flush=True)
             lines.append(f"- {line}")
     folder = Path(__file__).with_name("results")

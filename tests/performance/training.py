@@ -13,8 +13,8 @@ from ways import Taken, bare, hf_trainer, workbench
 
 from strategies import LoRA, SeqFT
 from workbench.backbone import Backbone
+from workbench.batches import EpochBatches
 from workbench.benchmark import Task
-from workbench.data import EpochBatches
 from workbench.seeding import derived_seed, seed_all
 from workbench.strategy import ContinualStrategy
 

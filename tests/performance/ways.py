@@ -17,8 +17,9 @@ from transformers import Trainer as HFTrainer
 
 from workbench.backbone import Backbone
 from workbench.batch import collate
+from workbench.batches import EpochBatches
 from workbench.benchmark import Task
-from workbench.data import ContinualDataModule, EncodedRows, EpochBatches
+from workbench.data import ContinualDataModule, EncodedRows
 from workbench.loop import learn_in_sequence
 from workbench.module import ContinualModule
 from workbench.results import RunFolder
@@ -70,18 +71,20 @@ def workbench(
     *,
     batch_size: int,
     epochs: int = 1,
-    **data: Any,
+    bucket: int = 1,
+    frozen_states_gb: float = 1.0,
 ) -> Taken:
     """The main loop as a study runs it, with its callbacks, its log and its files."""
     taken = Taken()
 
     def make_trainer(task: Task, callbacks: list[Callback]) -> Trainer:
         given = {"accelerator": "cpu", "max_epochs": epochs}
-        return Trainer(**trainer_arguments(given, None) | {"callbacks": [*callbacks, Clock(task.name, taken)]})
+        return Trainer(**trainer_arguments(given, None) | {"callbacks": [Clock(task.name, taken), *callbacks]})
 
     module = ContinualModule(backbone, strategy, lambda _, parameters, __: (adam(parameters), None))
     with TemporaryDirectory() as folder:
-        rows = ContinualDataModule(tasks, batch_size=batch_size, **data)
+        rows = ContinualDataModule(tasks, batch_size=batch_size, bucket=bucket)
+        rows.frozen_states_gb = frozen_states_gb
         learn_in_sequence(module, rows, make_trainer, RunFolder(Path(folder) / "run"))
     return taken
 
