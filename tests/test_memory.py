@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -140,6 +141,18 @@ def test_the_head_counts_at_labelled_positions_alone() -> None:
     tokens = 2 * (24 - 4)
     # the probabilities, two more of their size on the way back, the state that the head reads, and a few numbers
     assert many - few == pytest.approx(tokens * (3 * vocabulary + width) * 4, rel=0.02)
+
+
+def test_what_was_counted_is_let_go() -> None:
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+
+    backbone = tiny_backbone()
+    kept_activations(backbone, batch(backbone, 2, 32))
+    before = tensors()
+    kept_activations(backbone, batch(backbone, 2, 32))
+    assert tensors() == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts")

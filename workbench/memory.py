@@ -127,7 +127,7 @@ def _kept(backbone: Backbone, batch: Batch) -> _Kept:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             found.setdefault(storage.data_ptr(), (storage.nbytes(), inside[-1]))
-        return tensor
+        return tensor.detach()  # a node that kept its own output would never be let go
 
     with _watched(backbone, inside) as inputs, saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
         output = backbone(batch)
