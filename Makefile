@@ -22,8 +22,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # The site, in build/docs: a page opens as a file; for the search run `python3 -m http.server --directory build/docs`.
+# Then whatever the pages tell a reader to run is run.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --config-file docs/mkdocs.yml
+	$(BIN)/python -m pytest -m pages --numprocesses auto tests/test_documents.py tests/test_readme.py
 
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

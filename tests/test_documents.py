@@ -136,6 +136,7 @@ def shell(commands: str, folder: Path) -> None:
 WITH_CODE = [page for page in PAGES if any(one.language in RUN for one in blocks(page))]
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_what_a_page_shows_runs(page: str, folder: Path) -> None:
     session(page, folder, slow=False)

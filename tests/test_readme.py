@@ -30,10 +30,12 @@ def lightning(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.pages
 def test_the_readers_own_method_keeps_to_the_contracts(folder: Path) -> None:
     assert lightning(folder, "check", "rehearsal.Rehearsal").count("ok: ") == len(STRATEGY_CHECKS) + 1
 
 
+@pytest.mark.pages
 def test_the_readers_own_method_appears_in_the_table(folder: Path) -> None:
     small = "benchmark.init_args={train_rows: 32, test_rows: 8, validation_rows: 0}"
     text = lightning(folder, "run", "mine.yaml", "trainer.max_epochs=1", small, "strategies.rehearsal_lora=null")
