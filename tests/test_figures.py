@@ -14,7 +14,7 @@ from made_runs import make_run, make_study
 from matplotlib.collections import PathCollection
 
 from workbench.comparison import compare
-from workbench.figures import Panel, likelihood_lost, over_time, score_lost, stability_plasticity
+from workbench.figures import Panel, likelihood_lost, over_steps, over_time, score_lost, stability_plasticity
 from workbench.files import digest_of
 from workbench.gallery import figures, measured_losses, tradeoff_points, write_figures
 from workbench.looks import marks
@@ -54,6 +54,13 @@ def test_scores_over_time_are_those_given_with_their_bands() -> None:
     assert joint.get_linestyle() == "None"  # nothing is known between its points
     (band,) = axes.collections
     assert {(x, round(y, 6)) for x, y in band.get_paths()[0].vertices} >= {(1, 0.85), (1, 0.95), (2, 0.3), (2, 0.7)}
+
+
+def test_scores_in_mid_task_stand_at_their_steps() -> None:
+    lines = {"solar": [(0, 0.4), (40, 0.3)], "naive": [(0, 0.9), (40, 0.5)]}
+    (axes,) = over_steps(lines, marks(list(lines)), "loss").axes
+    assert [points_of(line) for line in axes.lines] == [lines["solar"], lines["naive"]]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("optimizer steps", "loss")
 
 
 def test_the_dearest_strategy_has_the_largest_mark() -> None:

@@ -95,6 +95,17 @@ def test_what_was_not_measured_is_nan_and_never_0(tmp_path: Path) -> None:
     assert all(math.isnan(summary[name]) for name in ("OP", "BWT", "FWT", "forgetting", "learning_accuracy"))
 
 
+def test_scores_in_mid_task_come_back_by_step(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_environment({"protocol": protocol(["a", "b"])})
+    for step, value in ((0, 0.25), (40, 0.5)):
+        run.add_within(step, "pretraining", score("a", value))
+        run.add_within(step, "pretraining", score("probe", 1.0))
+    assert RunFolder(tmp_path).within("a") == [(0, 0.25), (40, 0.5)]
+    assert run.within("a", "valid") == [(0, 1.0), (40, 1.0)]
+    assert run.within("b") == []
+
+
 def test_answers_are_one_file_a_cell(tmp_path: Path) -> None:
     fill(tmp_path)
     names = sorted(file.name for file in (tmp_path / "predictions").iterdir())

@@ -87,6 +87,30 @@ def _draw_panel(axes: Axes, panel: Panel, looks: Mapping[str, Mark]) -> None:
 
 
 @matplotlib.rc_context(STYLE)
+def over_steps(lines: Mapping[str, Sequence[tuple[int, float]]], looks: Mapping[str, Mark], measure: str) -> Figure:
+    """What was scored in mid-task, by optimizer steps: how a model recovers from a surgery, say.
+
+    Args:
+        lines: (step, value) by strategy, as `RunFolder.within` gives them.
+        looks: By strategy.
+        measure: What the values are, with their unit.
+    """
+    figure = Figure((5.2, 2.7))
+    figure.subplots_adjust(0.11, 0.16, 0.66, 0.96)
+    axes = figure.add_subplot()
+    for name, line in lines.items():
+        axes.plot(
+            *zip(*line, strict=True), color=looks[name].color, linestyle=looks[name].dash, marker=looks[name].marker
+        )
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel(measure)
+    handles = [key(looks[name], looks[name].dash) for name in lines]
+    names = [looks[name].named(name) for name in lines]
+    figure.legend(handles, names, loc="center left", bbox_to_anchor=(0.67, 0.55), handlelength=2.6)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
 def stability_plasticity(
     points: Mapping[str, tuple[Estimate, Estimate, float]], looks: Mapping[str, Mark], cost: str, legend: bool = True
 ) -> Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import linecache
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,19 @@ def fingerprint_code(classes: Iterable[Any]) -> str:
     """Of the files in which classes are written: a method that was changed is another one."""
     digest = hashlib.sha256()
     for one in classes:
-        file = inspect.getsourcefile(one)
-        digest.update(Path(file).read_bytes() if file else repr(one).encode())
+        digest.update(_source(one))
     return digest.hexdigest()[:16]
+
+
+def _source(one: Any) -> bytes:
+    """The file in which a class is written, or the notebook cell; where neither can be read, its name."""
+    try:
+        file = inspect.getsourcefile(one)
+    except (OSError, TypeError):  # a cell's class has no file, but its hooks know their cell
+        cells = [hook.__code__.co_filename for hook in vars(one).values() if inspect.isfunction(hook)]
+        text = "".join(line for cell in dict.fromkeys(cells) for line in linecache.getlines(cell))
+        return (text or repr(one)).encode()
+    return Path(file).read_bytes() if file else repr(one).encode()
 
 
 def _texts(value: Any) -> Iterator[str]:

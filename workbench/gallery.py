@@ -19,7 +19,7 @@ from workbench.maps import change_map, heat_map
 from workbench.on_demand import knocked_out, measured
 from workbench.statistics import Estimate
 from workbench.svg import svg_of
-from workbench.views import Loss, View
+from workbench.views import NATS, Loss, View
 
 COST, COST_NAME = "train_seconds", "training time"
 DOTS_PER_INCH = 160
@@ -99,12 +99,51 @@ def figures(view: View, folder: str | Path | None = None) -> Iterator[tuple[str,
             if panels := course_panels(view, order, probes):
                 yield f"{name}-over-time-{order}", over_time(list(panels.values()), looks)
     for order in view.orders[:1]:
-        rows = ["untouched", *view.tasks(order)]
-        columns = {name: view.is_score(name) for name in view.tested(order)}
         for strategy in view.strategies[:MATRICES_DRAWN]:
             if view.comparison.seeds(strategy, order):
-                yield f"matrix-{strategy}-{order}", heat_map(rows, columns, view.matrix(strategy, order))
+                yield f"matrix-{strategy}-{order}", matrix_figure(view, strategy, order)
     yield from knock_out_figures(view, folder)
+
+
+def matrix_figure(view: View, strategy: str, order: str, after: int | None = None) -> Figure:
+    """The score matrix of a strategy, means over seeds.
+
+    Args:
+        view: The comparison.
+        strategy: One of its strategies.
+        order: One of its orders.
+        after: As it was when so many tasks were learnt: what comes later is not filled in yet. None: the whole.
+    """
+    known = len(view.tasks(order)) if after is None else after
+    rows = ["untouched", *view.tasks(order)]
+    columns = {name: view.is_score(name) for name in view.tested(order)}
+    values = [
+        row if place <= known else [math.nan] * len(row) for place, row in enumerate(view.matrix(strategy, order))
+    ]
+    return heat_map(rows, columns, values)
+
+
+def format_panels(view: View, strategy: str, order: str) -> tuple[list[Panel], dict[str, Mark]]:
+    """Lost format against lost knowledge over time: for each domain its strict and its lenient score, and beside
+    them the nats that a token of the right answer takes.
+
+    Args:
+        view: The comparison.
+        strategy: One of its strategies.
+        order: One of its orders.
+
+    Returns:
+        Two panels a domain, for `figures.over_time` with two columns, and what its lines look like.
+    """
+    panels = []
+    for place, domain in enumerate(view.tasks(order), start=1):
+        kinds = {"strict": "", "lenient": f"{view.metric(domain)}_lenient"}
+        scores = {kind: view.course(strategy, order, domain, metric) for kind, metric in kinds.items()}
+        lines = {kind: line for kind, line in scores.items() if not math.isnan(line[place].mean)}
+        panels.append(Panel(f"{domain}: score", lines, place))
+        nats = {"right answer": view.course(strategy, order, domain, NATS)}
+        panels.append(Panel(f"{domain}: nats a token", nats, place, in_nats=True))
+    return panels, marks(["strict", "lenient", "right answer"])
 
 
 def knock_out_figures(view: View, folder: str | Path | None) -> Iterator[tuple[str, Figure]]:

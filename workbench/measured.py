@@ -43,6 +43,17 @@ class Measured:
         """Whether a task was scored in mid-task, at this step of the sequence."""
         return any(int(row["step"]) == step and row["on"] == on for row in self.records.within)
 
+    def within(self, on: str, metric: str = "") -> list[tuple[int, float]]:
+        """A score in mid-task, as (step of the sequence, value); empty where `score_every_n_steps` was not asked for.
+
+        Args:
+            on: A domain, a probe or the corpus.
+            metric: The primary one unless another is named.
+        """
+        wanted = metric or self.environment()["protocol"]["primary"][on]
+        rows = [row for row in self.records.within if row["on"] == on and row["metric"] == wanted]
+        return [(int(row["step"]), float(row["value"])) for row in rows]
+
     def spent(self, after: int | None, steps: range) -> dict[str, float]:
         """What scoring took: a row of the matrix, and what was scored in mid-task at some steps.
 

@@ -1,0 +1,160 @@
+"""What a notebook shows of a study: figures and tables that can be read on a projector, and a report in its place.
+
+It needs no notebook itself: everything here is an object that Jupyter knows how to show.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from workbench.comparison import Comparison
+from workbench.display import number, quiet
+from workbench.looks import STYLE
+from workbench.views import View
+
+SMALLEST_POINTS = 14.0
+"""The smallest text of a picture and of a table, as it stands on the screen: what can be read from the last row."""
+PIXELS_AN_INCH = 96
+SHARPNESS = 1.25
+"""Pixels that a picture holds for each one it takes up, so that a projector of more of them shows no steps."""
+MEASURES = {"OP": "OP", "BWT": "BWT", "learning_accuracy": "learning accuracy", "general_delta": "probes"}
+
+
+def begin() -> None:
+    """Keeps libraries quiet, and goes to a folder of the notebook's own that vanishes with its kernel.
+
+    So nothing is written beside the notebook, and a second reader begins where the first one did.
+    """
+    quiet()
+    folder = tempfile.mkdtemp(prefix="notebook-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.chdir(folder)
+
+
+class Picture:
+    """A figure so large that its smallest text has `SMALLEST_POINTS`.
+
+    Args:
+        figure: Any of the workbench's, or another one.
+        label: What it shows, for who cannot see it.
+    """
+
+    def __init__(self, figure: Figure, label: str) -> None:
+        self.figure, self.label = figure, label
+
+    @property
+    def scale(self) -> float:
+        """By how much the figure grows."""
+        self.figure.draw_without_rendering()  # its ticks have no text before
+        texts: list[Any] = self.figure.findobj(Text)
+        sizes = [text.get_size() for text in texts if text.get_text() and text.get_visible()]
+        return SMALLEST_POINTS / min(sizes, default=SMALLEST_POINTS)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
+        """A PNG, which Jupyter also shows in a notebook that it does not trust; as SVG it would not."""
+        with matplotlib.rc_context(STYLE):
+            pixels, file = PIXELS_AN_INCH * self.scale, io.BytesIO()
+            self.figure.savefig(file, format="png", dpi=pixels * SHARPNESS, facecolor="white", metadata=None)
+        width, height = (round(pixels * inches) for inches in self.figure.get_size_inches())
+        data = {"image/png": base64.b64encode(file.getvalue()).decode(), "text/plain": self.label}
+        return data, {"image/png": {"width": width, "height": height, "alt": self.label}}
+
+
+class Rows:
+    """A table.
+
+    Args:
+        head: The columns' names.
+        rows: As long as the head; what is no text becomes one, a number with three digits.
+        caption: Stands below.
+    """
+
+    def __init__(self, head: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> None:
+        self.head, self.caption = list(head), caption
+        self.rows = [[_text(cell) for cell in row] for row in rows]
+
+    def __repr__(self) -> str:
+        lines = ["\t".join(line) for line in (self.head, *self.rows)]
+        return "\n".join([*lines, self.caption] if self.caption else lines)
+
+    def _repr_html_(self) -> str:
+        cell = 'style="text-align:left;white-space:pre-wrap"'
+        head = "".join(f"<th {cell}>{escape(name)}</th>" for name in self.head)
+        body = "".join(f"<tr>{''.join(f'<td {cell}>{escape(text)}</td>' for text in row)}</tr>" for row in self.rows)
+        caption = f'<caption style="caption-side:bottom;text-align:left">{escape(self.caption)}</caption>'
+        inside = f"{caption if self.caption else ''}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+        return f'<table style="font-size:{SMALLEST_POINTS:g}pt">{inside}</table>'
+
+
+def _text(cell: object) -> str:
+    return number(cell) if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else str(cell)
+
+
+def score_rows(comparison: Comparison) -> Rows:
+    """The comparison without times: measures, what trains and what was added; means over seeds and orders.
+
+    Args:
+        comparison: With a finished run.
+    """
+    order = comparison.orders[0] if len(comparison.orders) == 1 else None
+    rows = []
+    for strategy in comparison.strategies:
+        spent = comparison.budget(strategy)
+        counts = [round(spent[f"{name}_parameters"]) for name in ("trainable", "added")]
+        rows.append([strategy, *(comparison.estimate(strategy, order, name).mean for name in MEASURES), *counts])
+    return Rows(["strategy", *MEASURES.values(), "trains", "adds"], rows)
+
+
+def answer_rows(view: View, domain: str) -> Rows:
+    """The first test rows of a domain, and what was answered before it was learnt, right after, and in the end.
+
+    Args:
+        view: The comparison.
+        domain: One that was learnt.
+    """
+    head = ["question", "right answer", "strategy", "before", "right after", "in the end"]
+    rows = [
+        [
+            asked.prompt,
+            asked.expected,
+            given.strategy,
+            *(text or "–" for text in (given.before, given.learnt, given.end)),
+        ]
+        for asked in view.asked(domain)
+        for given in asked.answers
+    ]
+    if len(view.strategies) == 1:
+        head, rows = head[:2] + head[3:], [row[:2] + row[3:] for row in rows]
+    return Rows(head, rows, f"the first test rows of {domain}, not chosen")
+
+
+class Page:
+    """A report's page within the notebook, whole: nothing beside the notebook is needed to read it.
+
+    Args:
+        file: `report.html`.
+        height: In pixels.
+    """
+
+    def __init__(self, file: str | Path, height: int = 700) -> None:
+        self.text, self.height = Path(file).read_text(encoding="utf-8"), height
+
+    def __repr__(self) -> str:
+        return f"a report of {len(self.text)} characters"
+
+    def _repr_html_(self) -> str:
+        style = f"width:100%;height:{self.height}px;border:1px solid"
+        return f'<iframe title="report" srcdoc="{escape(self.text)}" style="{style}"></iframe>'
