@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LAB := $(VENV)/.lab
 
-.PHONY: install quickstart test bench docs lint clean
+.PHONY: install quickstart lab notebooks test bench docs lint clean
 
 install: $(STAMP)
 
@@ -17,6 +18,17 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: $(STAMP)
 	$(BIN)/lightning run quickstart
+
+# What opens and executes notebooks comes only when asked for.
+$(LAB): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks]'
+	touch $(LAB)
+
+lab: $(LAB)
+	$(BIN)/jupyter lab notebooks
+
+notebooks: $(LAB)
+	$(BIN)/python -m pytest -m slow -s tests/test_notebooks.py
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder

@@ -70,10 +70,11 @@ def test_of_one_strategy_its_name_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_matrix_fills_in_task_by_task(view: View) -> None:
-    def cells(after: int | None) -> list[str]:
-        return [text.get_text() for text in matrix_figure(view, "seqft", "default", after).axes[0].texts]
+    def cells(after: int | None, others: bool = True) -> list[str]:
+        return [text.get_text() for text in matrix_figure(view, "seqft", "default", after, others).axes[0].texts]
 
     assert cells(1) == ["0.10", "0.20", "0.50", "0.90", "0.30", "0.50", "–", "–", "–"]
+    assert cells(1, others=False) == ["0.10", "0.20", "0.90", "0.30", "–", "–"]
     assert cells(None) == cells(2) == ["0.10", "0.20", "0.50", "0.90", "0.30", "0.50", "0.50", "0.80", "0.40"]
 
 

@@ -7,10 +7,11 @@ from collections import Counter
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
+from matplotlib.text import Annotation
 
 from strategies import BlockExpansion, DepthUpScaling
 from workbench.depth import PlannedLayer
-from workbench.stacks import KINDS, seams, stack_figure
+from workbench.stacks import KINDS, joined_figure, seams, stack_figure
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,10 @@ def test_a_stack_is_drawn_from_below_with_its_kinds_and_its_seams() -> None:
     assert [text for (x, y), text in texts if x == 1.4 and y > 0] == ["0", "1", "2", "3", "2", "3", "4", "5"]
     assert [(y, text) for (x, y), text in texts if x == 1.79] == [(4, "−2")]
     assert [text for (_, y), text in texts if y < 0] == ["grown", "SOLAR"]
+
+
+def test_each_connection_leads_from_its_layer_to_behind_the_anchors() -> None:
+    (axes,) = joined_figure((2, 4), [(0, 1), (1, 3)]).axes
+    assert Counter(patch.get_x() for patch in axes.patches if isinstance(patch, Rectangle)) == {0.2: 2, 2.7: 4}
+    arrows = [(text.xyann, text.xy) for text in axes.texts if isinstance(text, Annotation)]
+    assert arrows == [((1.2, 0.35), (2.7, 1.85)), ((1.2, 1.35), (2.7, 3.85))]

@@ -105,7 +105,7 @@ def figures(view: View, folder: str | Path | None = None) -> Iterator[tuple[str,
     yield from knock_out_figures(view, folder)
 
 
-def matrix_figure(view: View, strategy: str, order: str, after: int | None = None) -> Figure:
+def matrix_figure(view: View, strategy: str, order: str, after: int | None = None, others: bool = True) -> Figure:
     """The score matrix of a strategy, means over seeds.
 
     Args:
@@ -113,14 +113,16 @@ def matrix_figure(view: View, strategy: str, order: str, after: int | None = Non
         strategy: One of its strategies.
         order: One of its orders.
         after: As it was when so many tasks were learnt: what comes later is not filled in yet. None: the whole.
+        others: Whether what is never trained stands beside the domains.
     """
-    known = len(view.tasks(order)) if after is None else after
-    rows = ["untouched", *view.tasks(order)]
-    columns = {name: view.is_score(name) for name in view.tested(order)}
+    tasks, tested = view.tasks(order), view.tested(order)
+    shown = [name for name in tested if others or name in tasks]
+    known = len(tasks) if after is None else after
     values = [
-        row if place <= known else [math.nan] * len(row) for place, row in enumerate(view.matrix(strategy, order))
+        [row[tested.index(name)] if place <= known else math.nan for name in shown]
+        for place, row in enumerate(view.matrix(strategy, order))
     ]
-    return heat_map(rows, columns, values)
+    return heat_map(["untouched", *tasks], {name: view.is_score(name) for name in shown}, values)
 
 
 def format_panels(view: View, strategy: str, order: str) -> tuple[list[Panel], dict[str, Mark]]:

@@ -19,6 +19,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
 from workbench.comparison import Comparison
 from workbench.display import number, quiet
@@ -30,6 +31,7 @@ SMALLEST_POINTS = 14.0
 PIXELS_AN_INCH = 96
 SHARPNESS = 1.25
 """Pixels that a picture holds for each one it takes up, so that a projector of more of them shows no steps."""
+COLORS = 96
 MEASURES = {"OP": "OP", "BWT": "BWT", "learning_accuracy": "learning accuracy", "general_delta": "probes"}
 
 
@@ -67,10 +69,17 @@ class Picture:
         """A PNG, which Jupyter also shows in a notebook that it does not trust; as SVG it would not."""
         with matplotlib.rc_context(STYLE):
             pixels, file = PIXELS_AN_INCH * self.scale, io.BytesIO()
-            self.figure.savefig(file, format="png", dpi=pixels * SHARPNESS, facecolor="white", metadata=None)
+            self.figure.savefig(file, format="png", dpi=pixels * SHARPNESS, facecolor="white")
         width, height = (round(pixels * inches) for inches in self.figure.get_size_inches())
-        data = {"image/png": base64.b64encode(file.getvalue()).decode(), "text/plain": self.label}
+        data = {"image/png": base64.b64encode(_small(file)).decode(), "text/plain": self.label}
         return data, {"image/png": {"width": width, "height": height, "alt": self.label}}
+
+
+def _small(file: io.BytesIO) -> bytes:
+    """A PNG in a third of its size: a figure has few colours, and a stored notebook is to stay small."""
+    small = io.BytesIO()
+    Image.open(file).convert("RGB").quantize(COLORS).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 class Rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import matplotlib
@@ -61,6 +61,38 @@ def seams(plan: Plan) -> list[tuple[int, int]]:
     kept = [(index, layer.source) for index, layer in enumerate(plan) if not layer.identity]
     pairs = pairwise(kept)
     return [(index, below + 1 - source) for (_, below), (index, source) in pairs if source != below + 1]
+
+
+@matplotlib.rc_context(STYLE)
+def joined_figure(layers: tuple[int, int], pairs: Sequence[tuple[int, int]]) -> Figure:
+    """Two frozen models side by side and the connections between them, the input below.
+
+    Args:
+        layers: Of the augmenting model and of the anchor.
+        pairs: A layer of the augmenting model and the anchor's whose output it is added to, as
+            `composition.joined_layers` gives them.
+    """
+    rows = max(layers) + 2.6
+    figure = Figure((3.9, BOX[1] * 1.3 * rows))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, 3.9)
+    axes.set_ylim(-1.3, rows - 1.3)
+    axes.axis("off")
+    for x, count, name, color in (
+        (0.2, layers[0], "augmenting", OKABE_ITO[4]),
+        (2.7, layers[1], "anchor", OKABE_ITO[0]),
+    ):
+        for index in range(count):
+            axes.add_patch(Rectangle((x, index), 1.0, 0.7, color=color, linewidth=0))
+            ink = "white" if color == OKABE_ITO[0] else INK
+            axes.text(x + 0.5, index + 0.35, str(index), ha="center", va="center_baseline", color=ink)
+        axes.text(x + 0.5, -0.35, f"{name}, frozen", ha="center", va="top")
+    for below, above in pairs:
+        arrow = {"arrowstyle": "-|>", "color": OKABE_ITO[1], "linewidth": 1.6, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", (2.7, above + 0.85), (1.2, below + 0.35), arrowprops=arrow)
+    axes.text(1.95, layers[0] + 0.35, "trained", ha="center", color=OKABE_ITO[1])
+    axes.text(3.2, layers[1] + 0.35, "answer", ha="center")
+    return figure
 
 
 def _draw_stack(axes: Axes, place: int, plan: Plan) -> list[str]:
