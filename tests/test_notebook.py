@@ -96,7 +96,7 @@ def test_format_and_knowledge_stand_side_by_side(view: View) -> None:
 
 def test_a_page_is_whole_and_keeps_to_its_frame(tmp_path: Path) -> None:
     file = tmp_path / "report.html"
-    file.write_text('<p title="a">&amp;</p>', encoding="utf-8")
+    file.write_text('<p title="a">&amp;<dt>hardware</dt><dd>a machine</dd></p>', encoding="utf-8")
     html = Page(file, height=300)._repr_html_()
     assert 'srcdoc="&lt;p title=&quot;a&quot;&gt;&amp;amp;&lt;/p&gt;"' in html
     assert "height:300px" in html

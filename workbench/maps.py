@@ -27,7 +27,8 @@ def heat_map(rows: Sequence[str], columns: Mapping[str, bool], values: Sequence[
     """
     plot = (0.52 * len(columns), 0.27 * len(rows))
     left, head = 0.15 + 0.068 * max(map(len, rows)), 0.2 + 0.045 * max(map(len, columns))
-    width, height = left + plot[0] + 0.4, plot[1] + head
+    right = max(0.4, 0.055 * len(list(columns)[-1]) - 0.15)  # the last name leans out
+    width, height = left + plot[0] + right, plot[1] + head
     figure = Figure((width, height))
     axes = figure.add_axes((left / width, 0.05 / height, plot[0] / width, plot[1] / height))
     scored = list(columns.values())

@@ -9,6 +9,7 @@ import atexit
 import base64
 import io
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -151,7 +152,9 @@ def answer_rows(view: View, domain: str) -> Rows:
 
 
 class Page:
-    """A report's page within the notebook, whole: nothing beside the notebook is needed to read it.
+    """A report's page within the notebook: nothing beside the notebook is needed to read it.
+
+    The line on the hardware is left out, because notebooks are handed on; the report itself has it.
 
     Args:
         file: `report.html`.
@@ -159,7 +162,8 @@ class Page:
     """
 
     def __init__(self, file: str | Path, height: int = 700) -> None:
-        self.text, self.height = Path(file).read_text(encoding="utf-8"), height
+        page = Path(file).read_text(encoding="utf-8")
+        self.text, self.height = re.sub(r"(?s)<dt>hardware</dt>\s*<dd>.*?</dd>", "", page), height
 
     def __repr__(self) -> str:
         return f"a report of {len(self.text)} characters"
