@@ -30,6 +30,7 @@ BASE = {
 NOT_RUN = {
     ("README.md", "make quickstart"): "a virtual environment of its own",
     ("README.md", ". .venv/bin/activate"): "nothing to see",
+    ("README.md", "make lab"): "a virtual environment of its own",
     ("README.md", "lightning run block_positions"): "hours",
     (
         "README.md",
