@@ -169,5 +169,5 @@ class Page:
         return f"a report of {len(self.text)} characters"
 
     def _repr_html_(self) -> str:
-        style = f"width:100%;height:{self.height}px;border:1px solid"
+        style = f"width:100%;height:{self.height}px;border:1px solid;box-sizing:border-box"
         return f'<iframe title="report" srcdoc="{escape(self.text)}" style="{style}"></iframe>'
