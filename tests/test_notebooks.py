@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,12 @@ def test_the_first_one_computes_backward_transfer_as_the_workbench_does() -> Non
     assert float(by_hand) == pytest.approx((float(first) + float(second)) / 2, abs=1e-4)
 
 
+def processor_seconds() -> float:
+    """What the kernels that have ended took: on a machine that does other things too, the clock says less."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the kernel is another process, and this one only waits for it
 def test_it_is_executed_in_a_fresh_kernel_within_its_time(file: Path) -> None:
@@ -147,12 +154,12 @@ def test_it_is_executed_in_a_fresh_kernel_within_its_time(file: Path) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    started = time.monotonic()
+    started, spent = time.monotonic(), processor_seconds()
     client = nbclient.NotebookClient(notebook, timeout=3 * SECONDS, resources={"metadata": {"path": str(FOLDER)}})
     client.execute()
-    seconds = time.monotonic() - started
+    seconds, spent = time.monotonic() - started, processor_seconds() - spent
     for before, now in zip(code(stored["cells"]), code(notebook.cells), strict=True):
         kinds = [[sorted(output.get("data", {"text": ""})) for output in cell["outputs"]] for cell in (before, now)]
         assert kinds[0] == kinds[1], source(before)
-    print(f"{file.stem}: {seconds:.0f} s")
-    assert seconds <= SECONDS
+    print(f"{file.stem}: {seconds:.0f} s, of one processor {spent:.0f} s")
+    assert spent <= SECONDS
