@@ -30,7 +30,9 @@ def measured(run: RunFolder) -> dict[str, bytes]:
     return {file.relative_to(run.path).as_posix(): file.read_bytes() for file in files}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["seqft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "replay"))]
+)
 def test_a_method_differs_from_itself_in_nothing(
     method: str, model_folder: Path, task_folder: Path, tmp_path: Path
 ) -> None:

@@ -37,7 +37,7 @@ def test_a_study_that_is_killed_ends_as_one_that_is_not() -> None:
 
 
 def test_torn_files_are_made_again_or_refused() -> None:
-    assert made_of("tearing.py", "6").count(", equal") == 12
+    assert made_of("tearing.py", "3").count(", equal") == 6
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from paired import Line, ratios
 from training import largest_difference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_losses_are_those_of_hf_trainer(method: str) -> None:
     with warnings.catch_warnings():
