@@ -84,6 +84,7 @@ def stages_made_short(folder: Path) -> None:
     pretrain.pretrain_micro(folder / "mini", folder / "micro", short[2], log=lambda line: None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_the_recipe_makes_the_same_bytes_twice_and_the_shipped_tokenizer(tmp_path: Path) -> None:
     for name in ("once", "again"):
