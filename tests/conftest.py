@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from small import write_tasks
+from small import study, write_tasks
 
+from workbench.config import parse
+from workbench.study import Study
 from workbench.testing import tiny_backbone
 
 # On models this small a second thread only waits: many times slower where another program uses the processor.
@@ -45,3 +49,13 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tasks of eight training rows and four test rows, laid out as TRACE's."""
     return write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture
+def make(model_folder: Path, task_folder: Path, tmp_path: Path) -> Callable[..., Study]:
+    """Makes the small study with some keys changed."""
+
+    def build(**changes: Any) -> Study:
+        return Study(parse(study(model_folder, task_folder, tmp_path / "runs", **changes)))
+
+    return build

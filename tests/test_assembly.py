@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from small import column, study, write_tasks
+from small import column, write_tasks
 
 from benchmarks.mini_trace import MiniTrace
 from workbench.backbone import Backbone
 from workbench.benchmark import Task
-from workbench.config import ConfigError, load, parse
+from workbench.config import ConfigError, load
 from workbench.files import read_csv
 from workbench.report import matrix_table
 from workbench.results import RunFolder
@@ -25,16 +25,6 @@ Make = Callable[..., Study]
 FEW = {"train_rows": 32, "test_rows": 3, "validation_rows": 2}
 SEQFT = {"class_path": "strategies.SeqFT"}
 VALIDATION = {"batch_size": 4, "max_length": 64, "score_on": "validation"}
-
-
-@pytest.fixture
-def make(model_folder: Path, task_folder: Path, tmp_path: Path) -> Make:
-    """Makes the small study with some keys changed."""
-
-    def build(**changes: Any) -> Study:
-        return Study(parse(study(model_folder, task_folder, tmp_path / "runs", **changes)))
-
-    return build
 
 
 class OneProbe(MiniTrace):

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small import column, study
+from small import column
 from torch import nn
 
-from workbench.config import parse
 from workbench.study import Study
 
 Make = Callable[..., Study]
-
-
-@pytest.fixture
-def make(model_folder: Path, task_folder: Path, tmp_path: Path) -> Make:
-    """Makes the small study with some keys changed."""
-
-    def build(**changes: Any) -> Study:
-        return Study(parse(study(model_folder, task_folder, tmp_path / "runs", **changes)))
-
-    return build
 
 
 def built(make: Make, parameters: list[Any] | None = None, **changes: Any) -> torch.optim.Optimizer:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from workbench.comparison import compare
 from workbench.gallery import format_panels, matrix_figure
 from workbench.maps import heat_map
-from workbench.notebook import SHARPNESS, Page, Picture, Rows, answer_rows, score_rows
+from workbench.notebook import SHARPNESS, Page, Picture, Rows, score_rows
 from workbench.views import View
 
 
@@ -54,19 +54,10 @@ def test_a_table_holds_its_cells_and_no_code_of_theirs() -> None:
     assert html.count("<td") == 6
 
 
-def test_scores_and_answers_are_those_of_the_runs(view: View) -> None:
+def test_scores_are_those_of_the_runs(view: View) -> None:
     made = score_rows(view.comparison)
     assert made.head[:3] == ["strategy", "OP", "BWT"]
     assert made.rows[0][:5] == ["seqft", "0.650", "-0.400", "0.850", "-0.100"]
-    answers = answer_rows(view, "a")
-    assert answers.head[2] == "strategy"
-    assert answers.rows[0] == ["Is <i>it</i> so?", "yes", "seqft", "what?", "yes", "</script><b>no</b>"]
-
-
-def test_of_one_strategy_its_name_is_left_out(tmp_path: Path) -> None:
-    alone = View(compare([make_study(tmp_path / "made", ["seqft"], seeds=1)])[0])
-    assert answer_rows(alone, "a").head == ["question", "right answer", "before", "right after", "in the end"]
-    assert len(answer_rows(alone, "a").rows[0]) == 5
 
 
 def test_a_matrix_fills_in_task_by_task(view: View) -> None:

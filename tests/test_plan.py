@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from small import column, same, study, weights
+from small import column, same, weights
 
 from workbench.backbone import Backbone
 from workbench.benchmark import Task
-from workbench.config import ConfigError, parse
+from workbench.config import ConfigError
 from workbench.strategy import ContinualStrategy
 from workbench.study import Study
 
 Make = Callable[..., Study]
-
-
-@pytest.fixture
-def make(model_folder: Path, task_folder: Path, tmp_path: Path) -> Make:
-    """Makes the small study with some keys changed."""
-
-    def build(**changes: Any) -> Study:
-        return Study(parse(study(model_folder, task_folder, tmp_path / "runs", **changes)))
-
-    return build
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from small import ROOT, column, study
 
-from workbench.config import ConfigError, dump, load, parse
+from workbench.config import ConfigError, dump, load
 from workbench.files import read_csv
 from workbench.report import SUMMARY
 from workbench.results import RunFolder
@@ -27,16 +27,6 @@ Make = Callable[..., Study]
 LORA = {"class_path": "strategies.LoRA", "init_args": {"rank": 2}}
 SEQFT = {"class_path": "strategies.SeqFT"}
 FILES = {"config.yaml", "environment.json", "scores.csv", "nll.csv", "train.csv", "predictions", "model"}
-
-
-@pytest.fixture
-def make(model_folder: Path, task_folder: Path, tmp_path: Path) -> Make:
-    """Makes the small study with some keys changed."""
-
-    def build(**changes: Any) -> Study:
-        return Study(parse(study(model_folder, task_folder, tmp_path / "runs", **changes)))
-
-    return build
 
 
 def cells(run: RunFolder, name: str = "scores.csv") -> list[dict[str, str]]:

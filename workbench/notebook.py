@@ -25,7 +25,6 @@ from PIL import Image
 from workbench.comparison import Comparison
 from workbench.display import number, quiet
 from workbench.looks import STYLE
-from workbench.views import View
 
 SMALLEST_POINTS = 14.0
 """The smallest text of a picture and of a table, as it stands on the screen: what can be read from the last row."""
@@ -126,29 +125,6 @@ def score_rows(comparison: Comparison) -> Rows:
         counts = [round(spent[f"{name}_parameters"]) for name in ("trainable", "added")]
         rows.append([strategy, *(comparison.estimate(strategy, order, name).mean for name in MEASURES), *counts])
     return Rows(["strategy", *MEASURES.values(), "trains", "adds"], rows)
-
-
-def answer_rows(view: View, domain: str) -> Rows:
-    """The first test rows of a domain, and what was answered before it was learnt, right after, and in the end.
-
-    Args:
-        view: The comparison.
-        domain: One that was learnt.
-    """
-    head = ["question", "right answer", "strategy", "before", "right after", "in the end"]
-    rows = [
-        [
-            asked.prompt,
-            asked.expected,
-            given.strategy,
-            *(text or "–" for text in (given.before, given.learnt, given.end)),
-        ]
-        for asked in view.asked(domain)
-        for given in asked.answers
-    ]
-    if len(view.strategies) == 1:
-        head, rows = head[:2] + head[3:], [row[:2] + row[3:] for row in rows]
-    return Rows(head, rows, f"the first test rows of {domain}, not chosen")
 
 
 class Page:
