@@ -161,7 +161,16 @@ class Backbone(nn.Module):
         return adapters.merged(self.model)
 
     def encode(self, rows: Dataset, max_new_tokens: int | None = None, packed: bool = False) -> Dataset:
-        """Tokens and label positions of rows of text; see `Encoder.encode`."""
+        """Tokens and label positions of rows of text; see `Encoder.encode`.
+
+        Args:
+            rows: With columns "prompt" and "answer", or "text".
+            max_new_tokens: The longest answer in tokens. None: as long as the longest one there.
+            packed: Whether texts stand one after the other in rows of the longest length.
+
+        Returns:
+            Columns input_ids, prompt_length, row, prompt_cut and answer_cut.
+        """
         return self.encoder.encode(rows, max_new_tokens, packed)
 
     def collate(self, rows: Sequence[Any]) -> Batch:
@@ -198,6 +207,10 @@ class Backbone(nn.Module):
         """Greedy answers, in the order of the prompts, each ending before the end token.
 
         What a model's own generation config says (sampling, penalties) is not used: scores must be comparable.
+
+        Args:
+            prompts: As in a task's rows: the template is added here, and what is too long is cut as the policy says.
+            max_new_tokens: The longest answer in tokens.
         """
         limit, new_tokens = self.encoder.limits(max_new_tokens)
         encoded = [self.encoder.prompt(text, limit)[0] for text in prompts]
@@ -215,6 +228,10 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def log_likelihood(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
         """Teacher-forced log-likelihood of each answer and its end token.
+
+        Args:
+            prompts: As in `generate`.
+            answers: One for each prompt.
 
         Returns:
             (rows,) in nats, at most 0.

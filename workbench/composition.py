@@ -119,7 +119,7 @@ class CalmModel(PreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
     def add(self, stack: Any, pairs: Sequence[Any], table: Tensor | None) -> None:
-        """Takes in one augmenting stack, as it is, new connections, and the table that spells its tokens."""
+        """Takes in one augmenting stack, as it is, new connections, and the table, (V_B, P), of its tokens."""
         links = nn.ModuleList(Connection(stack.config, self.config.text_config, self.config.zero_init) for _ in pairs)
         stack.register_buffer("pieces", table)
         self.augmenting.append(_listen(stack).to(self.device))
@@ -131,7 +131,7 @@ class CalmModel(PreTrainedModel):  # type: ignore[misc]
     def forward(
         self, input_ids: Any, past_key_values: Any = None, use_cache: bool = False, prompt_mask: Any = None, **rest: Any
     ) -> BaseModelOutputWithPast:
-        """Runs the augmenting models over the new tokens, (batch, time), then the anchor with what they saw.
+        """The anchor's states, (batch, time, D_B), after the augmenting models have read the new tokens, (batch, time).
 
         `past_key_values` is the `CalmCache` of an earlier pass; `prompt_mask` (batch, prompt) is 1 at what an encoder
         reads, the first pass' tokens unless given; `rest` goes to every model: attention_mask, position_ids.
@@ -242,7 +242,7 @@ class CalmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         logits_to_keep: int = 0,
         **given: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits, and the loss where labels are given; the rest is `CalmModel.forward`'s."""
+        """Logits, (batch, kept, V_B), and the loss if labels, (batch, time), are given; the rest as in `CalmModel`."""
         output = self.model(input_ids, attention_mask=attention_mask, position_ids=position_ids, **given)
         logits = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
         loss = None if labels is None else self.loss_function(logits, labels, self.config.text_config.vocab_size)
