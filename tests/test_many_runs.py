@@ -15,6 +15,7 @@ from test_report import printed
 
 from workbench.comparison import compare
 from workbench.report import MATRICES_PRINTED, by_domain
+from workbench.tables import MOST_WARNINGS, sentences
 
 SECONDS = 30
 
@@ -36,6 +37,14 @@ def test_few_matrices_are_printed_and_many_are_pointed_at(tmp_path: Path) -> Non
     means, line = by_domain(compare([many(tmp_path / "many", 1, 1, MATRICES_PRINTED + 1)]), 120)
     assert printed(means)[0] == ["untouched", "0.10", "0.20", "0.50"]
     assert str(line).startswith(f"The score matrices of {MATRICES_PRINTED + 1} runs are in report.html, and each in")
+
+
+def test_a_terminal_is_not_flooded_with_warnings(tmp_path: Path) -> None:
+    comparison, *_ = compare([many(tmp_path, MOST_WARNINGS + 4, 1, 1)])
+    assert len(comparison.warnings) > MOST_WARNINGS
+    *told, last = sentences(comparison)
+    assert told == comparison.warnings[:MOST_WARNINGS]
+    assert last == f"{len(comparison.warnings) - MOST_WARNINGS} more sentences like these are in report.html."
 
 
 @pytest.mark.slow

@@ -24,12 +24,12 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A score for a table: three digits, and a dash for what was not measured.
+    """A score for a table: three digits, a dash for what was not measured, and no sign before a zero.
 
-    >>> number(0.5), number(float("nan"))
-    ('0.500', '–')
+    >>> number(0.5), number(float("nan")), number(-0.0004)
+    ('0.500', '–', '0.000')
     """
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+    return "–" if math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def duration(seconds: float) -> str:

@@ -17,6 +17,8 @@ from workbench.statistics import NORMAL, Estimate
 from workbench.sweeps import COLUMNS, trial_rows
 
 WIDE = 108
+MOST_WARNINGS = 24
+"""Sentences of a comparison that a terminal shows; the page has all."""
 ONE_LINE = 160
 """Characters from which an interval stands beside its mean, and not below it."""
 HEADINGS = ("OP", "BWT", "FWT", "forgetting", "learning\naccuracy", "general\ndelta")
@@ -39,7 +41,10 @@ def sentences(comparison: Comparison) -> list[str]:
     """What stands beneath the tables: why they stand apart, runs on their way, what was wrong, warnings."""
     apart = [f"{comparison.title}: kept apart from the first table ({comparison.apart})."] if comparison.apart else []
     unfinished = [f"{run.path} is not finished: {far}." for run, far in comparison.unfinished]
-    return [*apart, *unfinished, *comparison.problems, *comparison.warnings]
+    told = comparison.warnings
+    if len(told) > MOST_WARNINGS:
+        told = [*told[:MOST_WARNINGS], f"{len(told) - MOST_WARNINGS} more sentences like these are in report.html."]
+    return [*apart, *unfinished, *comparison.problems, *told]
 
 
 def protocol_note(run: RunFolder) -> str:
