@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from paired import Line, paired, ratios
 from subjects import backbone, trace_task
 from ways import workbench
 
 from strategies import CALM, BlockExpansion
 from workbench.backbone import Backbone
+from workbench.frozen import constant_parts, states_size
 
 SIZE = (256, 8)  # width, layers; two blocks are added
 SMALL = (128, 8)
@@ -54,6 +56,15 @@ def augmenting(gigabytes: float) -> float:
     return strategy.spent
 
 
+def cache() -> str:
+    """What is kept of m_A, in words."""
+    own, task = backbone(*SIZE), trace_task(TASK, ROWS)
+    Watched(backbone(*SMALL), connections=4).setup(own)
+    tokens = torch.cat([torch.tensor(row) for row in own.encode(task.train, task.max_new_tokens)["input_ids"]])
+    of_augmenting = constant_parts(own)[:1]
+    return f"{states_size(of_augmenting, tokens) / 1e6:.0f} MB for {len(tokens):,} tokens"
+
+
 def measure() -> Iterator[Line]:
     """Both; a cache is filled within the time that is told."""
     ways: dict[str, Callable[[], float]] = {
@@ -68,4 +79,4 @@ def measure() -> Iterator[Line]:
     yield Line(f"{title}: kept / not kept", ratios(taken["kept"], taken["new"]), 1.0, at_least=False)
     spent = paired({"each step": lambda: augmenting(0), "kept": lambda: augmenting(1)})
     saved = [1 - kept for kept in ratios(spent["kept"], spent["each step"])]
-    yield Line(f"CALM, {EPOCHS} epochs: share of m_A's forward saved", saved, 0.8)
+    yield Line(f"CALM, {EPOCHS} epochs: share of m_A's forward saved ({cache()})", saved, 0.8, unit="of it")

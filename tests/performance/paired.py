@@ -25,7 +25,7 @@ class Line:
         values: Of each paired run.
         bar: What it should be.
         at_least: Whether the bar is a least value; otherwise it is the most.
-        unit: "×" or "ms".
+        unit: "×", "ms" or "of it".
     """
 
     what: str

@@ -1,6 +1,6 @@
-"""The peak of resident memory of a few training steps, above what the imports take: a process of its own for each way.
+"""The peak of resident memory, above what the imports take, of a few training steps and of scoring.
 
-`python tests/performance/peak.py workbench 256 4` prints bytes.
+Each way has a process of its own: `python tests/performance/peak.py workbench 256 4` prints bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paired import RUNS, Line, ratios
+from scoring import BATCH, LARGE, LONGEST_PROMPT, OTHERS, file_order
 from subjects import backbone, model, trace_task
 from ways import hf_trainer, workbench
 
@@ -51,19 +52,42 @@ def peak(way: str, width: int, layers: int) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
+def scoring(way: str, width: int, layers: int) -> int:
+    """Bytes above those after the imports, of answers to prompts with the lengths of TRACE's longest."""
+    before = resident()
+    task = trace_task("MeetingBank", 2 * BATCH, OTHERS)
+    own = backbone(width, layers, LONGEST_PROMPT, OTHERS)
+    own.eval_batch_size = BATCH
+    prompts = task.train["prompt"][:]
+    if way == "greedy":
+        own.generate(prompts, OTHERS)
+    else:
+        file_order(own.eval(), task, prompts)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+WAYS = {"workbench": peak, "hf": peak, "greedy": scoring, "generate": scoring}
+
+
 def measure() -> Iterator[Line]:
-    """Of the workbench over HF Trainer's."""
+    """Of the workbench over HF Trainer's, and over that of `generate` with as many rows at once."""
     for (width, layers), bar in SIZES.items():
-        taken: dict[str, list[float]] = {"workbench": [], "hf": []}
-        for _ in range(RUNS):
-            for way, found in taken.items():
-                command = [sys.executable, __file__, way, str(width), str(layers)]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                found.append(float(done.stdout.split()[-1]))
-        told = " and ".join(f"{min(found) / 2**20:.0f} MiB" for found in taken.values())
-        title = f"peak memory, {ROWS} × {LENGTH}, a tenth labelled, {width} × {layers}: workbench / HF Trainer ({told})"
-        yield Line(title, ratios(taken["workbench"], taken["hf"]), bar, at_least=False)
+        what = f"peak memory, {ROWS} × {LENGTH}, a tenth labelled, {width} × {layers}: workbench / HF Trainer"
+        yield _beside(what, ("workbench", "hf"), (width, layers), bar)
+    what = f"peak memory of scoring, {BATCH} rows at once, {LARGE[0]} × {LARGE[1]}: workbench / generate"
+    yield _beside(what, ("greedy", "generate"), LARGE, 1.0)
+
+
+def _beside(what: str, ways: tuple[str, str], size: tuple[int, int], bar: float) -> Line:
+    taken: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(RUNS):
+        for way, found in taken.items():
+            command = [sys.executable, __file__, way, *map(str, size)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found.append(float(done.stdout.split()[-1]))
+    told = " and ".join(f"{min(found) / 2**20:.0f} MiB" for found in taken.values())
+    return Line(f"{what} ({told})", ratios(*taken.values()), bar, at_least=False)
 
 
 if __name__ == "__main__":
-    print(peak(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    print(WAYS[sys.argv[1]](sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

@@ -25,6 +25,7 @@ TIED = 1e-4  # logits: where the two best are as near as that, either may be cho
 BATCH = 16
 LONGEST = {"C-STANCE": 8, "FOMC": 8, "NumGLUE-cm": 16, "NumGLUE-ds": 16}
 OTHERS = 64
+LONGEST_PROMPT = 400
 LARGE = (640, 10)  # 50 million parameters
 INSTRUCTED = "Read what follows and answer as you were taught, in one word where one is enough. "
 
@@ -74,7 +75,7 @@ def trained(width: tuple[int, int] | None, rows: int) -> tuple[Backbone, list[Ta
     """
     longest = LONGEST | dict.fromkeys(("MeetingBank", "Py150", "ScienceQA", "20Minuten"), OTHERS)
     found = Trace(os.environ["WORKBENCH_TRACE"], max_new_tokens=longest)
-    policy = TextPolicy(max_prompt_length=400, max_answer_length=OTHERS, truncation="middle")
+    policy = TextPolicy(max_prompt_length=LONGEST_PROMPT, max_answer_length=OTHERS, truncation="middle")
     small = Backbone.load(os.environ["WORKBENCH_MODEL"], end_token="<s>", text=policy, eval_batch_size=BATCH)
     tokenizer = small.tokenizer
     made = (
