@@ -137,7 +137,7 @@ class Assembly:
             seed=seed,
         )
         data.num_workers, data.batch_tokens = self.config.data.num_workers, self.config.data.batch_tokens
-        data.frozen_states_gb = self.config.data.frozen_states_gb
+        data.frozen_states_gb, data.score_options = self.config.data.frozen_states_gb, self.config.data.score_options
         return data
 
     def protocol(self, name: str, order: str, seed: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from transformers import (
 
 from workbench import adapters, composition  # noqa: F401, the latter so that a saved composition loads
 from workbench.batch import IGNORED, Batch, Output, collate, passes, token_nats
-from workbench.decoding import greedy
+from workbench.decoding import greedy, has_plain_cache, option_nats
 from workbench.encoding import Encoder, TextPolicy, end_with
 from workbench.files import sync_folder, sync_tree
 from workbench.model_folder import check_folder, locate
@@ -161,16 +161,7 @@ class Backbone(nn.Module):
         return adapters.merged(self.model)
 
     def encode(self, rows: Dataset, max_new_tokens: int | None = None, packed: bool = False) -> Dataset:
-        """Tokens and label positions of rows of text; see `Encoder.encode`.
-
-        Args:
-            rows: With columns "prompt" and "answer", or "text".
-            max_new_tokens: The longest answer in tokens. None: as long as the longest one there.
-            packed: Whether texts stand one after the other in rows of the longest length.
-
-        Returns:
-            Columns input_ids, prompt_length, row, prompt_cut and answer_cut.
-        """
+        """Tokens and label positions of rows of text; arguments and columns are `Encoder.encode`'s."""
         return self.encoder.encode(rows, max_new_tokens, packed)
 
     def collate(self, rows: Sequence[Any]) -> Batch:
@@ -212,18 +203,31 @@ class Backbone(nn.Module):
             prompts: As in a task's rows: the template is added here, and what is too long is cut as the policy says.
             max_new_tokens: The longest answer in tokens.
         """
-        limit, new_tokens = self.encoder.limits(max_new_tokens)
-        encoded = [self.encoder.prompt(text, limit)[0] for text in prompts]
+        begun, new_tokens = self._prompts(prompts, max_new_tokens)
         end = self.tokenizer.eos_token_id
         with self.evaluating():
-            answers = greedy(
-                self.model,
-                [tokens or [end] for tokens in encoded],  # an empty text is the beginning of one, after the last's end
-                new_tokens=new_tokens,
-                rows=self.eval_batch_size,
-                end=end,
-            )
+            answers = greedy(self.model, begun, new_tokens=new_tokens, rows=self.eval_batch_size, end=end)
         return [self._decode(tokens) for tokens in answers]
+
+    @torch.no_grad()
+    def likeliest(self, prompts: Sequence[str], options: Sequence[str], max_new_tokens: int) -> list[str]:
+        """Which of a few answers begins what follows each prompt likeliest: the first of equals.
+
+        Args:
+            prompts: As in `generate`.
+            options: The answers, taken without the end token, which a reason may precede.
+            max_new_tokens: The longest answer in tokens.
+        """
+        begun, new_tokens = self._prompts(prompts, max_new_tokens)
+        parts = [self.encoder.answer(text, new_tokens) for text in options]
+        answers = [tokens if cut else tokens[:-1] for tokens, cut in parts]
+        if has_plain_cache(self.model) and min(map(len, begun), default=0) > 1:
+            with self.evaluating():
+                nats = option_nats(self.model, begun, answers, rows=self.eval_batch_size)
+        else:
+            rows = [{"input_ids": one + two, "prompt_length": len(one), "row": 0} for one in begun for two in answers]
+            nats = self.nats(Dataset.from_list(rows))[0].view(len(begun), len(answers))
+        return [options[index] for index in nats.argmin(1).tolist()]
 
     @torch.no_grad()
     def log_likelihood(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
@@ -267,6 +271,11 @@ class Backbone(nn.Module):
         finally:
             for module, training in modes:
                 module.training = training
+
+    def _prompts(self, prompts: Sequence[str], max_new_tokens: int) -> tuple[list[list[int]], int]:
+        """Tokens of each, and the most of an answer; an empty text is the beginning of one, after the last's end."""
+        limit, new_tokens = self.encoder.limits(max_new_tokens)
+        return [self.encoder.prompt(text, limit)[0] or [self.tokenizer.eos_token_id] for text in prompts], new_tokens
 
     def _decode(self, tokens: list[int]) -> str:
         end = self.tokenizer.eos_token_id

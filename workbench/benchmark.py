@@ -10,6 +10,7 @@ from datasets import Dataset
 from torchmetrics import Metric
 
 NATS_PER_BYTE = "nats_per_byte"
+LIKELIEST_OPTION = "likeliest_option"
 PRETRAINING = "pretraining"
 """The name of the item that continues pretraining before the first task: what trains then may be something else."""
 
@@ -42,9 +43,11 @@ class Task:
             learnt, as in pretraining. Scoring never packs.
         prepares: For an inserted item that stands before the task of this name, such as an expert's own training:
             the row of the task before is scored ahead of it. Other inserted items belong to the task before them.
+        options: What an answer can begin with, where that is one of a few texts, such as the letters of a choice; see
+            `data.score_options`.
 
     Raises:
-        ValueError: A split has other columns, the test split is empty, or there is no scorer.
+        ValueError: A split has other columns, the test split is empty, there is no scorer, or a single option.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Task:
     max_steps: int | None = None
     packed: bool = False
     prepares: str | None = None
+    options: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
@@ -70,6 +74,8 @@ class Task:
             self._check_columns(split)
         if not self.is_corpus and not self.scorers:
             raise ValueError(f"{self.name}: no scorer is given. Give at least one, the primary one first.")
+        if self.options and (isinstance(self.options, str) or "" in self.options or len({*self.options}) < 2):
+            raise ValueError(f"{self.name}: options={self.options!r}. Give a list of two or more different answers.")
 
     def _check_columns(self, split: str) -> None:
         dataset: Dataset = getattr(self, split)

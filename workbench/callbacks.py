@@ -272,7 +272,8 @@ class ForgettingMonitor(Callback):
             started = time.monotonic()
             with untouched_randomness(), module.scoring_context():
                 seed_all(self.data.seed, "score", task.name)
-                score = score_task(module.backbone, module.continual_strategy, task)
+                options = self.data.score_options
+                score = score_task(module.backbone, module.continual_strategy, task, options=options)
             seconds = time.monotonic() - started
             keep(score, seconds)
             self.progress.scoring += seconds

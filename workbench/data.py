@@ -85,11 +85,13 @@ class ContinualDataModule(LightningDataModule):
         num_workers: Processes that make batches beside this one; they change no number.
         batch_tokens: The most in a batch, padding among them (`EpochBatches`); None: not limited.
         frozen_states_gb: What the states of frozen layers may take, where they are kept (`workbench.frozen`).
+        score_options: Whether tasks that have options are also scored by the likeliest of them.
     """
 
     num_workers: int = 0
     batch_tokens: int | None = None
     frozen_states_gb: float = 1.0
+    score_options: bool = False
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from workbench.batch import passes
+from workbench.batch import passes, token_nats
 
 LEAST_SHARED = 8  # tokens: fewer are not worth a pass of their own
 
@@ -56,6 +56,34 @@ def greedy(
     return answers
 
 
+def option_nats(
+    model: PreTrainedModel, prompts: Sequence[list[int]], options: Sequence[list[int]], *, rows: int
+) -> Tensor:
+    """Negative log-likelihood of each of a few answers after each prompt.
+
+    Prompts but for their last token are read once, and what all begin with once for all; each answer is then read over
+    that cache. The cache has to be a plain one (`has_plain_cache`).
+
+    Args:
+        model: In evaluation mode.
+        prompts: The tokens of each, two at least.
+        options: The tokens of each answer, one at least.
+        rows: The most prompts that are read at once.
+
+    Returns:
+        (prompts, options) nats in float64.
+    """
+    reader = _Reader(model, [tokens[:-1] for tokens in prompts])
+    order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), place))
+    nats = torch.zeros(len(prompts), len(options), dtype=torch.float64)
+    for start in range(0, len(order), rows):
+        for group in reader.enter(order[start : start + rows]):
+            last = torch.tensor([prompts[place][-1] for place in group.places])
+            for number, option in enumerate(options):
+                nats[group.places, number] = reader.nats(group, last, torch.tensor(option)).double().cpu()
+    return nats
+
+
 @dataclass
 class _Rows:
     """Prompts that are being answered.
@@ -82,7 +110,7 @@ class _Reader:
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]]) -> None:
         self.model, self.prompts = model, prompts
-        self.plain = _has_plain_cache(model)
+        self.plain = has_plain_cache(model)
         self.begun, self.shared = 0, None  # tokens that all prompts begin with, and their cache, of one row
         if self.plain and (common := _common(prompts)) >= LEAST_SHARED:
             self.begun = common
@@ -128,20 +156,41 @@ class _Reader:
                 layer.keys, layer.values = layer.keys[:, :, used], layer.values[:, :, used]
         return _Rows([rows.places[row] for row in index.tolist()], mask, rows.newest[index], rows.cache)
 
+    def nats(self, rows: _Rows, last: Tensor, answer: Tensor) -> Tensor:
+        """(rows,) nats of one answer after each row and a `last` token (rows,) of its prompt; the cache stays as it is.
+
+        Row by row the answer, (time,), is the same.
+        """
+        tokens = torch.cat([last[:, None], answer[:-1].expand(len(last), -1)], 1)
+        size, width = tokens.shape[1], rows.mask.shape[1]
+        positions = rows.mask.sum(1, keepdim=True) + torch.arange(size, device=rows.mask.device)
+        given = {"attention_mask": functional.pad(rows.mask, (0, size), value=1), "position_ids": positions}
+        states, cache = self._states(tokens, rows.cache, **given)
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, :width], layer.values[:, :, :width]
+        head = self.model.get_output_embeddings()
+        targets = answer.to(states.device).repeat(len(last))
+        nats = token_nats(head, states.flatten(0, 1), targets, self.model.get_input_embeddings().num_embeddings)
+        return nats.view(len(last), size).sum(1)
+
     def _read(self, tokens: Tensor, ends: list[int], cache: Any, **given: Any) -> tuple[Tensor, Any]:
         """The likeliest token after column `ends` of each row of tokens (rows, time), and the cache with all of these.
 
         The cache has the columns before; None: there are none.
         """
+        states, cache = self._states(tokens, cache, **given)
+        logits = self.model.get_output_embeddings()(states[range(len(ends)), ends]).float()
+        return logits.argmax(-1), cache
+
+    def _states(self, tokens: Tensor, cache: Any, **given: Any) -> tuple[Tensor, Any]:
+        """(rows, time, width) final states of tokens (rows, time), and the cache with these."""
         output = self.model.base_model(
             input_ids=tokens.to(self.model.device), past_key_values=cache, use_cache=True, **given
         )
-        states = output.last_hidden_state[range(len(ends)), ends]
-        logits = self.model.get_output_embeddings()(states).float()
-        return logits.argmax(-1), output.past_key_values
+        return output.last_hidden_state, output.past_key_values
 
 
-def _has_plain_cache(model: PreTrainedModel) -> bool:
+def has_plain_cache(model: PreTrainedModel) -> bool:
     """Whether a cache is keys and values of every layer and every token, and nothing else."""
     if not model._supports_default_dynamic_cache():
         return False

@@ -67,6 +67,8 @@ class DataConfig:
         score_on: The split of each task that is scored, wherever a task is: "validation" while learning rates and
             the like are chosen, so that the test rows have no part in the choice. Probes and the general corpus
             are scored on their test rows all the same.
+        score_options: Whether a task whose answers begin with one of a few options is also scored by which of them the
+            model finds likeliest ("likeliest_option", not a primary metric); no answer is generated for that.
     """
 
     batch_size: int = field(default=32, metadata={"least": 1})
@@ -81,6 +83,7 @@ class DataConfig:
     num_workers: int = field(default=0, metadata={"least": 0})
     frozen_states_gb: float = field(default=1.0, metadata={"least": 0})
     score_on: Literal["test", "validation"] = "test"
+    score_options: bool = False
 
 
 @dataclass

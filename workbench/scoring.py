@@ -13,7 +13,7 @@ from datasets import Dataset
 from torchmetrics import Metric
 
 from workbench.backbone import Backbone
-from workbench.benchmark import NATS_PER_BYTE, Task
+from workbench.benchmark import LIKELIEST_OPTION, NATS_PER_BYTE, Task
 from workbench.processes import gathered, share
 from workbench.scorers import RowMean
 from workbench.strategy import ContinualStrategy
@@ -55,12 +55,15 @@ class TaskScore:
         return self.metrics[self.primary]
 
 
-def score_task(backbone: Backbone, strategy: ContinualStrategy, task: Task) -> TaskScore:
+def score_task(backbone: Backbone, strategy: ContinualStrategy, task: Task, *, options: bool = False) -> TaskScore:
     """Tests one task: the strategy's own answers under each scorer, and the likelihood of the right ones.
 
     A strict score can fall to 0 when only the format is lost; the likelihood, in nats per token, tells that from
     lost knowledge. A corpus has no answers: it is scored in nats per byte of UTF-8 (lower is better). Of several
     processes each scores its share of the rows, and all have the whole afterwards.
+
+    With `options`, of a task that has such, the option that the model itself finds likeliest after the prompt is judged
+    besides, by the primary scorer: "likeliest_option".
     """
     with backbone.merged():
         encoded = backbone.encode(task.test, task.max_new_tokens)
@@ -74,7 +77,9 @@ def score_task(backbone: Backbone, strategy: ContinualStrategy, task: Task) -> T
             return TaskScore(task.name, task.primary, metrics, len(task.test), nats / tokens, tokens)
         prompts, answers = task.test["prompt"][:], task.test["answer"][:]
         predictions, seconds = _answers(backbone, strategy, task, prompts)
+        chosen = _chosen(backbone, task, prompts) if options else []
     judged = {name: _judged(scorer, prompts, predictions, answers) for name, scorer in task.scorers.items()}
+    judged |= {LIKELIEST_OPTION: _judged(task.scorers[task.primary], prompts, chosen, answers)} if chosen else {}
     metrics = {name: float(metric.compute()) for name, metric in judged.items()}
     errors = {name: metric.standard_error() for name, metric in judged.items() if isinstance(metric, RowMean)}
     rows = [
@@ -109,6 +114,12 @@ def _answers(
         told = f"{task.name}: {len(predictions)} answers came back for {len(own)} prompts"
         raise ValueError(f"{told}. Give one for each.")
     return gathered(predictions), seconds
+
+
+def _chosen(backbone: Backbone, task: Task, prompts: Sequence[str]) -> list[str]:
+    """The option that the model itself finds likeliest, for each prompt; nothing for a task without options."""
+    own = [prompts[row] for row in share(len(prompts))]
+    return gathered(backbone.likeliest(own, task.options, task.max_new_tokens) if own and task.options else [])
 
 
 def _count_tokens(backbone: Backbone, task: Task, predictions: Sequence[str]) -> int:

@@ -51,6 +51,7 @@ def untouched_row(
     policy = {
         "precision": make_trainer(data.tasks[0], []).precision,
         "backbone": vars(assembly.config.backbone),
+        "options": data.score_options,
         **vars(assembly.text_policy),
     }
     key = json.dumps({**assembly.inputs, **policy}, sort_keys=True)

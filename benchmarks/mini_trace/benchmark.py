@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from benchmarks.mini_trace.domains import DOMAINS
+from benchmarks.mini_trace.domains import DOMAINS, LABELS
 from benchmarks.mini_trace.mix import MIX, episode
 from benchmarks.mini_trace.sampling import Row, distinct_rows, seeded
 from benchmarks.mini_trace.style import Conflict, Similarity, Style
@@ -110,6 +110,7 @@ class MiniTrace:
 
     def _build(self, name: str) -> Task:
         domain = DOMAINS[name]
+        scorers = domain.scorers()
         held_out = self.test_rows + self.validation_rows
         rng = seeded("mini_trace", self.seed, name)
         rows = distinct_rows(lambda rng: domain.make(rng, self.style), rng, held_out + self.train_rows)
@@ -118,8 +119,9 @@ class MiniTrace:
             test=_dataset(rows[: self.test_rows]),
             validation=_dataset(rows[self.test_rows : held_out]),
             train=_dataset(rows[held_out:]),
-            scorers=domain.scorers(),
+            scorers=scorers,
             max_new_tokens=domain.max_new_tokens,
+            options=LABELS if "valid" in scorers else (),
         )
 
     def _probe(self, name: str, longest: int) -> Task:

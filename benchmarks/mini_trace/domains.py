@@ -18,6 +18,7 @@ from benchmarks.mini_trace.sampling import Row
 from benchmarks.mini_trace.style import TOPIC_LETTERS, Style, legend
 from workbench.scorers import EditSimilarity, ExactMatch, FirstCharacter, FirstLabel, RougeL, Sari, ValidLabel
 
+LABELS = ("A", "B", "C")
 LABEL = r"(?<![A-Za-z])[ABC](?![A-Za-z])"
 NUMBER = r"-?\d+"
 MOODS = {"for": words.LIKES, "against": words.HATES, "neither": ("knows", "sees")}

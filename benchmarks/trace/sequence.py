@@ -22,6 +22,7 @@ MAX_PROMPT_LENGTH = 1024
 MAX_NEW_TOKENS = 512
 MAX_NEW_TOKENS_ELSEWHERE = 64
 TESTED_BY_ITS_EVAL = "FOMC"
+OPTIONS = {"C-STANCE": "ABC", "FOMC": "ABC", "ScienceQA": "ABCDE"}
 
 
 class Trace:
@@ -126,6 +127,7 @@ def _task(name: str, splits: Splits, max_new_tokens: int) -> Task:
         max_new_tokens=max_new_tokens,
         max_prompt_length=MAX_PROMPT_LENGTH if name in MAX_EPOCHS else None,
         max_epochs=MAX_EPOCHS.get(name),
+        options=tuple(OPTIONS.get(name, "")),
     )
 
 

@@ -147,6 +147,7 @@ TASKS = [
     row("a task's name", lambda: replace(tiny_tasks()[0], name="a/b"), "'a/b' is no name for a task: it has to be"),
     row("no test rows", lambda: replace(tiny_tasks()[0], test=NONE), "task_0: the test split has no rows", "Give it"),
     row("no scorer", lambda: replace(tiny_tasks()[0], scorers={}), "task_0: no scorer is given. Give at least one"),
+    row("an option", lambda: replace(tiny_tasks()[0], options=["A"]), "task_0: options=['A']. Give a list of two or"),
     row(
         "a column",
         lambda: replace(tiny_tasks()[0], train=PAIRS.remove_columns("answer")),
