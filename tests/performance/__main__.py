@@ -30,19 +30,19 @@ def main(names: list[str]) -> None:
     if unknown := [name for name in names if name not in (*MODULES, GROWTH)]:
         raise SystemExit(f"There is no part {unknown[0]!r}. Choose from {', '.join((*MODULES, GROWTH))}.")
     _quiet()
-    lines = [f"# {datetime.date.today()}, commit {commit()}", "", machine(), ""]
-    print(lines[2], flush=True)
-    for name in names:
-        if name == GROWTH:
-            lines += ["", growth.table(), ""]
-            continue
-        for line in MODULES[name].measure():
-            print(line, flush=True)
-            lines.append(f"- {line}")
     folder = Path(__file__).with_name("results")
     folder.mkdir(exist_ok=True)
     file = folder / f"{datetime.date.today()}-{'-'.join(names)}.md"
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(machine(), flush=True)
+    with file.open("w", encoding="utf-8", buffering=1) as kept:  # line by line: it is there if the rest is stopped
+        kept.write(f"# {datetime.date.today()}, commit {commit()}\n\n{machine()}\n\n")
+        for name in names:
+            if name == GROWTH:
+                kept.write(f"\n{growth.table()}\n\n")
+                continue
+            for line in MODULES[name].measure():
+                print(line, flush=True)
+                kept.write(f"- {line}\n")
     print(f"written to {file}")
 
 

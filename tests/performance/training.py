@@ -19,7 +19,7 @@ from workbench.seeding import derived_seed, seed_all
 from workbench.strategy import ContinualStrategy
 
 TARGETS = ["q_proj", "v_proj"]
-SIZES = {(256, 4): (16, 2.0), (512, 8): (8, 1.3)}  # width, layers: rows a task, the bar
+SIZES = {(256, 4): (12, 2.0), (512, 8): (8, 1.3)}  # width, layers: rows a task, the bar
 PROMPT, ANSWER = 512, 128  # tokens at most
 BUCKET = 16
 
