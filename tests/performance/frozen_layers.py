@@ -17,7 +17,7 @@ from workbench.frozen import constant_parts, states_size
 
 SIZE = (256, 8)  # width, layers; two blocks are added
 SMALL = (128, 8)
-TASK, ROWS, BATCH, EPOCHS = "C-STANCE", 64, 16, 5
+TASK, ROWS, BATCH, EPOCHS = "C-STANCE", 32, 8, 5
 
 
 def blocks(trains: str, gigabytes: float, epochs: int) -> float:
