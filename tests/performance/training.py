@@ -19,7 +19,7 @@ from workbench.seeding import derived_seed, seed_all
 from workbench.strategy import ContinualStrategy
 
 TARGETS = ["q_proj", "v_proj"]
-SIZES = {(256, 4): (12, 2.0), (512, 8): (8, 1.3)}  # width, layers: rows a task, the bar
+SIZES = {(256, 4): (8, 4, 2.0), (512, 8): (6, 3, 1.3)}  # width, layers: rows a task, rows a batch, the bar
 PROMPT, ANSWER = 512, 128  # tokens at most
 BUCKET = 16
 
@@ -81,7 +81,7 @@ def _as_set_up(fresh: Backbone) -> Backbone:
 
 def beside_hf(method: str, width: int, layers: int) -> list[Line]:
     """Seconds of HF Trainer over the workbench's, over all tasks and for each: against the faster of HF's two ways."""
-    count, bar = SIZES[width, layers]
+    count, _, bar = SIZES[width, layers]
     tasks = [trace_task(name, count, ANSWER) for name in LENGTHS]
     kept: dict[str, list[Taken]] = {"workbench": [], "random": [], "grouped": []}
 
@@ -109,10 +109,10 @@ def _of_task(title: str, task: Task, kept: dict[str, list[Taken]]) -> Line:
 
 
 def _train(name: str, method: str, size: tuple[int, int], tasks: list[Task]) -> Taken:
-    own = backbone(*size, PROMPT, ANSWER)
+    own, rows = backbone(*size, PROMPT, ANSWER), SIZES[size][1]
     if name == "workbench":
-        return workbench(own, strategy(method), tasks, batch_size=4, bucket=BUCKET)
-    return hf_trainer(hf_model(method, *size), own, tasks, batch_size=4, grouped=name == "grouped")
+        return workbench(own, strategy(method), tasks, batch_size=rows, bucket=BUCKET)
+    return hf_trainer(hf_model(method, *size), own, tasks, batch_size=rows, grouped=name == "grouped")
 
 
 def beside_a_bare_loop() -> list[Line]:
