@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from workbench import batch, decoding
 from workbench.backbone import Backbone
 from workbench.composition import CalmForCausalLM
-from workbench.decoding import greedy
+from workbench.decoding import Room, greedy
 from workbench.testing import VARIANTS, tiny_backbone
 
 NEVER = -1  # an end token that no model gives
@@ -92,7 +92,7 @@ def assert_alike(model: Any, given: Sequence[list[int]], new_tokens: int, end: i
     """The answers are transformers', but from where on two tokens were as likely but for rounding."""
     expected, gaps = by_transformers(model, given, new_tokens, end)
     with torch.no_grad():
-        answers = greedy(model, given, new_tokens=new_tokens, rows=rows, end=end)
+        answers = greedy(model, given, new_tokens, Room(rows), end)
     near_ties = 0
     for answer, wanted, gap in zip(answers, expected, gaps.tolist(), strict=True):
         if answer != wanted:
@@ -137,7 +137,7 @@ def test_answers_of_a_composition(encoder: bool, anchor: dict[str, Any]) -> None
 def test_answers_of_an_adapted_model(settings: dict[str, Any]) -> None:
     decoder, given = adapted(**settings), prompts(shared=INSTRUCTION)
     answers = assert_alike(decoder, given, 12, NEVER, rows=5)
-    assert answers != greedy(model(), given, new_tokens=12, rows=5, end=NEVER)
+    assert answers != greedy(model(), given, 12, Room(5), NEVER)
 
 
 def test_answers_of_a_trained_model() -> None:
@@ -155,7 +155,7 @@ def test_what_prompts_share_is_read_once_and_each_token_of_an_answer_once() -> N
     own = [[*range(3, 33)], [*range(40, 50)], [*range(60, 65)]]
     decoder = model()
     with passes(decoder) as seen:
-        greedy(decoder, [INSTRUCTION + row for row in own], new_tokens=6, rows=64, end=NEVER)
+        greedy(decoder, [INSTRUCTION + row for row in own], 6, Room(64), NEVER)
     assert seen == [(1, 11), (3, 30), *[(3, 1)] * 5]
     assert sum(rows * time for rows, time in seen) == 11 + 3 * 30 + 3 * 5
 
@@ -166,7 +166,7 @@ def test_else_prompts_are_read_whole(case: str) -> None:
     shared = INSTRUCTION[: decoding.LEAST_SHARED - 1] if case == "a short beginning" else INSTRUCTION
     given = [[*shared, 100], [*shared, 200, 4]][: 1 if case == "one prompt" else 2]
     with passes(decoder) as seen:
-        greedy(decoder, given, new_tokens=2, rows=64, end=NEVER)
+        greedy(decoder, given, 2, Room(64), NEVER)
     assert seen == [(len(given), max(map(len, given))), (len(given), 1)]
 
 
@@ -174,9 +174,9 @@ def test_rows_that_have_ended_leave() -> None:
     """Every step reads as many rows as answers that go on."""
     for decoder in (model(), composed()):
         given = prompts()
-        end = ending(greedy(decoder, given, new_tokens=12, rows=64, end=NEVER))
+        end = ending(greedy(decoder, given, 12, Room(64), NEVER))
         with passes(decoder) as seen:
-            answers = greedy(decoder, given, new_tokens=12, rows=64, end=end)
+            answers = greedy(decoder, given, 12, Room(64), end)
         lengths = [len(answer) for answer in answers]
         steps = [(sum(length > step for length in lengths), 1) for step in range(1, max(lengths))]
         assert seen == [(13, max(map(len, given))), *steps]
@@ -186,9 +186,9 @@ def test_rows_that_have_ended_leave() -> None:
 def test_the_next_prompts_enter_when_a_quarter_of_the_rows_is_free() -> None:
     """Eight rows at most, each prompt read once, and fewer steps than where a batch waits for its last row."""
     decoder, given = model(), [[5, *row] for row in prompts(30)]
-    end = ending(greedy(decoder, given, new_tokens=40, rows=64, end=NEVER))
+    end = ending(greedy(decoder, given, 40, Room(64), NEVER))
     with passes(decoder) as seen:
-        answers = greedy(decoder, given, new_tokens=40, rows=8, end=end)
+        answers = greedy(decoder, given, 40, Room(8), end)
     active, entered = [0], []
     for rows, time in seen:
         if time > 1:
@@ -208,10 +208,10 @@ def test_the_next_prompts_enter_when_a_quarter_of_the_rows_is_free() -> None:
 def test_long_prompts_are_read_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """100 tokens a pass, padding among them: 3 prompts of up to 31, 3 of up to 28, the 2 others."""
     decoder, given = model(), [[3 + row] * (31 - row) for row in range(8)]
-    expected = greedy(decoder, given, new_tokens=4, rows=64, end=NEVER)
+    expected = greedy(decoder, given, 4, Room(64), NEVER)
     monkeypatch.setattr(batch, "MOST_READ", 100)
     with passes(decoder) as seen:
-        assert greedy(decoder, given, new_tokens=4, rows=64, end=NEVER) == expected
+        assert greedy(decoder, given, 4, Room(64), NEVER) == expected
     assert seen == [(3, 31), (3, 28), (2, 25), *[(8, 1)] * 3]
 
 
@@ -230,7 +230,7 @@ def test_odd_prompts(make: Any, given: list[list[int]]) -> None:
 
 
 def test_no_prompts() -> None:
-    assert greedy(model(), [], new_tokens=3, rows=4, end=NEVER) == []
+    assert greedy(model(), [], 3, Room(4), NEVER) == []
 
 
 def test_an_empty_text_goes_on_after_an_end_token() -> None:
@@ -238,7 +238,7 @@ def test_an_empty_text_goes_on_after_an_end_token() -> None:
     backbone = tiny_backbone("qwen2")
     backbone.tokenizer.add_bos_token = False
     with torch.no_grad():
-        tokens = greedy(backbone.model, [[backbone.tokenizer.eos_token_id]], new_tokens=4, rows=1, end=NEVER)
+        tokens = greedy(backbone.model, [[backbone.tokenizer.eos_token_id]], 4, Room(1), NEVER)
     assert backbone.encoder.prompt("", 9)[0] == []
     assert backbone.generate([""], 4) == [backbone.tokenizer.decode(tokens[0])]
 
@@ -247,7 +247,22 @@ def test_twice_the_same_bits() -> None:
     decoder, given = model(), prompts(20, INSTRUCTION)
     states: list[Tensor] = []
     decoder.lm_head.register_forward_hook(lambda _, __, logits: states.append(logits))
-    once, again = (greedy(decoder, given, new_tokens=8, rows=6, end=11) for _ in range(2))
+    once, again = (greedy(decoder, given, 8, Room(6), 11) for _ in range(2))
     half = len(states) // 2
     assert once == again
     assert all(torch.equal(one, other) for one, other in zip(states[:half], states[half:], strict=True))
+
+
+@pytest.mark.parametrize("make", [model, composed])
+def test_no_more_tokens_are_decoded_at_once_than_there_is_room_for(make: Any) -> None:
+    decoder, given = make(), prompts(24)
+    expected = greedy(decoder, given, 6, Room(64), NEVER)
+    longest, tokens = max(map(len, given)), 4 * (max(map(len, given)) + 6)
+    with passes(decoder) as seen:
+        assert greedy(decoder, given, 6, Room(64, tokens), NEVER) == expected
+    rows = [count for count, width in seen if width == 1]
+    assert max(rows) > 4 >= rows[0]  # short prompts have more beside them than the longest
+    assert all(count * width <= tokens for count, width in seen)
+    with passes(decoder) as seen:
+        assert greedy(decoder, given, 6, Room(64, longest), NEVER) == expected  # one row always has room
+    assert min(count for count, _ in seen) == 1

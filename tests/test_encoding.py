@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from workbench.backbone import Backbone
 from workbench.batch import IGNORED, collate
-from workbench.encoding import ALPACA, Encoder, TextPolicy
+from workbench.encoding import ALPACA, Encoder, TextPolicy, end_with
 from workbench.model_folder import SHIPPED
 from workbench.testing import tiny_backbone
 
@@ -291,3 +291,10 @@ def test_packed_texts_stand_one_after_the_other_and_none_is_lost(size: int) -> N
     begins = [index * (size - 1) for index in range(len(rows))]
     owners = [index for index, text in enumerate(texts) for _ in [BEGIN, *plain(text), END]]
     assert [row["row"] for row in rows] == [owners[begin] for begin in begins]
+
+
+def test_a_cut_prompt_keeps_a_begin_token_that_is_the_end_token_too() -> None:
+    both = tokenizer()
+    end_with(both, both.bos_token)
+    tokens, cut = Encoder(both, POSITIONS, TextPolicy()).prompt(LONG, 9)
+    assert (len(tokens), tokens[0], cut) == (9, BEGIN, True)

@@ -21,6 +21,7 @@ FLOORS = (
         "metrics",
         "statistics",
         "imports",
+        "weights",
         "annotations",
         "similarity",
         "files",

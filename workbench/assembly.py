@@ -73,6 +73,7 @@ class Assembly:
             )
         except ValueError as error:
             raise ConfigError([f"backbone: {error}"]) from error
+        loaded.eval_batch_tokens = self.config.data.eval_batch_tokens
         _choose_threads(loaded)
         return loaded
 

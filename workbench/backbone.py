@@ -13,7 +13,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,10 +20,11 @@ from transformers import (
 
 from workbench import adapters, composition  # noqa: F401, the latter so that a saved composition loads
 from workbench.batch import IGNORED, Batch, Output, collate, passes, token_nats
-from workbench.decoding import greedy, has_plain_cache, option_nats
+from workbench.decoding import Room, greedy, has_plain_cache, option_nats
 from workbench.encoding import Encoder, TextPolicy, end_with
 from workbench.files import sync_folder, sync_tree
 from workbench.model_folder import check_folder, locate
+from workbench.weights import load_weights
 
 __all__ = ["Backbone", "Batch", "Output"]  # the latter two for methods, which know no workbench.batch
 
@@ -38,11 +38,16 @@ class Backbone(nn.Module):
         text: Limits, truncation and template of every prompt and answer.
         eval_batch_size: The most prompts that are generated from, or scored, at once.
 
+    Attributes:
+        eval_batch_tokens: The most tokens, of prompts and of the answers to come, that are generated from at once;
+            None: as many as that many prompts have.
+
     Raises:
         ValueError: The tokenizer or the policy cannot serve this model.
     """
 
     model: PreTrainedModel
+    eval_batch_tokens: int | None = None
 
     def __init__(
         self,
@@ -97,7 +102,7 @@ class Backbone(nn.Module):
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             end_with(tokenizer, end_token)
-            return cls(lambda: _load_model(source, torch_dtype), tokenizer, text=text, eval_batch_size=eval_batch_size)
+            return cls(lambda: load_weights(source, torch_dtype), tokenizer, text=text, eval_batch_size=eval_batch_size)
         except Exception as error:  # transformers, tokenizers and the hub client each raise classes of their own
             raise ValueError(f"{path}: cannot be loaded: {' '.join(f'{error}'.split())} Copy it again.") from error
 
@@ -206,7 +211,7 @@ class Backbone(nn.Module):
         begun, new_tokens = self._prompts(prompts, max_new_tokens)
         end = self.tokenizer.eos_token_id
         with self.evaluating():
-            answers = greedy(self.model, begun, new_tokens=new_tokens, rows=self.eval_batch_size, end=end)
+            answers = greedy(self.model, begun, new_tokens, Room(self.eval_batch_size, self.eval_batch_tokens), end)
         return [self._decode(tokens) for tokens in answers]
 
     @torch.no_grad()
@@ -274,27 +279,14 @@ class Backbone(nn.Module):
 
     def _prompts(self, prompts: Sequence[str], max_new_tokens: int) -> tuple[list[list[int]], int]:
         """Tokens of each, and the most of an answer; an empty text is the beginning of one, after the last's end."""
-        limit, new_tokens = self.encoder.limits(max_new_tokens)
-        return [self.encoder.prompt(text, limit)[0] or [self.tokenizer.eos_token_id] for text in prompts], new_tokens
+        rows = Dataset.from_dict({"prompt": list(prompts), "answer": [""] * len(prompts)})
+        encoded = self.encode(rows, max_new_tokens)  # which is kept, for the next time that these are scored
+        pairs = zip(encoded["input_ids"][:], encoded["prompt_length"][:], strict=True)
+        new_tokens = self.encoder.limits(max_new_tokens)[1]
+        return [tokens[:size] or [self.tokenizer.eos_token_id] for tokens, size in pairs], new_tokens
 
     def _decode(self, tokens: list[int]) -> str:
         end = self.tokenizer.eos_token_id
         tokens = tokens[: tokens.index(end)] if end in tokens else tokens
         text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return cast(str, text)
-
-
-def _load_model(source: str | Path, dtype: torch.dtype) -> PreTrainedModel:
-    model, info = AutoModelForCausalLM.from_pretrained(
-        source,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are named below
-    )
-    if missing := sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"]):
-        raise ValueError(
-            f"{len(missing)} weights are missing or of another shape, the first: {missing[0]}. Copy them again."
-        )
-    return cast(PreTrainedModel, model)

@@ -18,13 +18,30 @@ from workbench.batch import passes, token_nats
 LEAST_SHARED = 8  # tokens: fewer are not worth a pass of their own
 
 
+@dataclass(frozen=True)
+class Room:
+    """How much is decoded at once.
+
+    Args:
+        rows: Prompts, at most.
+        tokens: Of the prompts, and of the answers that may come, at most; None: not limited. One row always has room.
+    """
+
+    rows: int
+    tokens: int | None = None
+
+    def of(self, columns: int) -> int:
+        """The rows that have room, each of so many tokens in the end."""
+        return self.rows if self.tokens is None else max(1, min(self.rows, self.tokens // columns))
+
+
 def greedy(
-    model: PreTrainedModel, prompts: Sequence[list[int]], *, new_tokens: int, rows: int, end: int
+    model: PreTrainedModel, prompts: Sequence[list[int]], new_tokens: int, room: Room, end: int
 ) -> list[list[int]]:
     """The likeliest token after each prompt, then after both, until the end token or the limit.
 
     What `model.generate` gives without sampling, in less time: what all prompts begin with is read once; a row that
-    has ended leaves the batch, and when a quarter of the rows is free, the next prompts enter, longest first, so that
+    has ended leaves the batch, and when a quarter of the room is free, the next prompts enter, longest first, so that
     too large a batch shows at once. All this follows from the prompts and the weights alone, so that scores can be
     repeated. A model whose cache is not one plain list of every token's keys and values (sliding windows, a
     composition) reads its prompts whole, and ends a batch before it begins the next.
@@ -33,7 +50,7 @@ def greedy(
         model: In evaluation mode.
         prompts: The tokens of each, one at least.
         new_tokens: The most of each answer, one at least.
-        rows: The most that are decoded at once.
+        room: How many are decoded at once.
         end: The token that ends an answer.
 
     Returns:
@@ -44,8 +61,7 @@ def greedy(
     reader = _Reader(model, prompts)
     active: _Rows | None = None
     while waiting or active:
-        free = rows - (len(active.places) if active else 0)
-        if waiting and (active is None or (reader.plain and 4 * free >= rows)):
+        if waiting and (free := _free(active, len(prompts[waiting[0]]), new_tokens, room, reader.plain)):
             entered = reader.enter(waiting[:free])
             active, waiting = _joined([active, *entered] if active else entered), waiting[free:]
         if active:
@@ -82,6 +98,15 @@ def option_nats(
             for number, option in enumerate(options):
                 nats[group.places, number] = reader.nats(group, last, torch.tensor(option)).double().cpu()
     return nats
+
+
+def _free(active: _Rows | None, longest: int, new_tokens: int, room: Room, joins: bool) -> int:
+    """How many prompts, of `longest` tokens at most, enter now: beside active ones a quarter of the room, or none."""
+    if active is None:
+        return room.of(longest + new_tokens)
+    most = room.of(max(longest, active.mask.shape[1]) + new_tokens)
+    free = most - len(active.places)
+    return free if joins and free > 0 and 4 * free >= most else 0
 
 
 @dataclass

@@ -242,7 +242,9 @@ class Encoder:
             found += self.tokenizer(
                 some, add_special_tokens=special, return_attention_mask=False, verbose=False
             ).input_ids
-        return [ids[:-1] if special and ids and ids[-1] == end else ids for ids in found]
+        if special and self.tokenizer("a").input_ids[-1] == end:  # it is added; a begin token may be the same one
+            return [ids[:-1] for ids in found]
+        return found
 
 
 def end_with(tokenizer: PreTrainedTokenizerBase, token: str | None) -> None:

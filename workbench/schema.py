@@ -60,6 +60,8 @@ class DataConfig:
         template: What is written around a prompt.
         truncation: Where a prompt that is too long is cut.
         eval_batch_size: The most rows in a batch of scoring.
+        eval_batch_tokens: The most tokens, of prompts and of answers as long as may be, that are generated from at
+            once, so that short prompts have more beside them than long ones; None: `eval_batch_size` alone counts.
         num_workers: Processes that make batches beside the one that trains; they change no number.
         frozen_states_gb: Memory, in 10^9 bytes, for what frozen layers make of a task's rows: where a task is trained
             for more than one epoch by one process and all of it fits, it is computed once; 0: in each step. The last
@@ -80,6 +82,7 @@ class DataConfig:
     template: Literal["none", "alpaca", "chat"] = "none"
     truncation: Literal["left", "middle"] = "left"
     eval_batch_size: int = field(default=64, metadata={"least": 1})
+    eval_batch_tokens: int | None = field(default=None, metadata={"least": 1})
     num_workers: int = field(default=0, metadata={"least": 0})
     frozen_states_gb: float = field(default=1.0, metadata={"least": 0})
     score_on: Literal["test", "validation"] = "test"
