@@ -20,7 +20,7 @@ ALPACA = (
 )
 
 AT_ONCE = 256
-KEPT_BYTES = 2**27
+KEPT_BYTES = 2**28
 COLUMNS = {"prompt_length": int64(), "row": int64(), "prompt_cut": bool_(), "answer_cut": bool_()}
 
 
