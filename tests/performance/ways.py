@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from lightning.pytorch import Callback, Trainer
-from transformers import DataCollatorForSeq2Seq, TrainerCallback, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HFTrainer
 
 from workbench.backbone import Backbone
@@ -209,5 +209,6 @@ def hf_trainer(
                 taken=taken,
                 batches=batches(data) if batches else None,
             )
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
     return taken
