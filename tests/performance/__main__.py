@@ -20,15 +20,21 @@ import training
 import transformers
 from paired import commit, machine
 
-MODULES = {"training": training, "frozen": frozen_layers, "scoring": scoring, "memory": peak}
+PARTS = {
+    "training": training.measure,
+    "frozen": frozen_layers.measure,
+    "scoring": scoring.measure,
+    "scoring50m": scoring.measure_large,
+    "memory": peak.measure,
+}
 GROWTH = "growth"
 
 
 def main(names: list[str]) -> None:
     """Measures the parts of these names, prints each line as it is known, and keeps them in a file."""
-    names = names or [*MODULES, GROWTH]
-    if unknown := [name for name in names if name not in (*MODULES, GROWTH)]:
-        raise SystemExit(f"There is no part {unknown[0]!r}. Choose from {', '.join((*MODULES, GROWTH))}.")
+    names = names or [*PARTS, GROWTH]
+    if unknown := [name for name in names if name not in (*PARTS, GROWTH)]:
+        raise SystemExit(f"There is no part {unknown[0]!r}. Choose from {', '.join((*PARTS, GROWTH))}.")
     _quiet()
     folder = Path(__file__).with_name("results")
     folder.mkdir(exist_ok=True)
@@ -40,7 +46,7 @@ def main(names: list[str]) -> None:
             if name == GROWTH:
                 kept.write(f"\n{growth.table()}\n\n")
                 continue
-            for line in MODULES[name].measure():
+            for line in PARTS[name]():
                 print(line, flush=True)
                 kept.write(f"- {line}\n")
     print(f"written to {file}")

@@ -57,7 +57,7 @@ def scoring(way: str, width: int, layers: int) -> int:
     before = resident()
     task = trace_task("MeetingBank", 2 * BATCH, OTHERS)
     own = backbone(width, layers, LONGEST_PROMPT, OTHERS)
-    own.eval_batch_size, own.eval_batch_tokens = 256, BATCH * (LONGEST_PROMPT + OTHERS)
+    own.eval_batch_size = BATCH
     prompts = task.train["prompt"][:]
     if way == "greedy":
         own.generate(prompts, OTHERS)
