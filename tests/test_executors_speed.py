@@ -1,7 +1,7 @@
 """How much faster four runs are made by two workers; for a machine of two cores or more that does nothing else.
 
-`python -m pytest -m slow -s tests/test_executors_speed.py` prints the seconds. Imports, plan and report take some 25 seconds
-however long the runs are, so that much shorter runs gain less: with three epochs, 44 seconds a run, 1.6 times.
+`python -m pytest -m slow -s tests/test_executors_speed.py` prints the seconds. Imports, plan and report take some 25
+seconds however long the runs are, so that shorter runs gain less: with three epochs, 44 seconds a run, 1.6 times.
 """
 
 from __future__ import annotations
