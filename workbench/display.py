@@ -29,7 +29,7 @@ def number(value: float, digits: int = 3) -> str:
     >>> number(0.5), number(float("nan")), number(-0.0004)
     ('0.500', '–', '0.000')
     """
-    return "–" if math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"
+    return "–" if math.isnan(value) else f"{round(float(value), digits) + 0.0:.{digits}f}"
 
 
 def duration(seconds: float) -> str:
