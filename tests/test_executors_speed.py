@@ -1,7 +1,6 @@
 """How much faster four runs are made by two workers; for a machine of two cores or more that does nothing else.
 
-`python -m pytest -m slow -s tests/test_executors_speed.py` prints the seconds. Imports, plan and report take some 25
-seconds however long the runs are, so that shorter runs gain less: with three epochs, 44 seconds a run, 1.6 times.
+`python -m pytest -m slow -s tests/test_executors_speed.py` prints the seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ STUDY = {
     },
     "optimizer": {"init_args": {"lr": 1e-3}},
     "data": {"batch_size": 32, "max_length": 256},
-    "trainer": {"max_epochs": 6, "accelerator": "cpu"},
+    "trainer": {"max_epochs": 3, "accelerator": "cpu"},
 }
 WORKERS = "executor.class_path=workbench.executors.Workers"
 
