@@ -161,6 +161,25 @@ class Noting(HFTrainer):
         return self.accelerator.prepare(loader)
 
 
+def _arguments(folder: str, batch_size: int, grouped: bool) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=batch_size,
+        num_train_epochs=1,
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+        optim="adamw_torch_fused",
+        train_sampling_strategy="group_by_length" if grouped else "random",
+        use_cpu=True,
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
 def hf_trainer(
     model: Any,
     backbone: Backbone,
@@ -184,25 +203,9 @@ def hf_trainer(
     for task in tasks:
         data = labelled(backbone, task)
         with TemporaryDirectory() as folder:
-            arguments = TrainingArguments(
-                output_dir=folder,
-                per_device_train_batch_size=batch_size,
-                num_train_epochs=1,
-                learning_rate=RATE,
-                lr_scheduler_type="constant",
-                weight_decay=0.0,
-                max_grad_norm=0.0,
-                optim="adamw_torch_fused",
-                train_sampling_strategy="group_by_length" if grouped else "random",
-                use_cpu=True,
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
-                report_to="none",
-            )
             trainer = Noting(
                 model=model,
-                args=arguments,
+                args=_arguments(folder, batch_size, grouped),
                 train_dataset=data,
                 data_collator=DataCollatorForSeq2Seq(backbone.tokenizer, padding=True),
                 callbacks=[HFClock(task.name, taken)],
