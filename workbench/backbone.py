@@ -40,7 +40,7 @@ class Backbone(nn.Module):
 
     Attributes:
         eval_batch_tokens: The most tokens, of prompts and of the answers to come, that are generated from at once;
-            None: as many as that many prompts have.
+            None: not limited.
 
     Raises:
         ValueError: The tokenizer or the policy cannot serve this model.

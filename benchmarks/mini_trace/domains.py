@@ -19,7 +19,7 @@ from benchmarks.mini_trace.style import TOPIC_LETTERS, Style, legend
 from workbench.scorers import EditSimilarity, ExactMatch, FirstCharacter, FirstLabel, RougeL, Sari, ValidLabel
 
 LABELS = ("A", "B", "C")
-LABEL = r"(?<![A-Za-z])[ABC](?![A-Za-z])"
+LABEL = rf"(?<![A-Za-z])[{''.join(LABELS)}](?![A-Za-z])"
 NUMBER = r"-?\d+"
 MOODS = {"for": words.LIKES, "against": words.HATES, "neither": ("knows", "sees")}
 MOVES = {"for": words.UP, "against": words.DOWN, "neither": words.SAME}
