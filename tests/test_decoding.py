@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -113,6 +114,25 @@ def passes(model: Any) -> Iterator[list[tuple[int, int]]]:
     hook.remove()
 
 
+@contextmanager
+def caches(model: Any) -> Iterator[list[int]]:
+    """How many caches there are before each pass that reads prompts."""
+    made: list[weakref.ref[Any]] = []
+    held: list[int] = []
+
+    def before(_: Any, __: Any, given: dict[str, Any]) -> None:
+        if given["input_ids"].shape[1] > 1:
+            held.append(len({id(cache) for kept in made if (cache := kept()) is not None}))
+
+    hooks = [
+        model.base_model.register_forward_pre_hook(before, with_kwargs=True),
+        model.base_model.register_forward_hook(lambda _, __, out: made.append(weakref.ref(out.past_key_values))),
+    ]
+    yield held
+    for hook in hooks:
+        hook.remove()
+
+
 @pytest.mark.parametrize("shared", [[], INSTRUCTION], ids=["nothing shared", "an instruction shared"])
 @pytest.mark.parametrize("rows", [64, 5])
 @pytest.mark.parametrize("name", MODELS)
@@ -181,6 +201,14 @@ def test_rows_that_have_ended_leave() -> None:
         steps = [(sum(length > step for length in lengths), 1) for step in range(1, max(lengths))]
         assert seen == [(13, max(map(len, given))), *steps]
         assert steps[-1] < steps[0]
+
+
+@pytest.mark.parametrize("make", [model, composed])
+def test_a_cache_is_let_go_before_the_next_prompts_are_read(make: Any) -> None:
+    decoder = make()
+    with caches(decoder) as held:
+        greedy(decoder, [[5 + row, 7, 9] for row in range(6)], 3, Room(2), NEVER)
+    assert held == [0, 0, 0]
 
 
 def test_the_next_prompts_enter_when_a_quarter_of_the_rows_is_free() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_decoding import INSTRUCTION, MODELS, model, passes, prompts
+from test_decoding import INSTRUCTION, MODELS, caches, model, passes, prompts
 
 from benchmarks.mini_trace import MiniTrace
 from strategies import CALM
@@ -45,6 +45,14 @@ def test_prompts_are_read_once_however_many_options_there_are() -> None:
     with passes(decoder) as seen:
         option_nats(decoder, given, OPTIONS, rows=64)
     assert seen == [(1, len(INSTRUCTION)), (6, 2), (6, 1), (6, 2), (6, 4)]
+
+
+@torch.no_grad()
+def test_a_cache_is_let_go_before_the_next_prompts_are_read() -> None:
+    decoder = model()
+    with caches(decoder) as held:
+        option_nats(decoder, [[5 + row, 7, 9, 4] for row in range(6)], [[5]], rows=2)
+    assert held == [0, 0, 0]
 
 
 def by_whole_passes(backbone: Backbone, texts: list[str]) -> list[str]:

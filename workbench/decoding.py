@@ -62,8 +62,8 @@ def greedy(
     active: _Rows | None = None
     while waiting or active:
         if waiting and (free := _free(active, len(prompts[waiting[0]]), new_tokens, room, reader.plain)):
-            entered = reader.enter(waiting[:free])
-            active, waiting = _joined([active, *entered] if active else entered), waiting[free:]
+            active = _joined([*([active] if active else []), *reader.enter(waiting[:free])])  # no other name holds them
+            waiting = waiting[free:]
         if active:
             for place, token in zip(active.places, active.newest.tolist(), strict=True):
                 answers[place].append(token)
@@ -97,6 +97,7 @@ def option_nats(
             last = torch.tensor([prompts[place][-1] for place in group.places])
             for number, option in enumerate(options):
                 nats[group.places, number] = reader.nats(group, last, torch.tensor(option)).double().cpu()
+            del group  # its cache goes before the next prompts are read
     return nats
 
 
