@@ -125,16 +125,17 @@ def beside_generate(title: str, made: Backbone, tasks: Sequence[Task], rows: int
     yield Line(f"{title}: all tasks, generate / workbench", ratios(whole["generate"], whole["workbench"]), 1.5)
 
 
-def with_a_shared_instruction(made: Backbone, rows: int) -> Line:
+def with_a_shared_instruction(title: str, made: Backbone, rows: int) -> Line:
     """The same where all prompts of a task begin alike, as TRACE's do before they are cut."""
-    task = trained_task = Trace(os.environ["WORKBENCH_TRACE"], max_new_tokens=8)[1]
-    prompts = [INSTRUCTED * 3 + prompt[-200:] for prompt in trained_task.test["prompt"][:rows]]
+    task = Trace(os.environ["WORKBENCH_TRACE"], max_new_tokens=8)[1]
+    prompts = [INSTRUCTED * 3 + prompt[-200:] for prompt in task.test["prompt"][:rows]]
     ways = {
         "generate": partial(timed, partial(file_order, made, task, prompts)),
         "workbench": partial(timed, partial(made.generate, prompts, task.max_new_tokens)),
     }
     taken = paired(ways)
-    return Line("a shared instruction: generate / workbench", ratios(taken["generate"], taken["workbench"]), 2.0)
+    what = f"{title}: a shared instruction ({len(prompts)} rows), generate / workbench"
+    return Line(what, ratios(taken["generate"], taken["workbench"]), 2.0)
 
 
 def measure() -> Iterator[Line]:
@@ -142,14 +143,15 @@ def measure() -> Iterator[Line]:
     if _there():
         small, tasks = trained(None, rows=500)
         yield from beside_generate("260 thousand parameters", small, tasks, rows=64)
-        yield with_a_shared_instruction(small, rows=64)
+        yield with_a_shared_instruction("260 thousand parameters", small, rows=250)
 
 
 def measure_large() -> Iterator[Line]:
     """With one of 50 million parameters."""
     if _there():
         large, tasks = trained(LARGE, rows=16)
-        yield from beside_generate("50 million parameters", large, tasks, rows=16)
+        yield from beside_generate("50 million parameters", large, tasks, rows=32)
+        yield with_a_shared_instruction("50 million parameters", large, rows=32)
 
 
 def _there() -> bool:
