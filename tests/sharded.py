@@ -21,6 +21,7 @@ from workbench.module import ContinualModule
 from workbench.seeding import seed_all
 from workbench.sharding import Sharded
 from workbench.testing import VARIANTS, tiny_backbone, tiny_tasks
+from workbench.weights import checkpoint_blocks
 
 # A method, a model, whether activations are checkpointed, how far weights may be apart: bfloat16 rounds activations.
 CASES: dict[str, tuple[Any, str, bool, float]] = {
@@ -35,6 +36,8 @@ def begin(case: str) -> ContinualModule:
     method, variant, *_ = CASES[case]
     seed_all(case)
     strategy, backbone = method(), tiny_backbone(**VARIANTS[variant])
+    if CASES[case][2]:
+        checkpoint_blocks(backbone.model)
     strategy.setup(backbone)
     return ContinualModule(backbone, strategy, lambda _, given, __: (torch.optim.Adam(given, lr=0.01, eps=1e-3), None))
 
@@ -72,7 +75,7 @@ def fit(
     trainer = Trainer(
         **{"accelerator": "cpu", "max_epochs": 2, "gradient_clip_val": 1.0, "use_distributed_sampler": False, **QUIET},
         devices=world,
-        strategy=Sharded(CASES[case][2]) if world > 1 else "auto",
+        strategy=Sharded() if world > 1 else "auto",
         default_root_dir=look.file.parent,
         callbacks=[look],
     )

@@ -23,6 +23,7 @@ from workbench.plan import StrategyEstimate
 from workbench.strategy import ContinualStrategy
 from workbench.study import Study
 from workbench.testing import tiny_backbone
+from workbench.weights import checkpoint_blocks, is_checkpointed
 
 TOLERANCE = 0.25
 STEP = 4  # bytes of the count of steps that Adam keeps for each tensor
@@ -32,6 +33,7 @@ from strategies import BlockExpansion, LoRA, SeqFT
 from workbench.environment import PeakMemory
 from workbench.memory import step_memory
 from workbench.testing import tiny_backbone
+from workbench.weights import checkpoint_blocks, is_checkpointed
 
 SHAPE = dict(hidden_size=256, intermediate_size=688, head_dim=32, num_attention_heads=8, num_key_value_heads=8)
 ROW = {"input_ids": list(range(3, 259)), "prompt_length": 224, "row": 0}
@@ -106,12 +108,15 @@ def test_activations_of_a_large_batch_follow_from_one_row_and_two() -> None:
     )
 
 
-def layer(length: int, checkpointing: bool = False) -> int:
+def layer(length: int, checkpointed: bool = False) -> int:
     """Bytes that one more layer of the model adds."""
     sizes = []
     for depth in (2, 3):
         backbone = tiny_backbone(num_hidden_layers=depth)
-        sizes.append(kept_activations(backbone, batch(backbone, 2, length), checkpointing))
+        if checkpointed:
+            checkpoint_blocks(backbone.model)
+        sizes.append(kept_activations(backbone, batch(backbone, 2, length)))
+        assert is_checkpointed(backbone) is checkpointed
     return sizes[1] - sizes[0]
 
 
@@ -120,7 +125,7 @@ def test_a_layer_keeps_what_is_linear_in_its_tokens() -> None:
 
 
 def test_a_checkpointed_layer_keeps_its_input() -> None:
-    assert layer(32, checkpointing=True) == 2 * 32 * 32 * 4  # rows x tokens x width x bytes
+    assert layer(32, checkpointed=True) == 2 * 32 * 32 * 4  # rows x tokens x width x bytes
 
 
 def test_nothing_is_kept_below_what_trains() -> None:

@@ -24,8 +24,9 @@ from torch.utils.data import DataLoader
 
 from strategies import BlockExpansion
 from workbench.module import ContinualModule
-from workbench.sharding import POLICIES, Sharded, blocks, chosen, gather, let_go, sharded
+from workbench.sharding import POLICIES, Sharded, chosen, gather, let_go, sharded
 from workbench.testing import tiny_backbone, tiny_tasks
+from workbench.weights import blocks, checkpoint_blocks
 
 TOLERANCE = 1e-5
 ALONE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -45,9 +46,11 @@ def alone(tmp_path: Path) -> Iterator[DeviceMesh]:
         os.environ.update({} if value is None else {name: value})
 
 
-def grown() -> Any:
+def grown(checkpointed: bool = False) -> Any:
     """A tiny model of four layers and two inserted ones, which alone train."""
     backbone = tiny_backbone()
+    if checkpointed:
+        checkpoint_blocks(backbone.model)
     BlockExpansion(groups=2).setup(backbone)
     return backbone
 
@@ -58,7 +61,7 @@ def test_each_block_is_a_unit_and_inserted_ones_are(alone: DeviceMesh) -> None:
     layers = list(backbone.decoder.layers)
     assert blocks(backbone) == layers
     assert len(layers) == 6
-    copied = sharded(backbone, alone, POLICIES["32-true"], checkpointing=False)
+    copied = sharded(backbone, alone, POLICIES["32-true"])
     units = [name for name, module in copied.named_modules() if isinstance(module, FSDPModule)]
     assert units == ["", *(f"model.model.layers.{index}" for index in range(6))]
     assert all(isinstance(value, DTensor) for value in copied.parameters())
@@ -76,7 +79,7 @@ def test_each_block_is_a_unit_and_inserted_ones_are(alone: DeviceMesh) -> None:
 def test_blocks_compute_in_the_precision_and_gradients_are_whole(
     alone: DeviceMesh, precision: str, computed: torch.dtype
 ) -> None:
-    copied = sharded(grown(), alone, POLICIES[precision], checkpointing=False)
+    copied = sharded(grown(), alone, POLICIES[precision])
     seen = set()
     copied.decoder.layers[5].mlp.register_forward_pre_hook(
         lambda module, given: seen.update({given[0].dtype, module.up_proj.weight.dtype})
@@ -88,11 +91,11 @@ def test_blocks_compute_in_the_precision_and_gradients_are_whole(
     assert {value.grad.dtype for value in copied.trainable().values() if value.grad is not None} == {torch.float32}
 
 
-@pytest.mark.parametrize(("checkpointing", "times"), [(False, 1), (True, 2)])
+@pytest.mark.parametrize(("checkpointed", "times"), [(False, 1), (True, 2)])
 def test_checkpointed_blocks_are_computed_again_inserted_ones_too(
-    alone: DeviceMesh, checkpointing: bool, times: int
+    alone: DeviceMesh, checkpointed: bool, times: int
 ) -> None:
-    copied = sharded(grown(), alone, POLICIES["32-true"], checkpointing)
+    copied = sharded(grown(checkpointed), alone, POLICIES["32-true"])
     ran = [0] * 6
     for index, layer in enumerate(copied.decoder.layers):
 

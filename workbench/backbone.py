@@ -74,6 +74,7 @@ class Backbone(nn.Module):
         *,
         dtype: str | None = None,
         end_token: str | None = None,
+        activation_checkpointing: bool = False,
         text: TextPolicy | None = None,
         eval_batch_size: int = 64,
     ) -> Backbone:
@@ -87,6 +88,8 @@ class Backbone(nn.Module):
             dtype: Of the weights, such as "bfloat16". None: float32, whatever the file holds, because
                 small steps are lost in half precision; a lower one is a choice to be made.
             end_token: What ends an answer, where it is not to be the tokenizer's own end token.
+            activation_checkpointing: Whether each block keeps its input alone and computes the rest again for the
+                gradients.
             text: Limits, truncation and template.
             eval_batch_size: The most prompts that are generated from, or scored, at once.
 
@@ -102,7 +105,12 @@ class Backbone(nn.Module):
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             end_with(tokenizer, end_token)
-            return cls(lambda: load_weights(source, torch_dtype), tokenizer, text=text, eval_batch_size=eval_batch_size)
+            return cls(
+                lambda: load_weights(source, torch_dtype, activation_checkpointing),
+                tokenizer,
+                text=text,
+                eval_batch_size=eval_batch_size,
+            )
         except Exception as error:  # transformers, tokenizers and the hub client each raise classes of their own
             raise ValueError(f"{path}: cannot be loaded: {' '.join(f'{error}'.split())} Copy it again.") from error
 

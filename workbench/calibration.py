@@ -116,7 +116,7 @@ def memory_of(assembly: Assembly, name: str, task: Task, optimizer: Optimizer) -
     data, longest = assembly.config.data, len(row["input_ids"])
     fitting = data.batch_size if data.batch_tokens is None else min(data.batch_size, -(-data.batch_tokens // longest))
     count = -(-fitting // trainer.world_size)
-    step = step_memory(backbone, optimizer, row, count, bool(shared and shared.activation_checkpointing))
+    step = step_memory(backbone, optimizer, row, count)
     return step.over(trainer.world_size, shared is not None)
 
 

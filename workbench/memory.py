@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from workbench.backbone import Backbone
 from workbench.batch import Batch, logits_held
-from workbench.sharding import blocks
+from workbench.weights import blocks, is_checkpointed
 
 MEMORY = Path("/proc/meminfo")
 FLOAT = torch.float32.itemsize
@@ -69,7 +69,7 @@ class Memory:
         return Memory(self.weights, 2 * self.gradients, self.optimizer, self.activations)
 
 
-def step_memory(backbone: Backbone, optimizer: Optimizer, row: Any, rows: int, checkpointing: bool = False) -> Memory:
+def step_memory(backbone: Backbone, optimizer: Optimizer, row: Any, rows: int) -> Memory:
     """What a step on so many rows like a given one takes.
 
     Weights, gradients and optimizer are counted; activations are counted on one and on two rows, and are linear in
@@ -81,7 +81,6 @@ def step_memory(backbone: Backbone, optimizer: Optimizer, row: Any, rows: int, c
         optimizer: Of this task, after a step, so that its state is there.
         row: Encoded, as long as rows may be.
         rows: In a batch, on one device.
-        checkpointing: Whether each block keeps its input alone.
     """
     one, two = (_kept(backbone, backbone.collate([row] * count).to(backbone.device)) for count in (1, 2))
     many = _Kept(*(first + (second - first) * (rows - 1) for first, second in zip(one, two, strict=True)))
@@ -89,7 +88,7 @@ def step_memory(backbone: Backbone, optimizer: Optimizer, row: Any, rows: int, c
         size_of([*backbone.parameters(), *backbone.buffers()]),
         size_of(backbone.trainable().values()),
         size_of(value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)),
-        _activations(backbone, many, checkpointing),
+        _activations(backbone, many),
     )
 
 
@@ -98,14 +97,14 @@ def size_of(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
 
 
-def kept_activations(backbone: Backbone, batch: Batch, checkpointing: bool = False) -> int:
+def kept_activations(backbone: Backbone, batch: Batch) -> int:
     """Bytes that a forward keeps for the gradients: each storage once, weights left out; and two times the logits.
 
     The gradient of the cross-entropy passes through two more tensors of the logits' size, in float32, while nothing
-    is let go yet; where the logits are made in parts, all three are of one part. With checkpointing the blocks keep
+    is let go yet; where the logits are made in parts, all three are of one part. Checkpointed blocks keep
     their inputs, and one at a time is computed again in full.
     """
-    return _activations(backbone, _kept(backbone, batch), checkpointing)
+    return _activations(backbone, _kept(backbone, batch))
 
 
 class _Kept(NamedTuple):
@@ -144,9 +143,9 @@ def _kept(backbone: Backbone, batch: Batch) -> _Kept:
     )
 
 
-def _activations(backbone: Backbone, kept: _Kept, checkpointing: bool) -> int:
+def _activations(backbone: Backbone, kept: _Kept) -> int:
     held = _held(backbone, kept.labelled)
-    if not checkpointing:
+    if not is_checkpointed(backbone):
         return kept.outside + kept.blocks + 3 * held
     return kept.outside + held + kept.inputs + max(2 * held, kept.largest_block)
 
@@ -174,9 +173,14 @@ def _watched(backbone: Backbone, inside: list[nn.Module | None]) -> Iterator[dic
 
     handles = [block.register_forward_pre_hook(enter) for block in blocks(backbone)]
     handles += [block.register_forward_hook(leave) for block in blocks(backbone)]
+    checkpointed = [block for block in blocks(backbone) if block.gradient_checkpointing]
     try:
+        for block in checkpointed:  # it would hide what it computes
+            block.gradient_checkpointing = False
         yield inputs
     finally:
+        for block in checkpointed:
+            block.gradient_checkpointing = True
         for handle in handles:
             handle.remove()
 

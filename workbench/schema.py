@@ -37,11 +37,15 @@ class BackboneConfig:
         path: A folder or hub id of a LLaMA-family model; "mini" and "micro" are the shipped ones.
         dtype: What its weights are loaded as; None: float32.
         end_token: What ends an answer; None: the tokenizer's end token.
+        activation_checkpointing: Whether each transformer block keeps its input alone in training and computes the
+            rest again for the gradients: less memory for more time, and the same numbers. A composition takes no heed
+            of it, for its models run in evaluation mode.
     """
 
     path: str = "mini"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     end_token: str | None = None
+    activation_checkpointing: bool = False
 
 
 @dataclass

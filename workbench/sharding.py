@@ -5,22 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
-from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from workbench.backbone import Backbone
+from workbench.weights import blocks
 
 POLICIES = {
     "32-true": MixedPrecisionPolicy(),
@@ -41,17 +39,12 @@ class Sharded(DDPStrategy):
 
     In `penalties` and `edit_gradients` weights and gradients are a device's own part (`DTensor`).
 
-    Args:
-        activation_checkpointing: Whether each block keeps its input alone and computes the rest again for the
-            gradients.
-
     Raises:
         ValueError: The Trainer's precision is none of `POLICIES`.
     """
 
-    def __init__(self, activation_checkpointing: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.activation_checkpointing = activation_checkpointing
         self._whole: Any = None  # the backbone as it is between tasks, without its weights while they are sharded
         self._scoring: Callable[[], AbstractContextManager[None]] | None = None
         self._saving = ExitStack()
@@ -80,7 +73,7 @@ class Sharded(DDPStrategy):
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         policy = POLICIES[self.precision_plugin.precision]
         self._whole, self._scoring = module.backbone, module.scoring_context
-        module.backbone = sharded(module.backbone, mesh, policy, self.activation_checkpointing)
+        module.backbone = sharded(module.backbone, mesh, policy)
         module.scoring_context = self._scoring_whole
 
     @contextmanager
@@ -164,12 +157,7 @@ def chosen(strategy: Any) -> Any:
     return strategy
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of a model, of all that it is composed of, wherever they came from."""
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-
-
-def sharded(backbone: Backbone, mesh: DeviceMesh, policy: MixedPrecisionPolicy, checkpointing: bool) -> Backbone:
+def sharded(backbone: Backbone, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> Backbone:
     """A backbone of the same structure that holds each weight in parts over the devices; the given one is emptied.
 
     The structure is copied, because FSDP cannot be taken off again; the given modules and parameters wait meanwhile,
@@ -179,15 +167,11 @@ def sharded(backbone: Backbone, mesh: DeviceMesh, policy: MixedPrecisionPolicy, 
         backbone: Whole, on its device.
         mesh: The devices, in one dimension.
         policy: What is computed and summed in.
-        checkpointing: Of activations, block by block.
     """
     configs = [module.config for module in backbone.modules() if hasattr(module, "config")]
     shared = [*backbone.parameters(), *backbone.buffers(), *configs, backbone.tokenizer, backbone.encoder]
     copied = copy.deepcopy(backbone, {id(item): item for item in shared})
     for block in blocks(copied):
-        if checkpointing:
-            block.gradient_checkpointing = True  # type: ignore[assignment]
-            block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(copied, mesh=mesh, mp_policy=policy)
     let_go(backbone)
