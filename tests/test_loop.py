@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from datasets import Dataset
 from small import column, learn, same, sgd, weights
 from torch import Tensor, nn
 
+from strategies import SeqFT
 from workbench.backbone import Backbone
 from workbench.benchmark import Task
 from workbench.loop import scored_rows
@@ -243,3 +246,25 @@ def test_a_strategy_that_freezes_all_is_told_so(tmp_path: Path) -> None:
     strategy = Frozen()
     with pytest.raises(ValueError, match="Frozen left nothing to train for 'task_0'"):
         learn(strategy, tmp_path, module=ContinualModule(tiny_backbone(), strategy, sgd))
+
+
+def test_moments_do_not_pile_up_from_task_to_task(tmp_path: Path) -> None:
+    """A Trainer and its callbacks hold each other until the garbage is collected, which may be many tasks later."""
+    made: list[weakref.ref[Any]] = []
+
+    def adam(_: str, parameters: list[Any], __: Any) -> tuple[torch.optim.Optimizer, None]:
+        assert not any(one() for one in made)
+        optimizer = torch.optim.AdamW(parameters)
+        made.append(weakref.ref(optimizer))
+        return optimizer, None
+
+    gc.collect()
+    gc.disable()
+    try:
+        method = SeqFT()
+        module = ContinualModule(tiny_backbone(), method, adam)
+        learn(method, tmp_path, tasks=[ONE, TWO, THREE], module=module)
+        assert len(made) == 3
+        assert not any(one() for one in made)
+    finally:
+        gc.enable()

@@ -188,6 +188,7 @@ def _fit(trainer: Trainer, module: ContinualModule, data: ContinualDataModule, s
             raise
         signal.signal(signal.SIGINT, on_interrupt)  # Lightning turned it off
         raise KeyboardInterrupt from error
+    trainer.strategy.optimizers = []  # a Trainer and what it trained hold each other for long; moments must not pile up
 
 
 def count_parameters(backbone: Backbone) -> int:
