@@ -33,7 +33,6 @@ from strategies import BlockExpansion, LoRA, SeqFT
 from workbench.environment import PeakMemory
 from workbench.memory import step_memory
 from workbench.testing import tiny_backbone
-from workbench.weights import checkpoint_blocks, is_checkpointed
 
 SHAPE = dict(hidden_size=256, intermediate_size=688, head_dim=32, num_attention_heads=8, num_key_value_heads=8)
 ROW = {"input_ids": list(range(3, 259)), "prompt_length": 224, "row": 0}

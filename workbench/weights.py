@@ -16,6 +16,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 def load_weights(source: str | Path, dtype: torch.dtype, checkpointed: bool = False) -> PreTrainedModel:
     """The model of a folder or a hub id: from safetensors, without remote code, and with every weight there.
 
+    Args:
+        source: The folder or the id.
+        dtype: Of the weights.
+        checkpointed: Whether its blocks keep their input alone (`checkpoint_blocks`).
+
     Raises:
         ValueError: A weight is missing or of another shape.
     """
