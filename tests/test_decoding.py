@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from workbench import batch, decoding
+from workbench import batch, reading
 from workbench.backbone import Backbone
 from workbench.composition import CalmForCausalLM
 from workbench.decoding import Room, greedy
@@ -183,7 +183,7 @@ def test_what_prompts_share_is_read_once_and_each_token_of_an_answer_once() -> N
 @pytest.mark.parametrize("case", ["windows", "a composition", "a short beginning", "one prompt"])
 def test_else_prompts_are_read_whole(case: str) -> None:
     decoder = {"windows": lambda: model(**VARIANTS["layer_types"]), "a composition": composed}.get(case, model)()
-    shared = INSTRUCTION[: decoding.LEAST_SHARED - 1] if case == "a short beginning" else INSTRUCTION
+    shared = INSTRUCTION[: reading.LEAST_SHARED - 1] if case == "a short beginning" else INSTRUCTION
     given = [[*shared, 100], [*shared, 200, 4]][: 1 if case == "one prompt" else 2]
     with passes(decoder) as seen:
         greedy(decoder, given, 2, Room(64), NEVER)
@@ -203,12 +203,13 @@ def test_rows_that_have_ended_leave() -> None:
         assert steps[-1] < steps[0]
 
 
-@pytest.mark.parametrize("make", [model, composed])
-def test_a_cache_is_let_go_before_the_next_prompts_are_read(make: Any) -> None:
+@pytest.mark.parametrize(("make", "expected"), [(model, [0, 1, 1]), (composed, [0, 0, 0])])
+def test_there_is_no_second_cache_while_the_next_prompts_are_read(make: Any, expected: list[int]) -> None:
+    """The next prompts are read into the cache of those before, or that is let go."""
     decoder = make()
     with caches(decoder) as held:
         greedy(decoder, [[5 + row, 7, 9] for row in range(6)], 3, Room(2), NEVER)
-    assert held == [0, 0, 0]
+    assert held == expected
 
 
 def test_the_next_prompts_enter_when_a_quarter_of_the_rows_is_free() -> None:

@@ -12,7 +12,8 @@ from test_decoding import INSTRUCTION, MODELS, caches, model, passes, prompts
 from benchmarks.mini_trace import MiniTrace
 from strategies import CALM
 from workbench.backbone import Backbone
-from workbench.decoding import has_plain_cache, option_nats
+from workbench.cache import has_plain_cache
+from workbench.decoding import option_nats
 from workbench.scoring import score_task
 from workbench.strategy import ContinualStrategy
 from workbench.testing import tiny_backbone, tiny_tasks
@@ -48,11 +49,11 @@ def test_prompts_are_read_once_however_many_options_there_are() -> None:
 
 
 @torch.no_grad()
-def test_a_cache_is_let_go_before_the_next_prompts_are_read() -> None:
+def test_there_is_no_second_cache_while_the_next_prompts_are_read() -> None:
     decoder = model()
     with caches(decoder) as held:
         option_nats(decoder, [[5 + row, 7, 9, 4] for row in range(6)], [[5]], rows=2)
-    assert held == [0, 0, 0]
+    assert held == [0, 1, 1]
 
 
 def by_whole_passes(backbone: Backbone, texts: list[str]) -> list[str]:

@@ -26,6 +26,7 @@ PARTS = {
     "scoring": scoring.measure,
     "scoring50m": scoring.measure_large,
     "memory": peak.measure,
+    "scoring_memory": peak.measure_scoring,
 }
 GROWTH = "growth"
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paired import RUNS, Line, ratios
-from scoring import BATCH, LARGE, LONGEST_PROMPT, OTHERS, file_order
+from scoring import AT_ONCE, BATCH, LARGE, LONGEST_PROMPT, OTHERS, file_order
 from subjects import backbone, model, trace_task
 from ways import hf_trainer, workbench
 
@@ -21,6 +21,7 @@ from workbench.benchmark import Task
 
 ROWS, LENGTH, LABELLED = 16, 512, 51
 STEPS = 3
+SMALL = (64, 5)  # of 260 thousand parameters, but for the vocabulary
 SIZES = {(256, 4): 0.5, (512, 8): 0.75}  # width, layers: the bar
 
 
@@ -55,9 +56,9 @@ def peak(way: str, width: int, layers: int) -> int:
 def scoring(way: str, width: int, layers: int) -> int:
     """Bytes above those after the imports, of answers to prompts with the lengths of TRACE's longest."""
     before = resident()
-    task = trace_task("MeetingBank", 2 * BATCH, OTHERS)
+    task = trace_task("MeetingBank", 2 * AT_ONCE, OTHERS)
     own = backbone(width, layers, LONGEST_PROMPT, OTHERS)
-    own.eval_batch_size = BATCH
+    own.eval_batch_size = AT_ONCE
     prompts = task.train["prompt"][:]
     if way == "greedy":
         own.generate(prompts, OTHERS)
@@ -70,12 +71,17 @@ WAYS = {"workbench": peak, "hf": peak, "greedy": scoring, "generate": scoring}
 
 
 def measure() -> Iterator[Line]:
-    """Of the workbench over HF Trainer's, and over that of `generate` with as many rows at once."""
+    """Of the workbench's training over HF Trainer's."""
     for (width, layers), bar in SIZES.items():
         what = f"peak memory, {ROWS} × {LENGTH}, a tenth labelled, {width} × {layers}: workbench / HF Trainer"
         yield _beside(what, ("workbench", "hf"), (width, layers), bar)
-    what = f"peak memory of scoring, {BATCH} rows at once, {LARGE[0]} × {LARGE[1]}: workbench / generate"
-    yield _beside(what, ("greedy", "generate"), LARGE, 1.0)
+
+
+def measure_scoring() -> Iterator[Line]:
+    """Of the workbench's answers over that of `generate`, each with the rows at once that `scoring` gives it."""
+    for width, layers in (SMALL, LARGE):
+        what = f"peak memory, {AT_ONCE} rows at once beside {BATCH}, {width} × {layers}: workbench / generate"
+        yield _beside(what, ("greedy", "generate"), (width, layers), 1.0)
 
 
 def _beside(what: str, ways: tuple[str, str], size: tuple[int, int], bar: float) -> Line:

@@ -1,4 +1,4 @@
-"""Scoring beside transformers' own `generate`: the same text first, then how much faster.
+"""Scoring beside transformers' own `generate` at equal peak memory: the same text first, then how much faster.
 
 Needs TRACE's data and a small LLaMA: the environment variables WORKBENCH_TRACE and WORKBENCH_MODEL, as the configs.
 """
@@ -22,7 +22,8 @@ from workbench.benchmark import Task
 from workbench.encoding import TextPolicy
 
 TIED = 1e-4  # logits: where the two best are as near as that, either may be chosen
-BATCH = 16
+BATCH = 16  # rows that `generate` answers at once, and that are learnt at once
+AT_ONCE = 24  # rows that the workbench answers at once: `peak.measure_scoring` shows that they take no more memory
 LONGEST = {"C-STANCE": 8, "FOMC": 8, "NumGLUE-cm": 16, "NumGLUE-ds": 16}
 OTHERS = 64
 LONGEST_PROMPT = 400
@@ -76,12 +77,12 @@ def trained(width: tuple[int, int] | None, rows: int) -> tuple[Backbone, list[Ta
     longest = LONGEST | dict.fromkeys(("MeetingBank", "Py150", "ScienceQA", "20Minuten"), OTHERS)
     found = Trace(os.environ["WORKBENCH_TRACE"], max_new_tokens=longest)
     policy = TextPolicy(max_prompt_length=LONGEST_PROMPT, max_answer_length=OTHERS, truncation="middle")
-    small = Backbone.load(os.environ["WORKBENCH_MODEL"], end_token="<s>", text=policy, eval_batch_size=BATCH)
+    small = Backbone.load(os.environ["WORKBENCH_MODEL"], end_token="<s>", text=policy, eval_batch_size=AT_ONCE)
     tokenizer = small.tokenizer
     made = (
         small
         if width is None
-        else Backbone(lambda: model(*width, vocabulary=len(tokenizer)), tokenizer, text=policy, eval_batch_size=BATCH)
+        else Backbone(lambda: model(*width, vocabulary=len(tokenizer)), tokenizer, text=policy, eval_batch_size=AT_ONCE)
     )
     tasks = [
         Task(
@@ -142,16 +143,16 @@ def measure() -> Iterator[Line]:
     """With the small model; nothing where its data is not there."""
     if _there():
         small, tasks = trained(None, rows=500)
-        yield from beside_generate("260 thousand parameters", small, tasks, rows=64)
+        yield from beside_generate("260 thousand parameters", small, tasks, rows=96)
         yield with_a_shared_instruction("260 thousand parameters", small, rows=250)
 
 
 def measure_large() -> Iterator[Line]:
     """With one of 50 million parameters."""
     if _there():
-        large, tasks = trained(LARGE, rows=16)
-        yield from beside_generate("50 million parameters", large, tasks, rows=32)
-        yield with_a_shared_instruction("50 million parameters", large, rows=32)
+        large, tasks = trained(LARGE, rows=100)
+        yield from beside_generate("50 million parameters", large, tasks, rows=48)
+        yield with_a_shared_instruction("50 million parameters", large, rows=48)
 
 
 def _there() -> bool:

@@ -1,0 +1,119 @@
+"""The cache with room: what it shows is what transformers' own would hold, and memory is taken seldom."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_decoding import INSTRUCTION, MODELS, NEVER, assert_alike, ending, model, prompts
+from torch import Tensor
+from transformers import DynamicCache
+
+from workbench import reading
+from workbench.cache import RoomyCache, RoomyLayer, has_plain_cache
+from workbench.decoding import Room, greedy
+
+PLAIN = [name for name, changes in MODELS.items() if has_plain_cache(model(**changes))]
+
+
+def states(rows: int, time: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Keys and values (rows, 2, time, 4)."""
+    drawn = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, 2, time, 4, generator=drawn), torch.randn(rows, 2, time, 4, generator=drawn)
+
+
+@pytest.fixture
+def reserved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """The rows, the columns and the rows that stay, of each time that a layer takes memory."""
+    seen: list[tuple[int, int, int]] = []
+    reserve = RoomyLayer.reserve
+
+    def noting(layer: RoomyLayer, *sizes: int) -> None:
+        seen.append(sizes)
+        reserve(layer, *sizes)
+
+    monkeypatch.setattr(RoomyLayer, "reserve", noting)
+    return seen
+
+
+def test_rows_of_all_passes_and_steps_stand_where_transformers_would_put_them() -> None:
+    """Two rows of four tokens, then one of two beside them; then two steps of all three, and the first row leaves."""
+    cache, layer = RoomyCache(model()), 0
+    cache.reserve(3, 6)
+    cache.aim(slice(0, 2), 0)
+    one, two = states(2, 4, 0), states(1, 2, 1)
+    assert all(torch.equal(*pair) for pair in zip(cache.update(*one, layer), one, strict=True))
+    cache.aim(slice(2, 3), 0)
+    assert all(torch.equal(*pair) for pair in zip(cache.update(*two, layer), two, strict=True))
+    ends = torch.tensor([4, 3, 2])
+    cache.aim(slice(3), 4, ends)
+    first, second = states(3, 1, 2), states(3, 1, 3)
+    cache.update(*first, layer)
+    ends += 1
+    shown = cache.update(*second, layer)
+    for found, a, b, c, d in zip(shown, one, two, first, second, strict=True):
+        assert found.shape == (3, 2, 6, 4)
+        assert torch.equal(found[0], torch.cat([a[0], c[0], d[0]], 1))
+        assert torch.equal(found[1, :, :5], torch.cat([a[1, :, :3], c[1], d[1]], 1))
+        assert torch.equal(found[2, :, :4], torch.cat([b[0], c[2], d[2]], 1))
+        assert torch.isfinite(found).all()
+    last = shown[0][2].clone()
+    cache.move([2], [0])
+    cache.aim(slice(2), 5, ends[[2, 1]])
+    assert torch.equal(cache.layers[0].keys[0], last[:, :5])
+
+
+def test_a_cache_of_one_row_is_the_beginning_of_each() -> None:
+    decoder = model()
+    with torch.no_grad():
+        prefix = decoder.base_model(input_ids=torch.tensor([INSTRUCTION]), use_cache=True).past_key_values
+    assert isinstance(prefix, DynamicCache)
+    cache = RoomyCache(decoder)
+    cache.reserve(3, 20)
+    cache.begin(slice(1, 3), prefix)
+    cache.aim(slice(1, 3), len(INSTRUCTION))
+    for own, given in zip(cache.layers, prefix.layers, strict=True):
+        assert torch.equal(own.keys, given.keys.expand(2, -1, -1, -1))
+        assert torch.equal(own.values, given.values.expand(2, -1, -1, -1))
+
+
+@pytest.mark.parametrize("shared", [[], INSTRUCTION], ids=["nothing shared", "an instruction shared"])
+@pytest.mark.parametrize("name", PLAIN)
+def test_answers_that_outgrow_their_room(name: str, shared: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for three tokens at first; rows leave, and others enter, between."""
+    monkeypatch.setattr(reading, "ROOM", 3)
+    decoder, given = model(**MODELS[name]), prompts(shared=shared)
+    end = ending(assert_alike(decoder, given, 12, NEVER))
+    for rows in (64, 5):
+        assert_alike(decoder, given, 12, end, rows)
+
+
+@torch.no_grad()
+def test_memory_is_taken_once_and_again_when_an_answer_outgrows_it(reserved: list[Any]) -> None:
+    """Five batches, one after the other, of prompts of 30 tokens at most."""
+    decoder, given = model(), prompts(10)
+    layers = decoder.config.num_hidden_layers
+    longest = max(map(len, given))
+    greedy(decoder, given, 8, Room(2), NEVER)
+    assert reserved == [(2, longest + 8, 0)] * layers
+    reserved.clear()
+    greedy(decoder, given[:2], reading.ROOM + 2, Room(2), NEVER)
+    longest = max(map(len, given[:2]))
+    assert reserved == [
+        *[(2, longest + reading.ROOM, 0)] * layers,
+        *[(2, longest + 2 * reading.ROOM, 2)] * layers,
+    ]
+
+
+@torch.no_grad()
+def test_nothing_is_copied_between_steps() -> None:
+    """The keys of every step lie in the same memory."""
+    decoder, places = model(), set()
+
+    def after(_: Any, __: Any, output: Any) -> None:
+        places.add(output.past_key_values.layers[0].keys.untyped_storage().data_ptr())
+
+    decoder.base_model.register_forward_hook(after)
+    greedy(decoder, [[5, 6, 7], [8, 9]], 30, Room(2), NEVER)
+    assert len(places) == 1

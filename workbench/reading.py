@@ -1,0 +1,189 @@
+"""Prompts and answers that are read into caches, many rows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from workbench.batch import passes, token_nats
+from workbench.cache import RoomyCache, has_plain_cache
+
+LEAST_SHARED = 8  # tokens: fewer are not worth a pass of their own
+ROOM = 64  # tokens of an answer for which there is room at first
+
+
+@dataclass
+class Rows:
+    """Prompts that are being answered.
+
+    Args:
+        places: Which prompt each row is.
+        lengths: (rows,), how many tokens of each are in the cache.
+        columns: Those of the cache.
+        newest: (rows,), the token that comes next, which is not read yet.
+        cache: Keys and values.
+    """
+
+    places: list[int]
+    lengths: Tensor
+    columns: int
+    newest: Tensor
+    cache: Any
+
+
+class Reader:
+    """A model that reads prompts and answers into a cache of whichever kind, padded on the left."""
+
+    joins = False  # whether prompts may enter beside rows that are being answered
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]]) -> None:
+        self.model, self.prompts = model, prompts
+
+    def enter(self, places: list[int], active: Rows | None = None) -> Rows:
+        """Reads prompts, longest first; together with the active rows, where there are such."""
+        own = [self.prompts[place] for place in places]
+        lengths, columns = self._lengths(own), len(own[0])
+        mask = self._mask(lengths, columns)
+        given = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(0)}
+        padded = torch.tensor([[0] * (columns - len(tokens)) + tokens for tokens in own])
+        return Rows(places, lengths, columns, *self._read(padded, [-1] * len(own), None, **given))
+
+    def step(self, rows: Rows) -> Rows:
+        """Reads the newest tokens; the next are the newest then."""
+        mask = self._mask(rows.lengths + 1, rows.columns + 1)
+        given = {"attention_mask": mask, "position_ids": rows.lengths[:, None]}
+        newest, cache = self._read(rows.newest[:, None], [-1] * len(rows.places), rows.cache, **given)
+        rows.lengths += 1  # in place, as a RoomyCache asks
+        return Rows(rows.places, rows.lengths, rows.columns + 1, newest, cache)
+
+    def keep(self, rows: Rows, left: list[bool]) -> Rows:
+        """Only the rows that are left."""
+        index = torch.tensor(left, device=rows.lengths.device).nonzero().flatten()
+        rows.cache.batch_select_indices(index)
+        places = [rows.places[row] for row in index.tolist()]
+        return Rows(places, rows.lengths[index], rows.columns, rows.newest[index], rows.cache)
+
+    def _lengths(self, rows: Sequence[list[int]]) -> Tensor:
+        return torch.tensor([len(tokens) for tokens in rows], device=self.model.device)
+
+    def _mask(self, lengths: Tensor, columns: int) -> Tensor:
+        """(rows, columns), 1 where a row has a token."""
+        return (torch.arange(columns, device=lengths.device) >= columns - lengths[:, None]).long()
+
+    def _read(self, tokens: Tensor, ends: list[int], cache: Any, **given: Any) -> tuple[Tensor, Any]:
+        """The likeliest token after column `ends` of each row of tokens (rows, time), and the cache with all of these.
+
+        The cache has the columns before; None: there are none.
+        """
+        states, cache = self._states(tokens, cache, **given)
+        logits = self.model.get_output_embeddings()(states[range(len(ends)), ends]).float()
+        return logits.argmax(-1), cache
+
+    def _states(self, tokens: Tensor, cache: Any, **given: Any) -> tuple[Tensor, Any]:
+        """(rows, time, width) final states of tokens (rows, time), and the cache with these."""
+        output = self.model.base_model(
+            input_ids=tokens.to(self.model.device), past_key_values=cache, use_cache=True, **given
+        )
+        return output.last_hidden_state, output.past_key_values
+
+
+class PlainReader(Reader):
+    """One whose cache is keys and values of every layer and every token, and nothing else.
+
+    Then what all prompts begin with is read once, prompts are padded on the right and read without a mask, as in
+    training (causality keeps the padding out), and each token of an answer takes the column behind its row's last.
+
+    Args:
+        model: In evaluation mode.
+        prompts: The tokens of each.
+        room: Tokens behind each prompt for which there is room at first; more is taken when it is needed.
+    """
+
+    joins = True
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], room: int) -> None:
+        super().__init__(model, prompts)
+        self.room, self.cache = room, RoomyCache(model)
+        self.begun, self.shared = 0, None  # tokens that all prompts begin with, and their cache, of one row
+        if (common := _common(prompts)) >= LEAST_SHARED:
+            self.begun = common
+            self.shared = self._read(torch.tensor([prompts[0][:common]]), [common - 1], None)[1]
+
+    def enter(self, places: list[int], active: Rows | None = None) -> Rows:
+        entered = [active.newest] if active else []
+        start, columns = (len(active.places), active.columns) if active else (0, 0)
+        columns = max(columns, len(self.prompts[places[0]]))
+        self.cache.reserve(start + len(places), columns + self.room, kept=start)
+        self.cache.begin(slice(start, start + len(places)), self.shared)
+        own = [self.prompts[place][self.begun :] for place in places]
+        for chosen in passes([len(tokens) for tokens in own], len(places)):
+            self.cache.aim(slice(start, start := start + len(chosen)), self.begun)
+            entered.append(self._prompts([own[index] for index in chosen]))
+        lengths = self._lengths([self.prompts[place] for place in places])
+        if active:
+            places, lengths = active.places + places, torch.cat([active.lengths, lengths])
+        self.cache.aim(slice(start), columns, lengths)
+        return Rows(places, lengths, columns, torch.cat(entered), self.cache)
+
+    def _prompts(self, rows: list[list[int]]) -> Tensor:
+        """The likeliest token after each, longest first."""
+        padded = torch.tensor([tokens + [0] * (len(rows[0]) - len(tokens)) for tokens in rows])
+        return self._read(padded, [len(tokens) - 1 for tokens in rows], self.cache)[0]
+
+    def step(self, rows: Rows) -> Rows:
+        if rows.columns == self.cache.size[1]:
+            self.cache.reserve(len(rows.places), rows.columns + self.room, kept=len(rows.places))
+            self.cache.aim(slice(len(rows.places)), rows.columns, rows.lengths)
+        return super().step(rows)
+
+    def keep(self, rows: Rows, left: list[bool]) -> Rows:
+        """Only the rows that are left: the last of them move to where others have ended."""
+        kept = [row for row, stays in enumerate(left) if stays]
+        gaps = [row for row in range(len(kept)) if not left[row]]
+        order = list(range(len(kept)))
+        for gap, row in zip(gaps, moved := kept[len(kept) - len(gaps) :], strict=True):
+            order[gap] = row
+        lengths = rows.lengths[order]
+        columns = int(lengths.max())
+        self.cache.move(moved, gaps)
+        self.cache.aim(slice(len(kept)), columns, lengths)
+        return Rows([rows.places[row] for row in order], lengths, columns, rows.newest[order], self.cache)
+
+    def nats(self, rows: Rows, last: Tensor, answer: Tensor) -> Tensor:
+        """(rows,) nats of one answer after each row and a `last` token (rows,) of its prompt; the cache stays as it is.
+
+        Row by row the answer, (time,), is the same. It is read behind all columns, with a gap in the shorter rows.
+        """
+        tokens = torch.cat([last[:, None], answer[:-1].expand(len(last), -1)], 1)
+        size = tokens.shape[1]
+        mask = functional.pad(self._mask(rows.lengths, rows.columns), (0, size), value=1)
+        positions = rows.lengths[:, None] + torch.arange(size, device=mask.device)
+        self.cache.aim(slice(len(last)), rows.columns)
+        states, _ = self._states(tokens, self.cache, attention_mask=mask, position_ids=positions)
+        head = self.model.get_output_embeddings()
+        targets = answer.to(states.device).repeat(len(last))
+        nats = token_nats(head, states.flatten(0, 1), targets, self.model.get_input_embeddings().num_embeddings)
+        return nats.view(len(last), size).sum(1)
+
+    def _mask(self, lengths: Tensor, columns: int) -> Tensor:
+        return (torch.arange(columns, device=lengths.device) < lengths[:, None]).long()
+
+
+def reader(model: PreTrainedModel, prompts: Sequence[list[int]], new_tokens: int) -> Reader:
+    """The one for a model's cache, to read at most so many tokens after each prompt."""
+    return PlainReader(model, prompts, min(ROOM, new_tokens)) if has_plain_cache(model) else Reader(model, prompts)
+
+
+def _common(prompts: Sequence[list[int]]) -> int:
+    """How many tokens all begin with, and each has one after them; none for one prompt alone."""
+    if len(prompts) < 2:
+        return 0
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(min(prompts), max(prompts), strict=False))
+    return min(sum(1 for _ in alike), min(map(len, prompts)) - 1)
