@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-MOST_READ = 2048  # tokens that are scored at once: more take more memory and, on a CPU, more time for each
+MOST_READ = 1024  # tokens that are scored at once: more take more memory and, on a CPU, more time for each
 IGNORED = -100
 WHOLE_LOGITS = 2**26
 """Logits, of all labelled positions, up to which they are computed at once: 256 MB in float32, and twice that back."""
