@@ -16,13 +16,16 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typ
     transformers' own layers are copied whole for every token; here a token is written into its place.
     """
 
+    keys: Any
+    values: Any
     whole: tuple[Tensor, ...] = ()
     size: tuple[int, int]
 
     def reserve(self, rows: int, columns: int, kept: int) -> None:
         """Takes new memory for so many rows and columns, and copies the first `kept` rows there."""
         old, self.whole, self.size = self.whole, (), (rows, columns)
-        self.reset()
+        self.keys = self.values = None
+        self.is_initialized = False
         if kept:
             self.fill(slice(kept), *(part[:kept, :, :columns] for part in old))
 
@@ -46,7 +49,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typ
             if self.ends is None:
                 whole[self.rows, :, self.columns : after] = states
             else:
-                whole[self.rows][self.index, :, self.ends] = states[:, :, 0]
+                whole[self.rows][self.index, :, self.ends] = states[:, :, 0].to(whole.dtype)  # autocast gives either
         self.columns = after
         self._show()
         return self.keys, self.values
@@ -54,7 +57,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typ
     def _take(self, keys: Tensor, values: Tensor) -> None:
         """Memory for more of the same, unless there is some: zeros, since a mask hides any number but a NaN."""
         if not self.whole:
-            self.lazy_initialization(keys, values)
+            self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
             rows, columns = self.size
             self.whole = tuple(part.new_zeros(rows, part.shape[1], columns, part.shape[3]) for part in (keys, values))
 
