@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paired import RUNS, Line, ratios
-from scoring import AT_ONCE, BATCH, LARGE, LONGEST_PROMPT, OTHERS, file_order
+from scoring import BATCH, LARGE, OTHERS, SMALL, file_order
 from subjects import backbone, model, trace_task
 from ways import hf_trainer, workbench
 
@@ -21,7 +21,6 @@ from workbench.benchmark import Task
 
 ROWS, LENGTH, LABELLED = 16, 512, 51
 STEPS = 3
-SMALL = (64, 5)  # of 260 thousand parameters, but for the vocabulary
 SIZES = {(256, 4): 0.5, (512, 8): 0.75}  # width, layers: the bar
 
 
@@ -56,9 +55,10 @@ def peak(way: str, width: int, layers: int) -> int:
 def scoring(way: str, width: int, layers: int) -> int:
     """Bytes above those after the imports, of answers to prompts with the lengths of TRACE's longest."""
     before = resident()
-    task = trace_task("MeetingBank", 2 * AT_ONCE, OTHERS)
-    own = backbone(width, layers, LONGEST_PROMPT, OTHERS)
-    own.eval_batch_size = AT_ONCE
+    size = next(size for size in (SMALL, LARGE) if size.shape == (width, layers))
+    task = trace_task("MeetingBank", 2 * size.at_once, OTHERS)
+    own = backbone(width, layers, size.longest_prompt, OTHERS)
+    own.eval_batch_size = size.at_once
     prompts = task.train["prompt"][:]
     if way == "greedy":
         own.generate(prompts, OTHERS)
@@ -79,9 +79,10 @@ def measure() -> Iterator[Line]:
 
 def measure_scoring() -> Iterator[Line]:
     """Of the workbench's answers over that of `generate`, each with the rows at once that `scoring` gives it."""
-    for width, layers in (SMALL, LARGE):
-        what = f"peak memory, {AT_ONCE} rows at once beside {BATCH}, {width} × {layers}: workbench / generate"
-        yield _beside(what, ("greedy", "generate"), (width, layers), 1.0)
+    for size in (SMALL, LARGE):
+        rows = f"{size.at_once} rows at once beside {BATCH}, prompts of {size.longest_prompt} tokens"
+        what = f"peak memory, {rows}, {size.shape[0]} × {size.shape[1]}: workbench / generate"
+        yield _beside(what, ("greedy", "generate"), size.shape, 1.0)
 
 
 def _beside(what: str, ways: tuple[str, str], size: tuple[int, int], bar: float) -> Line:

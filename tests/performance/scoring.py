@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -23,12 +24,30 @@ from workbench.encoding import TextPolicy
 
 TIED = 1e-4  # logits: where the two best are as near as that, either may be chosen
 BATCH = 16  # rows that `generate` answers at once, and that are learnt at once
-AT_ONCE = 24  # rows that the workbench answers at once: `peak.measure_scoring` shows that they take no more memory
 LONGEST = {"C-STANCE": 8, "FOMC": 8, "NumGLUE-cm": 16, "NumGLUE-ds": 16}
 OTHERS = 64
-LONGEST_PROMPT = 400
-LARGE = (640, 10)  # 50 million parameters
 INSTRUCTED = "Read what follows and answer as you were taught, in one word where one is enough. "
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model that is measured.
+
+    Args:
+        title: In a few words.
+        shape: Width and layers.
+        longest_prompt: Tokens; longer prompts are cut in the middle.
+        at_once: Rows that the workbench answers at once: `peak.measure_scoring` shows that they take no more memory.
+    """
+
+    title: str
+    shape: tuple[int, int]
+    longest_prompt: int
+    at_once: int
+
+
+SMALL = Size("260 thousand parameters", (64, 5), longest_prompt=400, at_once=24)  # it has 512 positions
+LARGE = Size("50 million parameters", (640, 10), longest_prompt=1024, at_once=20)  # TRACE's own limit
 
 
 def file_order(backbone: Backbone, task: Task, prompts: Sequence[str]) -> list[str]:
@@ -67,23 +86,20 @@ def gap_where_they_part(backbone: Backbone, task: Task, prompt: str, one: str, o
     return float(best[0] - best[1])
 
 
-def trained(width: tuple[int, int] | None, rows: int) -> tuple[Backbone, list[Task]]:
+def trained(size: Size, rows: int) -> tuple[Backbone, list[Task]]:
     """A model after an epoch on each of the eight tasks, and the tasks.
 
     Args:
-        width: Width and layers of a random LLaMA with the small model's vocabulary; None: the small model itself.
+        size: The small one is WORKBENCH_MODEL, the large one random with its vocabulary.
         rows: Of training, a task.
     """
     longest = LONGEST | dict.fromkeys(("MeetingBank", "Py150", "ScienceQA", "20Minuten"), OTHERS)
     found = Trace(os.environ["WORKBENCH_TRACE"], max_new_tokens=longest)
-    policy = TextPolicy(max_prompt_length=LONGEST_PROMPT, max_answer_length=OTHERS, truncation="middle")
-    small = Backbone.load(os.environ["WORKBENCH_MODEL"], end_token="<s>", text=policy, eval_batch_size=AT_ONCE)
-    tokenizer = small.tokenizer
-    made = (
-        small
-        if width is None
-        else Backbone(lambda: model(*width, vocabulary=len(tokenizer)), tokenizer, text=policy, eval_batch_size=AT_ONCE)
-    )
+    policy = TextPolicy(max_prompt_length=size.longest_prompt, max_answer_length=OTHERS, truncation="middle")
+    given = {"text": policy, "eval_batch_size": size.at_once}
+    made = Backbone.load(os.environ["WORKBENCH_MODEL"], end_token="<s>", **given)
+    if size is LARGE:
+        made = Backbone(partial(model, *size.shape, vocabulary=len(made.tokenizer)), made.tokenizer, **given)
     tasks = [
         Task(
             task.name,
@@ -116,7 +132,7 @@ def beside_generate(title: str, made: Backbone, tasks: Sequence[Task], rows: int
             "generate": partial(timed, partial(file_order, made, task, prompts)),
             "workbench": partial(timed, partial(made.generate, prompts, task.max_new_tokens)),
         }
-        taken = paired(ways)
+        taken = paired(ways, warm=True)
         for name, seconds in taken.items():
             whole[name] = [sum(pair) for pair in zip(whole.get(name, [0.0] * len(seconds)), seconds, strict=True)]
         told = f"{len(prompts)} rows, {len(apart)} ties" if apart else f"{len(prompts)} rows"
@@ -142,17 +158,17 @@ def with_a_shared_instruction(title: str, made: Backbone, rows: int) -> Line:
 def measure() -> Iterator[Line]:
     """With the small model; nothing where its data is not there."""
     if _there():
-        small, tasks = trained(None, rows=500)
-        yield from beside_generate("260 thousand parameters", small, tasks, rows=96)
-        yield with_a_shared_instruction("260 thousand parameters", small, rows=250)
+        small, tasks = trained(SMALL, rows=500)
+        yield from beside_generate(SMALL.title, small, tasks, rows=96)
+        yield with_a_shared_instruction(SMALL.title, small, rows=250)
 
 
 def measure_large() -> Iterator[Line]:
-    """With one of 50 million parameters."""
+    """With the large one."""
     if _there():
         large, tasks = trained(LARGE, rows=100)
-        yield from beside_generate("50 million parameters", large, tasks, rows=48)
-        yield with_a_shared_instruction("50 million parameters", large, rows=48)
+        yield from beside_generate(LARGE.title, large, tasks, rows=32)
+        yield with_a_shared_instruction(LARGE.title, large, rows=48)
 
 
 def _there() -> bool:
