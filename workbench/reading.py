@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from workbench.batch import passes, token_nats
 from workbench.cache import RoomyCache, has_plain_cache
+from workbench.weights import blocks
 
 LEAST_SHARED = 8  # tokens: fewer are not worth a pass of their own
 ROOM = 64  # tokens of an answer for which there is room at first
@@ -135,7 +137,25 @@ class PlainReader(Reader):
     def _prompts(self, rows: list[list[int]]) -> Tensor:
         """The likeliest token after each, longest first."""
         padded = torch.tensor([tokens + [0] * (len(rows[0]) - len(tokens)) for tokens in rows])
-        return self._read(padded, [len(tokens) - 1 for tokens in rows], self.cache)[0]
+        ends = [len(tokens) - 1 for tokens in rows]
+        with self._last_feed_forward_at(ends):
+            return self._read(padded, ends, self.cache)[0]
+
+    @contextmanager
+    def _last_feed_forward_at(self, ends: list[int]) -> Iterator[None]:
+        """Has the last block's feed-forward read column `ends` of each row alone: no other is asked for behind it.
+
+        What it gives, (rows, 1, width), is added to all columns of the residual stream, and is right in that one.
+        """
+        feed_forward = getattr(blocks(self.model)[-1], "mlp", None)
+        if feed_forward is None:
+            yield
+            return
+        hook = feed_forward.register_forward_pre_hook(lambda _, given: (given[0][range(len(ends)), ends][:, None],))
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def step(self, rows: Rows) -> Rows:
         if rows.columns == self.cache.size[1]:

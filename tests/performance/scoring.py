@@ -166,7 +166,7 @@ def measure() -> Iterator[Line]:
 def measure_large() -> Iterator[Line]:
     """With the large one."""
     if _there():
-        large, tasks = trained(LARGE, rows=100)
+        large, tasks = trained(LARGE, rows=64)
         yield from beside_generate(LARGE.title, large, tasks, rows=32)
         yield with_a_shared_instruction(LARGE.title, large, rows=48)
 
