@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from tempfile import TemporaryDirectory
 import torch
 from datasets import Dataset
 from lightning.pytorch import Callback, Trainer
+from paired import resident
 from subjects import model, tokenizer
 from ways import adam
 
@@ -46,7 +46,7 @@ MEASURES = ("seconds", "memory", "disk")
 
 def one(tasks: int, depth: int, width: int, length: int, vocabulary: int) -> dict[str, float]:
     """Seconds, peak bytes above those before, and bytes on the disk of one run."""
-    before = _resident()
+    before = resident()
     policy = TextPolicy(max_prompt_length=length, max_answer_length=ANSWER)
     own = Backbone(lambda: model(width, depth, vocabulary), tokenizer(vocabulary), text=policy)
     module = ContinualModule(own, SeqFT(), lambda _, parameters, __: (adam(parameters), None))
@@ -60,7 +60,7 @@ def one(tasks: int, depth: int, width: int, length: int, vocabulary: int) -> dic
         learn_in_sequence(module, data, make_trainer, RunFolder(Path(folder) / "run"))
         seconds = time.perf_counter() - started
         disk = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    memory = resident("VmHWM") - before
     return {"seconds": seconds, "memory": memory, "disk": disk}
 
 
@@ -78,11 +78,6 @@ def _task(number: int, length: int, vocabulary: int) -> Task:
     return Task(
         f"task-{number}", rows(TESTED, 1), rows(TRAINED, number), scorers={"exact": ExactMatch()}, max_new_tokens=ANSWER
     )
-
-
-def _resident() -> int:
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:

@@ -81,6 +81,12 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def resident(which: str = "VmRSS") -> int:
+    """Bytes now; "VmHWM": the most since the program began (`ru_maxrss` begins with that of who started it)."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition(f"{which}:")[2].split()[0]) * 1024
+
+
 def machine() -> str:
     """What the figures were measured on, in one line."""
     found = [line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]

@@ -5,13 +5,11 @@ Each way has a process of its own: `python tests/performance/peak.py workbench 2
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-from paired import RUNS, Line, ratios
+from paired import RUNS, Line, ratios, resident
 from scoring import BATCH, LARGE, OTHERS, SMALL, file_order
 from subjects import backbone, model, trace_task
 from ways import hf_trainer, workbench
@@ -22,12 +20,6 @@ from workbench.benchmark import Task
 ROWS, LENGTH, LABELLED = 16, 512, 51
 STEPS = 3
 SIZES = {(256, 4): 0.5, (512, 8): 0.75}  # width, layers: the bar
-
-
-def resident() -> int:
-    """Bytes now."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
 
 def peak(way: str, width: int, layers: int) -> int:
@@ -49,7 +41,7 @@ def peak(way: str, width: int, layers: int) -> int:
         plain = model(width, layers)
         del own.model
         hf_trainer(plain, own, [task], batch_size=ROWS)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return resident("VmHWM") - before
 
 
 def scoring(way: str, width: int, layers: int) -> int:
@@ -64,7 +56,7 @@ def scoring(way: str, width: int, layers: int) -> int:
         own.generate(prompts, OTHERS)
     else:
         file_order(own.eval(), task, prompts)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return resident("VmHWM") - before
 
 
 WAYS = {"workbench": peak, "hf": peak, "greedy": scoring, "generate": scoring}

@@ -6,9 +6,13 @@ Needs TRACE's data and a small LLaMA: the environment variables WORKBENCH_TRACE 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from tempfile import TemporaryDirectory
 
 import torch
 from paired import Line, paired, ratios, timed
@@ -48,6 +52,7 @@ class Size:
 
 SMALL = Size("260 thousand parameters", (64, 5), longest_prompt=400, at_once=24)  # it has 512 positions
 LARGE = Size("50 million parameters", (640, 10), longest_prompt=1024, at_once=20)  # TRACE's own limit
+SIZES = (SMALL, LARGE)
 
 
 def file_order(backbone: Backbone, task: Task, prompts: Sequence[str]) -> list[str]:
@@ -86,21 +91,32 @@ def gap_where_they_part(backbone: Backbone, task: Task, prompt: str, one: str, o
     return float(best[0] - best[1])
 
 
-def trained(size: Size, rows: int) -> tuple[Backbone, list[Task]]:
-    """A model after an epoch on each of the eight tasks, and the tasks.
+def loaded(size: Size, folder: str) -> tuple[Backbone, list[Task]]:
+    """A model of this size, and the eight tasks.
 
     Args:
-        size: The small one is WORKBENCH_MODEL, the large one random with its vocabulary.
-        rows: Of training, a task.
+        size: Of the model.
+        folder: Where it is.
     """
     longest = LONGEST | dict.fromkeys(("MeetingBank", "Py150", "ScienceQA", "20Minuten"), OTHERS)
     found = Trace(os.environ["WORKBENCH_TRACE"], max_new_tokens=longest)
     policy = TextPolicy(max_prompt_length=size.longest_prompt, max_answer_length=OTHERS, truncation="middle")
-    given = {"text": policy, "eval_batch_size": size.at_once}
-    made = Backbone.load(os.environ["WORKBENCH_MODEL"], end_token="<s>", **given)
-    if size is LARGE:
-        made = Backbone(partial(model, *size.shape, vocabulary=len(made.tokenizer)), made.tokenizer, **given)
-    tasks = [
+    return Backbone.load(folder, end_token="<s>", text=policy, eval_batch_size=size.at_once), list(found)
+
+
+def train(size: Size, rows: int, folder: str) -> None:
+    """Saves a model after an epoch on each of the eight tasks.
+
+    Args:
+        size: The small one begins as WORKBENCH_MODEL, the large one at random, with its vocabulary.
+        rows: Of each task.
+        folder: For the model.
+    """
+    made, tasks = loaded(size, os.environ["WORKBENCH_MODEL"])
+    if size is not SMALL:
+        random = partial(model, *size.shape, vocabulary=len(made.tokenizer))
+        made = Backbone(random, made.tokenizer, text=made.encoder.policy)
+    learnt = [
         Task(
             task.name,
             task.test.select(range(1)),
@@ -108,11 +124,24 @@ def trained(size: Size, rows: int) -> tuple[Backbone, list[Task]]:
             scorers=task.scorers,
             max_new_tokens=task.max_new_tokens,
         )
-        for task in found
+        for task in tasks
     ]
-    workbench(made, SeqFT(), tasks, batch_size=BATCH, bucket=8)
-    made.eval()
-    return made, list(found)
+    workbench(made, SeqFT(), learnt, batch_size=BATCH, bucket=8)
+    made.save(folder)
+
+
+@contextmanager
+def trained(size: Size, rows: int) -> Iterator[tuple[Backbone, list[Task]]]:
+    """What `train` saves in a process of its own, so that it is scored as any checkpoint is, in a fresh one.
+
+    In the process that has trained, which keeps gigabytes, `generate` is faster and the workbench is not.
+    """
+    with TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, str(SIZES.index(size)), str(rows), folder]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        made, tasks = loaded(size, folder)
+        made.eval()
+        yield made, tasks
 
 
 def beside_generate(title: str, made: Backbone, tasks: Sequence[Task], rows: int) -> Iterator[Line]:
@@ -157,22 +186,23 @@ def with_a_shared_instruction(title: str, made: Backbone, rows: int) -> Line:
 
 def measure() -> Iterator[Line]:
     """With the small model; nothing where its data is not there."""
-    if _there():
-        small, tasks = trained(SMALL, rows=500)
-        yield from beside_generate(SMALL.title, small, tasks, rows=96)
-        yield with_a_shared_instruction(SMALL.title, small, rows=250)
+    yield from _measure(SMALL, learnt=500, asked=96, instructed=250)
 
 
 def measure_large() -> Iterator[Line]:
     """With the large one."""
-    if _there():
-        large, tasks = trained(LARGE, rows=64)
-        yield from beside_generate(LARGE.title, large, tasks, rows=32)
-        yield with_a_shared_instruction(LARGE.title, large, rows=48)
+    yield from _measure(LARGE, learnt=64, asked=32, instructed=48)
 
 
-def _there() -> bool:
-    there = {"WORKBENCH_TRACE", "WORKBENCH_MODEL"} <= set(os.environ)
-    if not there:
+def _measure(size: Size, *, learnt: int, asked: int, instructed: int) -> Iterator[Line]:
+    """So many rows of each task are learnt, so many answered, and so many with an instruction."""
+    if not {"WORKBENCH_TRACE", "WORKBENCH_MODEL"} <= set(os.environ):
         print("scoring: left out; set WORKBENCH_TRACE and WORKBENCH_MODEL")
-    return there
+        return
+    with trained(size, learnt) as (made, tasks):
+        yield from beside_generate(size.title, made, tasks, asked)
+        yield with_a_shared_instruction(size.title, made, instructed)
+
+
+if __name__ == "__main__":
+    train(SIZES[int(sys.argv[1])], int(sys.argv[2]), sys.argv[3])
