@@ -51,16 +51,17 @@ class Line:
         return f"{self.what}: {self.median:.2f} {self.unit} ({spread}{bar}{told})"
 
 
-def paired(ways: Mapping[str, Callable[[], float]], *, warm: bool = False) -> dict[str, list[float]]:
+def paired(ways: Mapping[str, Callable[[], float]], *, runs: int = RUNS, warm: bool = False) -> dict[str, list[float]]:
     """Runs all ways in turn, the first of them another one each time.
 
     Args:
         ways: Each gives the seconds that it took.
+        runs: Rounds that are counted.
         warm: Whether all have run before; otherwise a round goes first that is not counted.
     """
     taken: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
-    for number in range(int(warm), RUNS + 1):
+    for number in range(int(warm), runs + 1):
         turned = names[number % len(names) :] + names[: number % len(names)]
         for name in turned:
             seconds = ways[name]()

@@ -15,7 +15,7 @@ from functools import partial
 from tempfile import TemporaryDirectory
 
 import torch
-from paired import Line, paired, ratios, timed
+from paired import RUNS, Line, paired, ratios, timed
 from subjects import model
 from transformers import GenerationConfig
 from ways import workbench
@@ -179,7 +179,7 @@ def with_a_shared_instruction(title: str, made: Backbone, rows: int) -> Line:
         "generate": partial(timed, partial(file_order, made, task, prompts)),
         "workbench": partial(timed, partial(made.generate, prompts, task.max_new_tokens)),
     }
-    taken = paired(ways)
+    taken = paired(ways, runs=3 * RUNS)  # they are short
     what = f"{title}: a shared instruction ({len(prompts)} rows), generate / workbench"
     return Line(what, ratios(taken["generate"], taken["workbench"]), 2.0)
 
