@@ -1,4 +1,4 @@
-"""The cache with room: what it shows is what transformers' own would hold, and memory is taken seldom."""
+"""The cache with room: it holds what transformers' own would, and nothing needless is computed for it."""
 
 from __future__ import annotations
 
@@ -117,3 +117,14 @@ def test_nothing_is_copied_between_steps() -> None:
     decoder.base_model.register_forward_hook(after)
     greedy(decoder, [[5, 6, 7], [8, 9]], 30, Room(2), NEVER)
     assert len(places) == 1
+
+
+def test_the_last_feed_forward_reads_each_prompt_where_its_answer_begins() -> None:
+    """No other column of the last block is asked for; all others of its blocks read whole rows."""
+    decoder, seen = model(), []
+    for block in decoder.model.layers:
+        block.mlp.register_forward_hook(lambda _, given, __: seen.append(tuple(given[0].shape[:2])))
+    greedy(decoder, prompts(3), 2, Room(64), NEVER)
+    layers = len(decoder.model.layers)
+    assert seen == [(3, 23)] * (layers - 1) + [(3, 1)] * (1 + layers)
+    assert not decoder.model.layers[-1].mlp._forward_pre_hooks

@@ -180,17 +180,6 @@ def test_what_prompts_share_is_read_once_and_each_token_of_an_answer_once() -> N
     assert sum(rows * time for rows, time in seen) == 11 + 3 * 30 + 3 * 5
 
 
-def test_the_last_feed_forward_reads_each_prompt_where_its_answer_begins() -> None:
-    """No other column of the last block is asked for; all others of its blocks read whole rows."""
-    decoder, seen = model(), []
-    for block in decoder.model.layers:
-        block.mlp.register_forward_hook(lambda _, given, __: seen.append(tuple(given[0].shape[:2])))
-    greedy(decoder, prompts(3), 2, Room(64), NEVER)
-    layers = len(decoder.model.layers)
-    assert seen == [(3, 23)] * (layers - 1) + [(3, 1)] * (1 + layers)
-    assert not decoder.model.layers[-1].mlp._forward_pre_hooks
-
-
 @pytest.mark.parametrize("case", ["windows", "a composition", "a short beginning", "one prompt"])
 def test_else_prompts_are_read_whole(case: str) -> None:
     decoder = {"windows": lambda: model(**VARIANTS["layer_types"]), "a composition": composed}.get(case, model)()
