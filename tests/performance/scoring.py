@@ -138,7 +138,9 @@ def trained(size: Size, rows: int) -> Iterator[tuple[Backbone, list[Task]]]:
     """
     with TemporaryDirectory() as folder:
         command = [sys.executable, __file__, str(SIZES.index(size)), str(rows), folder]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr)
         made, tasks = loaded(size, folder)
         made.eval()
         yield made, tasks
