@@ -128,3 +128,13 @@ def test_the_last_feed_forward_reads_each_prompt_where_its_answer_begins() -> No
     layers = len(decoder.model.layers)
     assert seen == [(3, 23)] * (layers - 1) + [(3, 1)] * (1 + layers)
     assert not decoder.model.layers[-1].mlp._forward_pre_hooks
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("own", "begun"), [(20, len(INSTRUCTION)), (400, 0)], ids=["short", "long"])
+def test_a_beginning_is_shared_where_that_saves_multiplications(own: int, begun: int) -> None:
+    """Eleven tokens before long prompts save less than reading them behind a mask takes."""
+    decoder = model(max_position_embeddings=512)
+    given = [[*INSTRUCTION, *((7 * row + step) % 900 + 3 for step in range(own))] for row in range(4)]
+    assert reading.PlainReader(decoder, given, 8).begun == begun
+    assert_alike(decoder, given, 3, NEVER)

@@ -99,8 +99,9 @@ class Reader:
 class PlainReader(Reader):
     """One whose cache is keys and values of every layer and every token, and nothing else.
 
-    Then what all prompts begin with is read once, prompts are padded on the right and read without a mask, as in
-    training (causality keeps the padding out), and each token of an answer takes the column behind its row's last.
+    Then what all prompts begin with is read once, where that pays, prompts are padded on the right and read without a
+    mask, as in training (causality keeps the padding out), and each token of an answer takes the column behind its
+    row's last.
 
     Args:
         model: In evaluation mode.
@@ -114,7 +115,8 @@ class PlainReader(Reader):
         super().__init__(model, prompts)
         self.room, self.cache = room, RoomyCache(model)
         self.begun, self.shared = 0, None  # tokens that all prompts begin with, and their cache, of one row
-        if (common := _common(prompts)) >= LEAST_SHARED:
+        common = _common(prompts)
+        if common >= LEAST_SHARED and _saved(model, prompts, common) > 0:
             self.begun = common
             self.shared = self._read(torch.tensor([prompts[0][:common]]), [common - 1], None)[1]
 
@@ -207,3 +209,17 @@ def _common(prompts: Sequence[list[int]]) -> int:
         return 0
     alike = takewhile(lambda pair: pair[0] == pair[1], zip(min(prompts), max(prompts), strict=False))
     return min(sum(1 for _ in alike), min(map(len, prompts)) - 1)
+
+
+def _saved(model: PreTrainedModel, prompts: Sequence[list[int]], common: int) -> int:
+    """Multiplications in a block that are saved where what all begin with is read once.
+
+    Each row is spared its first tokens, and is read with a mask behind them, which takes all scores of attention: the
+    kernel takes the causal half where there is no mask. So few tokens before long prompts cost more than they save.
+    """
+    weights: int = sum(parameter.numel() for parameter in blocks(model)[-1].parameters())
+    width: int = model.get_input_embeddings().embedding_dim
+    lengths = list(map(len, prompts))
+    alone = sum(size * (weights + width * size) for size in lengths)
+    behind = sum((size - common) * (weights + 2 * width * size) for size in lengths)
+    return alone - behind - common * (weights + width * common)
