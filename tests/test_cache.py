@@ -64,6 +64,21 @@ def test_rows_of_all_passes_and_steps_stand_where_transformers_would_put_them() 
     assert torch.equal(cache.layers[0].keys[0], last[:, :5])
 
 
+def test_rows_that_enter_find_no_trace_of_those_that_left() -> None:
+    """Numbers that are none would reach through any mask."""
+    cache = RoomyCache(model())
+    cache.reserve(2, 4)
+    cache.aim(slice(2), 0)
+    for layer in range(len(cache.layers)):
+        cache.update(*(part * float("nan") for part in states(2, 3, 0)), layer)
+    cache.begin(slice(1, 2), None)
+    cache.aim(slice(2), 4)
+    for own in cache.layers:
+        assert own.keys[0, :, :3].isnan().all()
+        assert not own.keys[1].any()
+        assert not own.values[1].any()
+
+
 def test_a_cache_of_one_row_is_the_beginning_of_each() -> None:
     decoder = model()
     with torch.no_grad():
@@ -102,8 +117,30 @@ def test_memory_is_taken_once_and_again_when_an_answer_outgrows_it(reserved: lis
     longest = max(map(len, given[:2]))
     assert reserved == [
         *[(2, longest + reading.ROOM, 0)] * layers,
-        *[(2, longest + 2 * reading.ROOM, 2)] * layers,
+        *[(2, longest + reading.ROOM + 2, 2)] * layers,
     ]
+
+
+@torch.no_grad()
+def test_no_more_columns_are_taken_than_a_row_can_fill(reserved: list[Any]) -> None:
+    """Prompts enter beside answers that are nearly at their end."""
+    decoder, given = model(), prompts(40)
+    end = ending(greedy(decoder, given, 12, Room(64), NEVER))
+    reserved.clear()
+    greedy(decoder, given, 12, Room(5), end)
+    assert len(reserved) == decoder.config.num_hidden_layers
+    assert reserved[0] == (5, max(map(len, given)) + 12, 0)
+
+
+@torch.no_grad()
+def test_under_autocast_the_cache_holds_what_attention_takes() -> None:
+    """transformers' holds rotated keys in float32, which are converted for each token; the answers are the same."""
+    decoder, given = model(), [[7 * row + step for step in range(3, 13)] for row in range(6)]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_alike(decoder, given, 12, NEVER)
+        reads = reading.PlainReader(decoder, given, 2)
+        reads.step(reads.enter(list(range(6))))
+    assert {part.dtype for layer in reads.cache.layers for part in layer.whole} == {torch.bfloat16}
 
 
 @torch.no_grad()
@@ -128,6 +165,10 @@ def test_the_last_feed_forward_reads_each_prompt_where_its_answer_begins() -> No
     layers = len(decoder.model.layers)
     assert seen == [(3, 23)] * (layers - 1) + [(3, 1)] * (1 + layers)
     assert not decoder.model.layers[-1].mlp._forward_pre_hooks
+    seen.clear()
+    decoder.model.layers[-1].register_forward_hook(lambda *_: None)  # may look at all of its output
+    greedy(decoder, prompts(3), 2, Room(64), NEVER)
+    assert seen == [(3, 23)] * layers + [(3, 1)] * layers
 
 
 @torch.no_grad()

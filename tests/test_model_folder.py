@@ -75,6 +75,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         edit_json("config.json", model_type="gpt2"),
         "model_type is 'gpt2'; expected one of llama, mistral, qwen2, qwen3.",
     ),
+    "longrope": (
+        edit_json("config.json", rope_scaling={"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}),
+        "rope_type is 'longrope', whose numbers depend on the longest row of a batch.",
+    ),
     "truncated": (cut_weights, "truncated or damaged. Copy it again."),
     "not safetensors": (lambda folder: (folder / "model.safetensors").write_bytes(b"hello"), "not a whole safetensors"),
     "a strange header": (

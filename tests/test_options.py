@@ -13,7 +13,7 @@ from benchmarks.mini_trace import MiniTrace
 from strategies import CALM
 from workbench.backbone import Backbone
 from workbench.cache import has_plain_cache
-from workbench.decoding import option_nats
+from workbench.decoding import Room, option_nats
 from workbench.scoring import score_task
 from workbench.strategy import ContinualStrategy
 from workbench.testing import tiny_backbone, tiny_tasks
@@ -35,7 +35,7 @@ def test_options_over_a_cache_have_the_likelihood_of_whole_passes(name: str, sha
     decoder, given = model(**MODELS[name]), [[9, *prompt] for prompt in prompts(shared=shared)]
     expected = torch.tensor([[whole(decoder, prompt, option) for option in OPTIONS] for prompt in given])
     for rows in (64, 5):
-        nats = option_nats(decoder, given, OPTIONS, rows=rows)
+        nats = option_nats(decoder, given, OPTIONS, Room(rows))
         assert nats.shape == (len(given), len(OPTIONS))
         torch.testing.assert_close(nats, expected.double(), rtol=1e-5, atol=1e-4)
 
@@ -44,15 +44,24 @@ def test_options_over_a_cache_have_the_likelihood_of_whole_passes(name: str, sha
 def test_prompts_are_read_once_however_many_options_there_are() -> None:
     decoder, given = model(), [[*INSTRUCTION, 3 + row, 9, 4] for row in range(6)]
     with passes(decoder) as seen:
-        option_nats(decoder, given, OPTIONS, rows=64)
+        option_nats(decoder, given, OPTIONS, Room(64))
     assert seen == [(1, len(INSTRUCTION)), (6, 2), (6, 1), (6, 2), (6, 4)]
+
+
+@torch.no_grad()
+def test_as_many_prompts_are_read_at_once_as_have_room() -> None:
+    """Seven tokens each, with the longest option: two have room among 20 tokens."""
+    decoder, given = model(), [[5 + row, 7, 4] for row in range(5)]
+    with passes(decoder) as seen:
+        option_nats(decoder, given, OPTIONS, Room(64, 20))
+    assert [rows for rows, time in seen if time == 2] == [2, 2, 2, 2, 1, 1]
 
 
 @torch.no_grad()
 def test_there_is_no_second_cache_while_the_next_prompts_are_read() -> None:
     decoder = model()
     with caches(decoder) as held:
-        option_nats(decoder, [[5 + row, 7, 9, 4] for row in range(6)], [[5]], rows=2)
+        option_nats(decoder, [[5 + row, 7, 9, 4] for row in range(6)], [[5]], Room(2))
     assert held == [0, 1, 1]
 
 

@@ -12,8 +12,9 @@ from small import learn
 from strategies import LoRA
 from workbench.backbone import Backbone
 from workbench.benchmark import Task
+from workbench.scoring import score_task
 from workbench.strategy import ContinualStrategy
-from workbench.testing import tiny_backbone
+from workbench.testing import tiny_backbone, tiny_tasks
 
 
 class Listener(ContinualStrategy):
@@ -48,3 +49,22 @@ def test_the_factors_of_a_half_precision_model_are_whole(tmp_path: Path) -> None
     with backbone.merged():
         backbone.generate(["Task 0: t1 b\nAnswer:"], 2)
     assert backbone.model.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_adapters_score_in_half_precision_as_they_trained(mixed: bool) -> None:
+    """W + ΔW would keep few bits of a small ΔW."""
+    backbone, task = tiny_backbone(), tiny_tasks(1)[0]
+    backbone.add_adapter("one", r=4, target_modules=["q_proj", "v_proj"])
+    for name, parameter in backbone.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    if not mixed:
+        backbone.model.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        scored = score_task(backbone, ContinualStrategy(), task)
+        nats, tokens = backbone.nats(backbone.encode(task.test, task.max_new_tokens))
+        with backbone.merged():
+            folded, _ = backbone.nats(backbone.encode(task.test, task.max_new_tokens))
+    assert scored.nats_per_token == float(nats.sum()) / int(tokens.sum())
+    assert float(folded.sum()) != float(nats.sum())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
@@ -86,6 +87,15 @@ def merged(model: nn.Module) -> Iterator[None]:
         for layer, state in zip(layers, kept, strict=True):
             layer.merged_adapters.clear()
             layer.base_layer.load_state_dict(state)
+
+
+def merged_to_score(model: PreTrainedModel) -> AbstractContextManager[object]:
+    """`merged`, which makes every pass shorter; but in half precision adapters stay as they were trained.
+
+    There W + ΔW keeps few bits of a small ΔW, or none: a weight's neighbours in bfloat16 are up to 0.8 % away from it.
+    """
+    half = model.dtype.itemsize < 4 or torch.is_autocast_enabled(model.device.type)
+    return parametrize.cached() if half else merged(model)
 
 
 def fold_in(model: PreTrainedModel) -> None:

@@ -167,7 +167,7 @@ class Backbone(nn.Module):
         return adapters.adapter_names(self.model)
 
     def merged(self) -> AbstractContextManager[None]:
-        """Adapters folded in while scoring: an unmerged one makes every decoding step slower."""
+        """Adapters folded in while the context lasts, and the very same bits after it."""
         return adapters.merged(self.model)
 
     def encode(self, rows: Dataset, max_new_tokens: int | None = None, packed: bool = False) -> Dataset:
@@ -215,8 +215,9 @@ class Backbone(nn.Module):
         """
         begun, new_tokens = self._prompts(prompts, max_new_tokens)
         end = self.tokenizer.eos_token_id
+        room = Room(self.eval_batch_size, self.eval_batch_tokens)
         with self.evaluating():
-            answers = greedy(self.model, begun, new_tokens, Room(self.eval_batch_size, self.eval_batch_tokens), end)
+            answers = greedy(self.model, begun, new_tokens, room, end)
         return [self._decode(tokens) for tokens in answers]
 
     @torch.no_grad()
@@ -232,8 +233,9 @@ class Backbone(nn.Module):
         parts = [self.encoder.answer(text, new_tokens) for text in options]
         answers = [tokens if cut else tokens[:-1] for tokens, cut in parts]
         if has_plain_cache(self.model) and min(map(len, begun), default=0) > 1:
+            room = Room(self.eval_batch_size, self.eval_batch_tokens)
             with self.evaluating():
-                nats = option_nats(self.model, begun, answers, rows=self.eval_batch_size)
+                nats = option_nats(self.model, begun, answers, room)
         else:
             rows = [{"input_ids": one + two, "prompt_length": len(one), "row": 0} for one in begun for two in answers]
             nats = self.nats(Dataset.from_list(rows))[0].view(len(begun), len(answers))

@@ -35,6 +35,11 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typ
         for whole, part in zip(self.whole, (keys, values), strict=True):
             whole[rows, :, : part.shape[2]] = part
 
+    def clear(self, rows: slice) -> None:
+        """Zeros in place of what rows have left: a mask hides any number but a NaN."""
+        for whole in self.whole:
+            whole[rows] = 0
+
     def aim(self, rows: slice, columns: int, ends: Tensor | None) -> None:
         """Shows these rows and the first columns; `RoomyCache.aim` tells of `ends`."""
         self.rows, self.columns, self.ends = rows, columns, ends
@@ -49,17 +54,21 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typ
             if self.ends is None:
                 whole[self.rows, :, self.columns : after] = states
             else:
-                whole[self.rows][self.index, :, self.ends] = states[:, :, 0].to(whole.dtype)  # autocast gives either
+                whole[self.rows][self.index, :, self.ends] = states[:, :, 0].to(whole.dtype)  # rotated keys are wider
         self.columns = after
         self._show()
         return self.keys, self.values
 
     def _take(self, keys: Tensor, values: Tensor) -> None:
-        """Memory for more of the same, unless there is some: zeros, since a mask hides any number but a NaN."""
+        """Memory for more of the same, unless there is some, in the precision that attention takes under autocast."""
         if not self.whole:
-            self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+            kind = keys.device.type
+            half = torch.is_autocast_enabled(kind)
+            self.dtype, self.device = torch.get_autocast_dtype(kind) if half else keys.dtype, keys.device
+            self.is_initialized = True
             rows, columns = self.size
-            self.whole = tuple(part.new_zeros(rows, part.shape[1], columns, part.shape[3]) for part in (keys, values))
+            shapes = ((rows, part.shape[1], columns, part.shape[3]) for part in (keys, values))
+            self.whole = tuple(torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in shapes)
 
     def _show(self) -> None:
         if self.whole:
@@ -87,7 +96,9 @@ class RoomyCache(Cache):  # type: ignore[misc]
                 layer.reserve(rows, columns, kept)
 
     def begin(self, rows: slice, prefix: Cache | None) -> None:
-        """Lets these rows begin with a cache of one row."""
+        """Clears these rows, and lets them begin with a cache of one row where one is given."""
+        for layer in self.layers:
+            layer.clear(rows)
         for layer, part in zip(self.layers, prefix.layers if prefix else (), strict=False):
             layer.fill(rows, part.keys, part.values)
 

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from torch.optim import Optimizer
 
+from workbench.adapters import merged_to_score
 from workbench.assembly import Assembly
 from workbench.backbone import Backbone
 from workbench.batches import EpochBatches
@@ -127,7 +128,7 @@ def scoring_seconds(assembly: Assembly, tested: Sequence[Task]) -> float:
     if not generated:
         return 0.0
     prompts = generated[0].test["prompt"][: backbone.eval_batch_size]
-    with backbone.merged():
+    with merged_to_score(backbone.model):
         short, longer = (_timed(backbone, prompts, tokens) for tokens in (1, 1 + CALIBRATION_TOKENS))
     per_token = max(0.0, longer - short) / CALIBRATION_TOKENS
     limits = {task.name: backbone.encoder.limits(task.max_new_tokens)[1] for task in generated}

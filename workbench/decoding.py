@@ -67,7 +67,7 @@ def greedy(
 
 
 def option_nats(
-    model: PreTrainedModel, prompts: Sequence[list[int]], options: Sequence[list[int]], *, rows: int
+    model: PreTrainedModel, prompts: Sequence[list[int]], options: Sequence[list[int]], room: Room
 ) -> Tensor:
     """Negative log-likelihood of each of a few answers after each prompt.
 
@@ -78,16 +78,18 @@ def option_nats(
         model: In evaluation mode.
         prompts: The tokens of each, two at least.
         options: The tokens of each answer, one at least.
-        rows: The most prompts that are read at once.
+        room: How many are read at once.
 
     Returns:
         (prompts, options) nats in float64.
     """
-    reads = PlainReader(model, [tokens[:-1] for tokens in prompts], max(map(len, options)))
+    longest = max(map(len, options))
+    reads = PlainReader(model, [tokens[:-1] for tokens in prompts], longest)
     order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), place))
     nats = torch.zeros(len(prompts), len(options), dtype=torch.float64)
-    for start in range(0, len(order), rows):
-        active = reads.enter(order[start : start + rows])
+    while order:
+        rows = room.of(len(prompts[order[0]]) + longest)
+        active, order = reads.enter(order[:rows]), order[rows:]
         last = torch.tensor([prompts[place][-1] for place in active.places])
         for number, option in enumerate(options):
             nats[active.places, number] = reads.nats(active, last, torch.tensor(option)).double().cpu()

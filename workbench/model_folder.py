@@ -41,21 +41,27 @@ def check_folder(path: str | Path) -> list[str]:
     config, problem = _read_object(folder / "config.json")
     if problem:
         return [problem]
-    problems = [
-        f"{folder}/config.json: model_type is {family!r}; expected one of {', '.join(FAMILIES)}."
-        for family in _families(config)
-        if family not in FAMILIES
-    ]
+    found = [_check_config(part) for part in _parts(config)]
+    problems = [f"{folder}/config.json: {problem}" for problem in found if problem]
     return problems + _check_weights(folder) + _check_tokenizer(folder)
 
 
-def _families(config: dict[str, Any]) -> list[Any]:
-    """The family of a model, or of each model of a composition."""
+def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The config of a model, or of each model of a composition."""
     if config.get("model_type") != COMPOSITION:
-        return [config.get("model_type")]
+        return [config]
     others = config.get("augmenting") or ()
     parts = [config.get("text_config"), *(others if isinstance(others, list | tuple) else [others])]
-    return [part.get("model_type") if isinstance(part, dict) else part for part in parts]
+    return [part if isinstance(part, dict) else {"model_type": part} for part in parts]
+
+
+def _check_config(config: dict[str, Any]) -> str | None:
+    if (family := config.get("model_type")) not in FAMILIES:
+        return f"model_type is {family!r}; expected one of {', '.join(FAMILIES)}."
+    ropes = [rope for key in ("rope_parameters", "rope_scaling") if isinstance(rope := config.get(key), dict)]
+    if any("longrope" in (rope.get("rope_type"), rope.get("type")) for rope in ropes):
+        return "rope_type is 'longrope', whose numbers depend on the longest row of a batch. Use another model."
+    return None
 
 
 def _check_hub(name: str) -> list[str]:

@@ -106,14 +106,15 @@ class PlainReader(Reader):
     Args:
         model: In evaluation mode.
         prompts: The tokens of each.
-        room: Tokens behind each prompt for which there is room at first; more is taken when it is needed.
+        new_tokens: The most that are read behind each prompt; at first there is room for `ROOM` of them.
     """
 
     joins = True
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], room: int) -> None:
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], new_tokens: int) -> None:
         super().__init__(model, prompts)
-        self.room, self.cache = room, RoomyCache(model)
+        self.most = max(map(len, prompts), default=0) + new_tokens
+        self.cache = RoomyCache(model)
         self.begun, self.shared = 0, None  # tokens that all prompts begin with, and their cache, of one row
         common = _common(prompts)
         if common >= LEAST_SHARED and _saved(model, prompts, common) > 0:
@@ -124,7 +125,7 @@ class PlainReader(Reader):
         entered = [active.newest] if active else []
         start, columns = (len(active.places), active.columns) if active else (0, 0)
         columns = max(columns, len(self.prompts[places[0]]))
-        self.cache.reserve(start + len(places), columns + self.room, kept=start)
+        self.cache.reserve(start + len(places), self._with_room(columns), kept=start)
         self.cache.begin(slice(start, start + len(places)), self.shared)
         own = [self.prompts[place][self.begun :] for place in places]
         for chosen in passes([len(tokens) for tokens in own], len(places)):
@@ -135,6 +136,10 @@ class PlainReader(Reader):
             places, lengths = active.places + places, torch.cat([active.lengths, lengths])
         self.cache.aim(slice(start), columns, lengths)
         return Rows(places, lengths, columns, torch.cat(entered), self.cache)
+
+    def _with_room(self, columns: int) -> int:
+        """Columns behind which there is room for more, as far as any row can come."""
+        return min(columns + ROOM, self.most)
 
     def _prompts(self, rows: list[list[int]]) -> Tensor:
         """The likeliest token after each, longest first."""
@@ -149,8 +154,9 @@ class PlainReader(Reader):
 
         What it gives, (rows, 1, width), is added to all columns of the residual stream, and is right in that one.
         """
-        feed_forward = getattr(blocks(self.model)[-1], "mlp", None)
-        if feed_forward is None:
+        layers: Any = getattr(self.model.base_model, "layers", None) or [None]
+        feed_forward = getattr(layers[-1], "mlp", None)
+        if feed_forward is None or layers[-1]._forward_hooks:  # whoever looks at a block's output wants all of it
             yield
             return
         hook = feed_forward.register_forward_pre_hook(lambda _, given: (given[0][range(len(ends)), ends][:, None],))
@@ -161,7 +167,7 @@ class PlainReader(Reader):
 
     def step(self, rows: Rows) -> Rows:
         if rows.columns == self.cache.size[1]:
-            self.cache.reserve(len(rows.places), rows.columns + self.room, kept=len(rows.places))
+            self.cache.reserve(len(rows.places), self._with_room(rows.columns), kept=len(rows.places))
             self.cache.aim(slice(len(rows.places)), rows.columns, rows.lengths)
         return super().step(rows)
 
@@ -200,7 +206,7 @@ class PlainReader(Reader):
 
 def reader(model: PreTrainedModel, prompts: Sequence[list[int]], new_tokens: int) -> Reader:
     """The one for a model's cache, to read at most so many tokens after each prompt."""
-    return PlainReader(model, prompts, min(ROOM, new_tokens)) if has_plain_cache(model) else Reader(model, prompts)
+    return PlainReader(model, prompts, new_tokens) if has_plain_cache(model) else Reader(model, prompts)
 
 
 def _common(prompts: Sequence[list[int]]) -> int:

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from torchmetrics import Metric
 
+from workbench.adapters import merged_to_score
 from workbench.backbone import Backbone
 from workbench.benchmark import LIKELIEST_OPTION, NATS_PER_BYTE, Task
 from workbench.processes import gathered, share
@@ -65,7 +66,7 @@ def score_task(backbone: Backbone, strategy: ContinualStrategy, task: Task, *, o
     With `options`, of a task that has such, the option that the model itself finds likeliest after the prompt is judged
     besides, by the primary scorer: "likeliest_option".
     """
-    with backbone.merged():
+    with merged_to_score(backbone.model):
         encoded = backbone.encode(task.test, task.max_new_tokens)
         cut = {"prompts": sum(encoded["prompt_cut"][:]), "answers": sum(encoded["answer_cut"][:])}
         own = backbone.nats(encoded.select(share(len(encoded))))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 
 from paired import RUNS, Line, ratios, resident
-from scoring import BATCH, LARGE, OTHERS, SMALL, file_order
+from scoring import BATCH, LARGE, OTHERS, SMALL, file_order, tokens_of
 from subjects import backbone, model, trace_task
 from ways import hf_trainer, workbench
 
@@ -55,7 +55,7 @@ def scoring(way: str, width: int, layers: int) -> int:
     if way == "greedy":
         own.generate(prompts, OTHERS)
     else:
-        file_order(own.eval(), task, prompts)
+        file_order(own.eval(), task, tokens_of(own, task, prompts))
     return resident("VmHWM") - before
 
 

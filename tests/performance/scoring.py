@@ -55,15 +55,21 @@ LARGE = Size("50 million parameters", (640, 10), longest_prompt=1024, at_once=20
 SIZES = (SMALL, LARGE)
 
 
-def file_order(backbone: Backbone, task: Task, prompts: Sequence[str]) -> list[str]:
+def tokens_of(backbone: Backbone, task: Task, prompts: Sequence[str]) -> list[list[int]]:
+    """Of each prompt; the workbench has them from its first round on as well."""
+    limit = backbone.encoder.limits(task.max_new_tokens)[0]
+    return [backbone.encoder.prompt(text, limit)[0] for text in prompts]
+
+
+def file_order(backbone: Backbone, task: Task, prompts: Sequence[list[int]]) -> list[str]:
     """Answers by transformers' `generate`, the prompts in the file's order, each batch padded to its longest."""
-    limit, new_tokens = backbone.encoder.limits(task.max_new_tokens)
+    new_tokens = backbone.encoder.limits(task.max_new_tokens)[1]
     pad, end = backbone.pad_id, backbone.tokenizer.eos_token_id
     backbone.model.generation_config = GenerationConfig()
     config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=end, pad_token_id=pad)
     answers = []
     for start in range(0, len(prompts), BATCH):
-        rows = [backbone.encoder.prompt(text, limit)[0] for text in prompts[start : start + BATCH]]
+        rows = prompts[start : start + BATCH]
         size = max(map(len, rows))
         tokens = torch.tensor([[pad] * (size - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (size - len(row)) + [1] * len(row) for row in rows])
@@ -151,38 +157,36 @@ def beside_generate(title: str, made: Backbone, tasks: Sequence[Task], rows: int
     whole: dict[str, list[float]] = {}
     for task in tasks:
         prompts = task.test["prompt"][:rows]
-        theirs, ours = file_order(made, task, prompts), made.generate(prompts, task.max_new_tokens)
-        apart = [index for index, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1]]
-        for index in apart:
-            gap = gap_where_they_part(made, task, prompts[index], theirs[index], ours[index])
-            if gap > TIED:
-                raise SystemExit(
-                    f"{task.name}, row {index}: another text, with logits {gap:.1e} apart; no speed is told"
-                )
-        ways = {
-            "generate": partial(timed, partial(file_order, made, task, prompts)),
-            "workbench": partial(timed, partial(made.generate, prompts, task.max_new_tokens)),
-        }
-        taken = paired(ways, warm=True)
+        taken, ties = _both(made, task, prompts, RUNS)
         for name, seconds in taken.items():
             whole[name] = [sum(pair) for pair in zip(whole.get(name, [0.0] * len(seconds)), seconds, strict=True)]
-        told = f"{len(prompts)} rows, {len(apart)} ties" if apart else f"{len(prompts)} rows"
-        yield Line(
-            f"{title}: {task.name} ({told}), generate / workbench", ratios(taken["generate"], taken["workbench"])
-        )
+        told = f"{title}: {task.name} ({len(prompts)} rows{ties}), generate / workbench"
+        yield Line(told, ratios(taken["generate"], taken["workbench"]))
     yield Line(f"{title}: all tasks, generate / workbench", ratios(whole["generate"], whole["workbench"]), 1.5)
+
+
+def _both(made: Backbone, task: Task, prompts: Sequence[str], runs: int) -> tuple[dict[str, list[float]], str]:
+    """Seconds of both ways, and how many texts differ by a tie; the round before the first compares them."""
+    rows = tokens_of(made, task, prompts)
+    theirs, ours = file_order(made, task, rows), made.generate(prompts, task.max_new_tokens)
+    apart = [index for index, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1]]
+    for index in apart:
+        gap = gap_where_they_part(made, task, prompts[index], theirs[index], ours[index])
+        if gap > TIED:
+            raise SystemExit(f"{task.name}, row {index}: another text, with logits {gap:.1e} apart; no speed is told")
+    ways = {
+        "generate": partial(timed, partial(file_order, made, task, rows)),
+        "workbench": partial(timed, partial(made.generate, prompts, task.max_new_tokens)),
+    }
+    return paired(ways, runs=runs, warm=True), f", {len(apart)} ties" if apart else ""
 
 
 def with_a_shared_instruction(title: str, made: Backbone, rows: int) -> Line:
     """The same where all prompts of a task begin alike, as TRACE's do before they are cut."""
     task = Trace(os.environ["WORKBENCH_TRACE"], max_new_tokens=8)[1]
     prompts = [INSTRUCTED * 3 + prompt[-200:] for prompt in task.test["prompt"][:rows]]
-    ways = {
-        "generate": partial(timed, partial(file_order, made, task, prompts)),
-        "workbench": partial(timed, partial(made.generate, prompts, task.max_new_tokens)),
-    }
-    taken = paired(ways, runs=3 * RUNS)  # they are short
-    what = f"{title}: a shared instruction ({len(prompts)} rows), generate / workbench"
+    taken, ties = _both(made, task, prompts, 3 * RUNS)  # they are short
+    what = f"{title}: a shared instruction ({len(prompts)} rows{ties}), generate / workbench"
     return Line(what, ratios(taken["generate"], taken["workbench"]), 2.0)
 
 

@@ -161,7 +161,7 @@ class Noting(HFTrainer):
         return self.accelerator.prepare(loader)
 
 
-def _arguments(folder: str, batch_size: int, grouped: bool) -> TrainingArguments:
+def _arguments(folder: str, batch_size: int) -> TrainingArguments:
     return TrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=batch_size,
@@ -171,7 +171,6 @@ def _arguments(folder: str, batch_size: int, grouped: bool) -> TrainingArguments
         weight_decay=0.0,
         max_grad_norm=0.0,
         optim="adamw_torch_fused",
-        train_sampling_strategy="group_by_length" if grouped else "random",
         use_cpu=True,
         save_strategy="no",
         logging_strategy="no",
@@ -186,7 +185,6 @@ def hf_trainer(
     tasks: Sequence[Task],
     *,
     batch_size: int,
-    grouped: bool = False,
     batches: Callable[[Dataset], Any] | None = None,
 ) -> Taken:
     """HF Trainer with its seq2seq collator, one after the other task.
@@ -196,8 +194,7 @@ def hf_trainer(
         backbone: Encodes the rows.
         tasks: What is learnt.
         batch_size: Rows in a batch.
-        grouped: Whether rows of similar length share a batch.
-        batches: The batches' rows, where they are to be given ones.
+        batches: The rows of each batch, where it is not to draw its own at random.
     """
     taken = Taken()
     for task in tasks:
@@ -205,7 +202,7 @@ def hf_trainer(
         with TemporaryDirectory() as folder:
             trainer = Noting(
                 model=model,
-                args=_arguments(folder, batch_size, grouped),
+                args=_arguments(folder, batch_size),
                 train_dataset=data,
                 data_collator=DataCollatorForSeq2Seq(backbone.tokenizer, padding=True),
                 callbacks=[HFClock(task.name, taken)],
