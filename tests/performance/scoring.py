@@ -5,6 +5,7 @@ Needs TRACE's data and a small LLaMA: the environment variables WORKBENCH_TRACE 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from workbench.backbone import Backbone
 from workbench.benchmark import Task
 from workbench.encoding import TextPolicy
 
+MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of glibc's `mallopt`
 TIED = 1e-4  # logits: where the two best are as near as that, either may be chosen
 BATCH = 16  # rows that `generate` answers at once, and that are learnt at once
 LONGEST = {"C-STANCE": 8, "FOMC": 8, "NumGLUE-cm": 16, "NumGLUE-ds": 16}
@@ -198,6 +200,21 @@ def measure() -> Iterator[Line]:
 def measure_large() -> Iterator[Line]:
     """With the large one."""
     yield from _measure(LARGE, learnt=64, asked=32, instructed=48)
+
+
+def measure_kept() -> Iterator[Line]:
+    """With the large one, hardly trained, on one task, where the C library keeps all memory that is let go.
+
+    Otherwise large blocks go back to the system, and what makes its cache anew for each token waits for new ones.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(MMAP_MAX, 0)
+    libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+    with trained(LARGE, 1) as (made, tasks):
+        task = next(task for task in tasks if task.name == "MeetingBank")
+        taken, ties = _both(made, task, task.test["prompt"][:32], RUNS)
+    told = f"{LARGE.title}, freed memory kept: MeetingBank (32 rows{ties}), generate / workbench"
+    yield Line(told, ratios(taken["generate"], taken["workbench"]))
 
 
 def _measure(size: Size, *, learnt: int, asked: int, instructed: int) -> Iterator[Line]:
