@@ -56,6 +56,7 @@ def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check_config(config: dict[str, Any]) -> str | None:
+    """What of a config is not supported, in a sentence."""
     if (family := config.get("model_type")) not in FAMILIES:
         return f"model_type is {family!r}; expected one of {', '.join(FAMILIES)}."
     ropes = [rope for key in ("rope_parameters", "rope_scaling") if isinstance(rope := config.get(key), dict)]

@@ -207,6 +207,8 @@ def measure_kept() -> Iterator[Line]:
 
     Otherwise large blocks go back to the system, and what makes its cache anew for each token waits for new ones.
     """
+    if not _has_data():
+        return
     libc = ctypes.CDLL(None)
     libc.mallopt(MMAP_MAX, 0)
     libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
@@ -217,10 +219,17 @@ def measure_kept() -> Iterator[Line]:
     yield Line(told, ratios(taken["generate"], taken["workbench"]))
 
 
+def _has_data() -> bool:
+    """Whether the environment names the data and the model; otherwise it is said, and the other parts go on."""
+    given = {"WORKBENCH_TRACE", "WORKBENCH_MODEL"} <= set(os.environ)
+    if not given:
+        print("scoring: left out; set WORKBENCH_TRACE and WORKBENCH_MODEL")
+    return given
+
+
 def _measure(size: Size, *, learnt: int, asked: int, instructed: int) -> Iterator[Line]:
     """So many rows of each task are learnt, so many answered, and so many with an instruction."""
-    if not {"WORKBENCH_TRACE", "WORKBENCH_MODEL"} <= set(os.environ):
-        print("scoring: left out; set WORKBENCH_TRACE and WORKBENCH_MODEL")
+    if not _has_data():
         return
     with trained(size, learnt) as (made, tasks):
         yield from beside_generate(size.title, made, tasks, asked)
