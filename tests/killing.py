@@ -156,7 +156,8 @@ class Trials:
         told += f"; {again} of {self.counts['training']} batches made again"
         wrong = self.difference(name)
         if slowest > MOST_SECONDS or again > MOST_AGAIN * len(stops):
-            wrong = "too slow" if slowest > MOST_SECONDS else "too many batches"
+            errors = (self.folder / "errors.txt").read_text()[-400:]
+            wrong = f"too slow: {errors}" if slowest > MOST_SECONDS else "too many batches"
         return f"{told}, {wrong or 'equal'}"
 
     def difference(self, name: str) -> str:

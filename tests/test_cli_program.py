@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -148,19 +149,23 @@ def test_a_pipe_gets_plain_lines(
     assert any(line.startswith("task 2 of 2 beta: training ") for line in lines)
 
 
+DROPPED = {
+    "__del__": "class Last:\n    def __del__(self):\n        drop()\nLast()\n",
+    "a callback": "class Last: ...\nlast = Last()\nheld = weakref.ref(last, lambda _: drop())\ndel last\n",
+}
+
+
 @pytest.mark.parametrize(("name", "status", "told"), [("SIGTERM", 143, "terminated"), ("SIGINT", 130, "interrupted")])
-def test_a_signal_that_python_drops_comes_again(name: str, status: int, told: str) -> None:
+@pytest.mark.parametrize("place", DROPPED)
+def test_a_signal_that_python_drops_comes_again(name: str, status: int, told: str, place: str) -> None:
     code = (
-        "import os, signal, time, typer\n"
+        "import os, signal, time, typer, weakref\n"
         "from workbench.cli import going_on\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background job has not
-        "class Last:\n"
-        "    def __del__(self):\n"
-        f"        os.kill(os.getpid(), signal.{name})\n"  # what the handler raises in here is dropped
+        "def drop():\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"  # what the handler raises in here is dropped
         "try:\n"
-        "    with going_on():\n"
-        "        Last()\n"
-        "        print('goes on', flush=True)\n"
+        "    with going_on():\n" + textwrap.indent(DROPPED[place], " " * 8) + "        print('goes on', flush=True)\n"
         "        time.sleep(30)\n"
         "except typer.Exit as left:\n"
         "    raise SystemExit(left.exit_code)\n"
@@ -170,3 +175,4 @@ def test_a_signal_that_python_drops_comes_again(name: str, status: int, told: st
     )
     assert (done.returncode, done.stdout) == (status, "goes on\n")
     assert f"{told}. All that was measured is kept" in done.stderr
+    assert ("Exception ignored" in done.stderr) == (place != "__del__")  # there nothing is raised, to be heard at once
