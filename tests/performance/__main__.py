@@ -26,7 +26,6 @@ PARTS = {
     "frozen": frozen_layers.measure,
     "scoring": scoring.measure,
     "scoring50m": scoring.measure_large,
-    "scoring50m_kept": scoring.measure_kept,
     "memory": peak.measure,
     "scoring_memory": peak.measure_scoring,
 }

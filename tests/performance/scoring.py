@@ -42,18 +42,21 @@ class Size:
     Args:
         title: In a few words.
         shape: Width and layers.
-        longest_prompt: Tokens; longer prompts are cut in the middle.
+        longest_prompt: Tokens; longer prompts are cut in the middle. The small model has 512 positions; the large one
+            has TRACE's own limit.
+        longest_learnt: The same where they are learnt, which takes the most of the time.
         at_once: Rows that the workbench answers at once: `peak.measure_scoring` shows that they take no more memory.
     """
 
     title: str
     shape: tuple[int, int]
     longest_prompt: int
+    longest_learnt: int
     at_once: int
 
 
-SMALL = Size("260 thousand parameters", (64, 5), longest_prompt=400, at_once=24)  # it has 512 positions
-LARGE = Size("50 million parameters", (640, 10), longest_prompt=1024, at_once=20)  # TRACE's own limit
+SMALL = Size("260 thousand parameters", (64, 5), longest_prompt=400, longest_learnt=400, at_once=24)
+LARGE = Size("50 million parameters", (640, 10), longest_prompt=1024, longest_learnt=256, at_once=20)
 SIZES = (SMALL, LARGE)
 
 
@@ -99,16 +102,17 @@ def gap_where_they_part(backbone: Backbone, task: Task, prompt: str, one: str, o
     return float(best[0] - best[1])
 
 
-def loaded(size: Size, folder: str) -> tuple[Backbone, list[Task]]:
+def loaded(size: Size, folder: str, longest_prompt: int) -> tuple[Backbone, list[Task]]:
     """A model of this size, and the eight tasks.
 
     Args:
         size: Of the model.
         folder: Where it is.
+        longest_prompt: In tokens.
     """
     longest = LONGEST | dict.fromkeys(("MeetingBank", "Py150", "ScienceQA", "20Minuten"), OTHERS)
     found = Trace(os.environ["WORKBENCH_TRACE"], max_new_tokens=longest)
-    policy = TextPolicy(max_prompt_length=size.longest_prompt, max_answer_length=OTHERS, truncation="middle")
+    policy = TextPolicy(max_prompt_length=longest_prompt, max_answer_length=OTHERS, truncation="middle")
     return Backbone.load(folder, end_token="<s>", text=policy, eval_batch_size=size.at_once), list(found)
 
 
@@ -120,7 +124,7 @@ def train(size: Size, rows: int, folder: str) -> None:
         rows: Of each task.
         folder: For the model.
     """
-    made, tasks = loaded(size, os.environ["WORKBENCH_MODEL"])
+    made, tasks = loaded(size, os.environ["WORKBENCH_MODEL"], size.longest_learnt)
     if size is not SMALL:
         random = partial(model, *size.shape, vocabulary=len(made.tokenizer))
         made = Backbone(random, made.tokenizer, text=made.encoder.policy)
@@ -146,10 +150,11 @@ def trained(size: Size, rows: int) -> Iterator[tuple[Backbone, list[Task]]]:
     """
     with TemporaryDirectory() as folder:
         command = [sys.executable, __file__, str(SIZES.index(size)), str(rows), folder]
+        print(f"{size.title}: learning {rows} rows of each task", flush=True)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(done.stderr)
-        made, tasks = loaded(size, folder)
+        made, tasks = loaded(size, folder, size.longest_prompt)
         made.eval()
         yield made, tasks
 
@@ -194,29 +199,28 @@ def with_a_shared_instruction(title: str, made: Backbone, rows: int) -> Line:
 
 def measure() -> Iterator[Line]:
     """With the small model; nothing where its data is not there."""
-    yield from _measure(SMALL, learnt=500, asked=96, instructed=250)
+    if not _has_data():
+        return
+    with trained(SMALL, 500) as (made, tasks):
+        yield from beside_generate(SMALL.title, made, tasks, 96)
+        yield with_a_shared_instruction(SMALL.title, made, 250)
 
 
 def measure_large() -> Iterator[Line]:
-    """With the large one."""
-    yield from _measure(LARGE, learnt=64, asked=32, instructed=48)
+    """With the large one: in a fresh process, then where the C library keeps all memory that is let go.
 
-
-def measure_kept() -> Iterator[Line]:
-    """With the large one, hardly trained, on one task, where the C library keeps all memory that is let go.
-
-    Otherwise large blocks go back to the system, and what makes its cache anew for each token waits for new ones.
+    Otherwise large blocks go back to the system, and what makes its cache anew for each token waits for new ones; a
+    process that has trained keeps a part.
     """
     if not _has_data():
         return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(MMAP_MAX, 0)
-    libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
-    with trained(LARGE, 1) as (made, tasks):
-        task = next(task for task in tasks if task.name == "MeetingBank")
-        taken, ties = _both(made, task, task.test["prompt"][:32], RUNS)
-    told = f"{LARGE.title}, freed memory kept: MeetingBank (32 rows{ties}), generate / workbench"
-    yield Line(told, ratios(taken["generate"], taken["workbench"]))
+    with trained(LARGE, 500) as (made, tasks):
+        yield from beside_generate(LARGE.title, made, tasks, 32)
+        yield with_a_shared_instruction(LARGE.title, made, 48)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(MMAP_MAX, 0)
+        libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+        yield from beside_generate(f"{LARGE.title}, freed memory kept", made, tasks, 32)
 
 
 def _has_data() -> bool:
@@ -225,15 +229,6 @@ def _has_data() -> bool:
     if not given:
         print("scoring: left out; set WORKBENCH_TRACE and WORKBENCH_MODEL")
     return given
-
-
-def _measure(size: Size, *, learnt: int, asked: int, instructed: int) -> Iterator[Line]:
-    """So many rows of each task are learnt, so many answered, and so many with an instruction."""
-    if not _has_data():
-        return
-    with trained(size, learnt) as (made, tasks):
-        yield from beside_generate(size.title, made, tasks, asked)
-        yield with_a_shared_instruction(size.title, made, instructed)
 
 
 if __name__ == "__main__":
