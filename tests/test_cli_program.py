@@ -150,7 +150,8 @@ def test_a_pipe_gets_plain_lines(
 
 
 DROPPED = {
-    "__del__": "class Last:\n    def __del__(self):\n        drop()\nLast()\n",
+    "__del__": "class Last:\n    def __del__(self): drop()\nLast()\n",
+    "no end": "class Last:\n    def __del__(self):\n        drop()\n        while True: time.sleep(0.01)\nLast()\n",
     "a callback": "class Last: ...\nlast = Last()\nheld = weakref.ref(last, lambda _: drop())\ndel last\n",
 }
 

@@ -18,16 +18,16 @@ def signals_end_it() -> Iterator[None]:
     """Ctrl-C raises KeyboardInterrupt at once; SIGTERM and SIGUSR1 raise SystemExit with 128 and the signal's number.
 
     SIGTERM is what `kill` and clusters send; SIGUSR1 what SLURM is often asked to send before a job's time is over.
-    Python drops what is raised while it clears up after an object, or in a library's callback. In an object's
-    `__del__`, where a signal that came in a collection of garbage is always heard, nothing is raised and the signal is
-    sent again after 0.05 s; elsewhere after 1.5 s, until it is heard. Where Ctrl-C is ignored already, as in a shell's
-    background job, it stays so.
+    Python drops what is raised while it clears up after an object, or in a library's callback: so the signal is sent
+    again after 1.5 s, until it is heard. In an object's `__del__`, where one that came while garbage was collected is
+    heard, nothing is raised at first, but the signal sent again each 0.05 s for 1.5 s. Where Ctrl-C is ignored already,
+    as in a shell's background job, it stays so.
     """
     again: list[Timer] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         """Ends the program wherever it is: files are whole at any moment."""
-        waits = _clears_up(frame)
+        waits = _clears_up(frame) and len(again) * SOON < SECONDS
         again.append(Timer(SOON if waits else SECONDS, os.kill, (os.getpid(), number)))
         again[-1].daemon = True
         again[-1].start()
