@@ -209,8 +209,7 @@ def measure() -> Iterator[Line]:
 def measure_large() -> Iterator[Line]:
     """With the large one: in a fresh process, then where the C library keeps all memory that is let go.
 
-    Otherwise large blocks go back to the system, and what makes its cache anew for each token waits for new ones; a
-    process that has trained keeps a part.
+    Otherwise large blocks go back to the system, and what makes its cache anew for each token waits for new ones.
     """
     if not _has_data():
         return
