@@ -18,6 +18,7 @@ from workbench.files import read_csv
 from workbench.loop import learn_in_sequence
 from workbench.module import ContinualModule
 from workbench.results import RunFolder
+from workbench.saving import Intervals
 from workbench.strategy import ContinualStrategy
 from workbench.testing import tiny_backbone, tiny_tasks
 
@@ -45,6 +46,7 @@ def learn(
     tasks: Sequence[Task] | None = None,
     module: ContinualModule | None = None,
     extra: Callable[[list[Callback]], list[Callback]] = list,
+    intervals: Intervals | None = None,
     **arguments: Any,
 ) -> Backbone:
     """Learns tasks in sequence by gradient descent, three batches of four rows each.
@@ -55,11 +57,14 @@ def learn(
         tasks: Two tiny ones unless others are given.
         module: Holds the strategy already.
         extra: Makes the Trainer's callbacks from the loop's.
+        intervals: How often the state is saved.
         arguments: Of the Trainer.
     """
     module = module or ContinualModule(tiny_backbone(), strategy, sgd)
     data = ContinualDataModule(tasks or tiny_tasks(), batch_size=4, seed=0)
-    learn_in_sequence(module, data, lambda _, given: trainer(folder, extra(given), **arguments), RunFolder(folder))
+    results = RunFolder(folder)
+    make = lambda _, given: trainer(folder, extra(given), **arguments)  # noqa: E731
+    learn_in_sequence(module, data, make, results, intervals=intervals)
     return module.backbone
 
 

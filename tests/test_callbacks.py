@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +13,24 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from small import column, learn, same, sgd, weights
 from torch import Tensor
 
 from strategies import LoRA
 from workbench.backbone import Backbone
-from workbench.callbacks import ForgettingMonitor, SeedBatches
+from workbench.callbacks import ForgettingMonitor, SeedBatches, in_order
+from workbench.components import ConfigError
 from workbench.data import ContinualDataModule
+from workbench.files import read_csv
 from workbench.module import ContinualModule
 from workbench.results import RunFolder
+from workbench.saving import Intervals
+from workbench.scoring import score_task
 from workbench.seeding import derived_seed
 from workbench.strategy import ContinualStrategy
 from workbench.testing import tiny_backbone, tiny_tasks
+from workbench.tiny import Stopped, StopsAfter, tiny_corpus
 
 
 class Restless(LoRA):
@@ -159,3 +167,121 @@ def test_another_seed_or_task_draws_otherwise() -> None:
         values.append(torch.rand(1).item())
     assert values[0] == values[3]
     assert len(set(values)) == 3
+
+
+AVERAGES = {"ema": lambda: EMAWeightAveraging(decay=0.5), "mean": WeightAveraging}
+
+
+class Kept(ContinualStrategy):
+    """Keeps the weights that each step begins with, and those that each task ends with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begins: list[dict[str, Tensor]] = []
+        self.ends: list[dict[str, Tensor]] = []
+
+    def edit_gradients(self, backbone: Backbone) -> None:
+        self.begins.append(weights(backbone))
+
+    def after_task(self, backbone: Backbone, task: Any, batches: Any) -> None:
+        self.ends.append(weights(backbone))
+
+
+class Raw(Callback):
+    """Keeps the weights after each step, before anybody averages them."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        self.seen.append(weights(module.backbone))
+
+
+@pytest.mark.parametrize("kind", AVERAGES)
+def test_averaged_weights_are_scored_saved_and_carried_on(tmp_path: Path, kind: str) -> None:
+    strategy, raw = Kept(), Raw()
+    learn(strategy, tmp_path, extra=lambda given: in_order(given, [raw, AVERAGES[kind]()]), max_epochs=2)
+    average = {name: value.double() for name, value in raw.seen[0].items()}
+    for count, step in enumerate(raw.seen[1:6], start=2):
+        share = 0.5 if kind == "ema" else 1 / count
+        average = {name: value + share * (step[name].double() - value) for name, value in average.items()}
+    for name, value in average.items():
+        assert torch.allclose(strategy.ends[0][name].double(), value, rtol=1e-6, atol=1e-8)
+    assert not same(strategy.ends[0], raw.seen[5])
+    assert same(strategy.begins[6], strategy.ends[0])  # the next task goes on from what was scored
+    saved = Backbone.load(tmp_path / "model")
+    assert same(weights(saved), strategy.ends[1])
+    task = tiny_tasks()[0]
+    told = next(row for row in read_csv(tmp_path / "nll.csv") if (row["after"], row["on"]) == ("2", "task_0"))
+    assert score_task(saved, ContinualStrategy(), task).nats_per_token == pytest.approx(float(told["value"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", AVERAGES)
+def test_what_is_frozen_keeps_its_bits_while_weights_are_averaged(tmp_path: Path, kind: str) -> None:
+    start = weights(tiny_backbone())
+    end = learn(LoRA(rank=2), tmp_path, extra=lambda given: in_order(given, [AVERAGES[kind]()]), max_epochs=4)
+    frozen = {
+        name.replace(".base_layer", ""): value for name, value in end.model.state_dict().items() if "lora" not in name
+    }
+    assert frozen.keys() == start.keys()
+    assert same(frozen, start)
+
+
+@pytest.mark.parametrize("strategy", [ContinualStrategy, lambda: LoRA(rank=2)])
+@pytest.mark.parametrize("kind", AVERAGES)
+def test_an_average_is_resumed_exactly(tmp_path: Path, kind: str, strategy: Any) -> None:
+    def run(folder: str, *stops: int | None) -> dict[str, Tensor]:
+        for stop in stops:
+            others = [AVERAGES[kind](), StopsAfter(stop)]
+            with suppress(Stopped):
+                end = learn(
+                    strategy(),
+                    tmp_path / folder,
+                    extra=partial(in_order, others=others),
+                    intervals=Intervals(save_every_n_steps=1),
+                    max_epochs=2,
+                )
+        return weights(end)
+
+    assert same(run("stopped", 2, 2, 4, None), run("whole", None))
+
+
+class Late(Callback):
+    """Changes a weight where nobody expects it any more."""
+
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
+        next(module.parameters()).data.add_(1.0)
+
+
+def test_weights_that_are_changed_after_scoring_are_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"Late changed the weights after they were scored\. Let it change them in on_train"
+    ):
+        learn(ContinualStrategy(), tmp_path, extra=lambda given: in_order(given, [Late()]))
+
+
+def test_scores_within_a_task_are_those_of_the_average(tmp_path: Path) -> None:
+    def extra(given: list[Callback]) -> list[Callback]:
+        for callback in given:
+            if isinstance(callback, ForgettingMonitor):
+                callback.every_n_steps = 3
+        return in_order(given, [WeightAveraging()])
+
+    learn(ContinualStrategy(), tmp_path, extra=extra, tasks=[tiny_corpus()], max_epochs=3)
+    within = [row["value"] for row in read_csv(tmp_path / "within.csv") if row["step"] == "3"]
+    ends = [row["value"] for row in read_csv(tmp_path / "scores.csv") if row["after"] == "1"]
+    assert len(within) == 1
+    assert within == ends
+
+
+def test_an_average_that_cannot_be_resumed_or_sharded_is_refused(make: Any) -> None:
+    for callback, told in (
+        ("StochasticWeightAveraging", "Give lightning.pytorch.callbacks.WeightAveraging"),
+        ("EMAWeightAveraging", "cannot average sharded weights"),
+    ):
+        arguments = {"swa_lrs": 0.1} if callback.startswith("S") else {}
+        trainer = {"callbacks": [{"class_path": f"lightning.pytorch.callbacks.{callback}", "init_args": arguments}]}
+        sharded = {} if arguments else {"strategy": "fsdp"}
+        study = make(trainer={"max_epochs": 1, "accelerator": "cpu", **sharded, **trainer})
+        with pytest.raises(ConfigError, match=told):
+            study.plan()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from workbench.backbone import Backbone
 from workbench.benchmark import Benchmark, Task
+from workbench.callbacks import averaging_problems, in_order
 from workbench.checks import STEP_ARGUMENTS
 from workbench.config import Component, ConfigError, StudyConfig, TaskSettings, import_class, instantiate
 from workbench.course import MakeTrainer, count_parameters
@@ -112,9 +113,9 @@ class Assembly:
         """Where the Trainer will put the model."""
         return self.trainer(next(iter(self.config.strategies))).strategy.root_device
 
-    def trainer(self, strategy: str) -> Trainer:
-        """A Trainer of a strategy that trains nothing, to ask for its device and precision."""
-        return Trainer(**self._trainer_arguments(strategy, None))
+    def trainer(self, strategy: str, task: Task | None = None) -> Trainer:
+        """A Trainer of a strategy, or of one of its tasks, that trains nothing: to ask for its device and precision."""
+        return Trainer(**self._trainer_arguments(strategy, task))
 
     def tested_names(self, order: str) -> tuple[list[str], list[str]]:
         """The tasks in an order, and what is tested beside them."""
@@ -191,7 +192,7 @@ class Assembly:
             arguments = self._trainer_arguments(strategy, task) | {"default_root_dir": folder}
             own = arguments.pop("callbacks", None) or []
             own = own if isinstance(own, list) else [own]
-            return Trainer(**arguments | {"callbacks": [*callbacks, *own], "logger": loggers})
+            return Trainer(**arguments | {"callbacks": in_order(callbacks, own), "logger": loggers})
 
         return make
 
@@ -219,7 +220,9 @@ class Assembly:
         for strategy in self.config.strategies:
             for task in (None, *map(self.tasks.get, self.config.tasks(strategy))):
                 try:
-                    processes.add(Trainer(**self._trainer_arguments(strategy, task)).world_size)
+                    trainer = Trainer(**self._trainer_arguments(strategy, task))
+                    processes.add(trainer.world_size)
+                    problems += averaging_problems(trainer)
                 except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
                     problems.append(f"trainer: {error} Mend the section `trainer`.")
         if len(processes) > 1:

@@ -78,7 +78,9 @@ class Output:
 
 
 def token_nats(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor, vocabulary: int) -> Tensor:
-    """The negative log-likelihood of each target, in float32; of many logits only a part is ever in memory.
+    """The negative log-likelihood of each target, in float32, or in float64 where the logits are.
+
+    Of many logits only a part is ever in memory.
 
     Beyond `WHOLE_LOGITS` they are made `CHUNK_LOGITS` at a time, and made again for the gradients, which costs a third
     of the head's time.
@@ -94,7 +96,9 @@ def token_nats(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor
     """
 
     def nats(states: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(head(states).float(), targets, reduction="none")
+        logits = head(states)
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        return functional.cross_entropy(wide, targets, reduction="none")
 
     held = logits_held(len(targets), vocabulary)
     if held == len(targets) * vocabulary:

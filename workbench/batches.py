@@ -51,6 +51,7 @@ class EpochBatches(Sampler[list[int]]):
         self.epoch = 0
         self.start = 0
         self.sampler = self  # where Lightning looks for `set_epoch`
+        self._made: tuple[int, list[list[int]]] | None = None  # the latest epoch's batches
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose order comes next; another one than the current begins at its first batch."""
@@ -61,10 +62,17 @@ class EpochBatches(Sampler[list[int]]):
         return self._count
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = self._generator(self.epoch)
-        batches = self._same_number(self._windows(generator))
-        for index in torch.randperm(len(batches), generator=generator).tolist()[self.start :]:
-            yield [batches[index][place] for place in share(len(batches[index]))]
+        for batch in self.whole_batches(self.epoch)[self.start :]:
+            yield [batch[place] for place in share(len(batch))]
+
+    def whole_batches(self, epoch: int) -> list[list[int]]:
+        """The rows of each batch of an epoch, in order, before they are divided among processes."""
+        if self._made is None or self._made[0] != epoch:
+            generator = self._generator(epoch)
+            batches = self._same_number(self._windows(generator))
+            order = torch.randperm(len(batches), generator=generator).tolist()
+            self._made = epoch, [batches[index] for index in order]
+        return self._made[1]
 
     @cached_property
     def _count(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from datasets import Dataset
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from workbench.adapters import merged_to_score
@@ -17,6 +18,7 @@ from workbench.benchmark import Task
 from workbench.config import ConfigError
 from workbench.frozen import constant_parts, states_size
 from workbench.memory import Memory, step_memory
+from workbench.module import accumulated_batches
 from workbench.sharding import Sharded
 
 CALIBRATION_STEPS = 3
@@ -27,12 +29,12 @@ LONGEST_ROWS = 8
 
 def steps_of(assembly: Assembly, name: str, task: Task) -> tuple[int, bool]:
     """Optimizer steps of an item, whose texts count as many rows as they have parts; and whether rows come again."""
-    trainer = assembly.config.settings(name, task.name).trainer
-    per_epoch = -(-_batches(assembly, task)[0] // int(trainer.get("accumulate_grad_batches") or 1))
+    trainer, batches = assembly.trainer(name, task), _batches(assembly, task)[0]
     epochs, most = assembly.length(name, task)
-    total = per_epoch * epochs if epochs > 0 else max(most, per_epoch)
+    per_epoch = [-(-batches // accumulated_batches(trainer, epoch)) for epoch in range(max(epochs, 1))]
+    total = sum(per_epoch) if epochs > 0 else max(most, per_epoch[0])
     total = min(total, most) if most > 0 else total
-    return total, total > per_epoch
+    return total, total > per_epoch[0]
 
 
 def frozen_states(assembly: Assembly, name: str, task: Task) -> int:
@@ -64,18 +66,21 @@ def _encoded(assembly: Assembly, task: Task, rows: Dataset) -> Dataset:
     return assembly.backbone.encode(rows, task.max_new_tokens, task.packed)
 
 
-def optimizer_problems(assembly: Assembly, name: str, task: Task, steps: int) -> list[str]:
+def optimizer_problems(
+    assembly: Assembly, name: str, task: Task, parameters: Sequence[Parameter], steps: int
+) -> list[str]:
     """Builds an item's optimizer and scheduler once, so that a wrong one is known before a folder is made."""
-    parameters = list(assembly.backbone.trainable().values())
     try:
         if parameters:
-            assembly.optimizer_factory(name)(task.name, parameters, lambda: steps)
+            assembly.optimizer_factory(name)(task.name, list(parameters), lambda: steps)
     except ConfigError as error:
         return error.problems
     return []
 
 
-def step_seconds(assembly: Assembly, name: str, task: Task, warm: bool) -> tuple[float, Optimizer | None]:
+def step_seconds(
+    assembly: Assembly, name: str, task: Task, parameters: Sequence[Parameter], warm: bool
+) -> tuple[float, Optimizer | None]:
     """Seconds of a step, and the optimizer that made it; None where nothing trains.
 
     Times real steps on an item's first rows; they change the model, which is put back after the strategy's estimate.
@@ -86,10 +91,9 @@ def step_seconds(assembly: Assembly, name: str, task: Task, warm: bool) -> tuple
     backbone = assembly.backbone
     share = -(-_batches(assembly, task)[1] // assembly.trainer(name).world_size)
     size = min(share, SAMPLE_ROWS)
-    parameters = list(backbone.trainable().values())
     if not parameters:
         return 0.0, None
-    optimizer, _ = assembly.optimizer_factory(name)(task.name, parameters, lambda: CALIBRATION_STEPS)
+    optimizer, _ = assembly.optimizer_factory(name)(task.name, list(parameters), lambda: CALIBRATION_STEPS)
     texts = SAMPLE_ROWS * size if task.packed else size  # a row may hold many of them
     sample = task.train.select(range(min(texts, len(task.train))))
     batch = backbone.collate(_encoded(assembly, task, sample).to_list()[:size]).to(backbone.device)
@@ -101,7 +105,7 @@ def step_seconds(assembly: Assembly, name: str, task: Task, warm: bool) -> tuple
         optimizer.step()
         _wait(backbone.device)
         spent = time.monotonic() - started
-    accumulated = int(assembly.config.settings(name, task.name).trainer.get("accumulate_grad_batches") or 1)
+    accumulated = accumulated_batches(assembly.trainer(name, task), 0)
     return spent * accumulated * share / size, optimizer
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -18,7 +19,7 @@ from workbench.benchmark import Task
 from workbench.data import ContinualDataModule
 from workbench.display import Display
 from workbench.frozen import FrozenStates, constant_parts, states_size, too_large
-from workbench.module import ContinualModule
+from workbench.module import ContinualModule, accumulated_batches, optimizer_steps
 from workbench.processes import world
 from workbench.results import RunFolder
 from workbench.saving import Progress, Saver
@@ -89,9 +90,65 @@ class KeepsFrozenStates(Callback):
 
     def _pays(self, trainer: Trainer) -> bool:
         loader: Any = trainer.train_dataloader
-        more = trainer.estimated_stepping_batches > -(-len(loader) // trainer.accumulate_grad_batches)
+        more = optimizer_steps(trainer) > -(-len(loader) // accumulated_batches(trainer, 0))
         alone = world() == 1 and not isinstance(trainer.strategy, Sharded)
         return more and alone and self.data.frozen_states_gb > 0
+
+
+class FrozenWeights(Callback):
+    """Keeps what does not train bit for bit while a callback averages the weights.
+
+    An average of equal values differs from them in the last bits, and Lightning's `WeightAveraging` copies the average
+    of every parameter and buffer into the model at the end of training. This callback comes before it; `StrategyHooks`,
+    which comes after it, puts the frozen values back.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Copies what is frozen."""
+        if averaging(trainer):
+            self._kept = {name: value.detach().clone() for name, value in _frozen(module)}
+
+    @torch.no_grad()
+    def put_back(self, module: LightningModule) -> None:
+        """Restores what is frozen."""
+        for name, value in _frozen(module) if self._kept else ():
+            value.copy_(self._kept[name])
+        self._kept = {}
+
+
+def _frozen(module: LightningModule) -> Iterator[tuple[str, Tensor]]:
+    yield from ((name, value) for name, value in module.named_parameters() if not value.requires_grad)
+    yield from module.named_buffers()
+
+
+def averaging(trainer: Trainer) -> list[WeightAveraging]:
+    """The callbacks that average weights and let the average take the model's place at the end of training."""
+    return [one for one in trainer.callbacks if isinstance(one, WeightAveraging)]  # type: ignore[attr-defined]
+
+
+def averaging_problems(trainer: Trainer) -> list[str]:
+    """Why averaged weights would not be those that are scored, saved and carried on."""
+    problems = []
+    if any(isinstance(one, StochasticWeightAveraging) for one in trainer.callbacks):  # type: ignore[attr-defined]
+        problems.append(
+            "trainer.callbacks: StochasticWeightAveraging adds an epoch and replaces the scheduler, so that a task "
+            "could not be resumed exactly. Give lightning.pytorch.callbacks.WeightAveraging, which averages too."
+        )
+    if averaging(trainer) and isinstance(trainer.strategy, Sharded):
+        name = type(averaging(trainer)[0]).__name__
+        problems.append(
+            f"trainer.callbacks: {name} cannot average sharded weights. Leave it out, or give strategy=ddp."
+        )
+    return problems
+
+
+def in_order(ours: Sequence[Callback], others: Sequence[Callback]) -> list[Callback]:
+    """The workbench's callbacks and a reader's: what a reader's does at the end of training comes before scoring."""
+    place = next((index for index, one in enumerate(ours) if isinstance(one, StrategyHooks)), len(ours))
+    return [*ours[:place], *others, *ours[place:]]
 
 
 class StrategyHooks(Callback):
@@ -104,12 +161,18 @@ class StrategyHooks(Callback):
         task: What is being learnt.
         data: Whose batches `after_task` may look at.
         saver: Saves what was trained before `after_task` sees it.
+        frozen: Has what must not change at the end of training.
     """
 
-    def __init__(self, task: Task, data: ContinualDataModule, saver: Saver) -> None:
+    def __init__(self, task: Task, data: ContinualDataModule, saver: Saver, frozen: FrozenWeights) -> None:
         self.task = task
         self.data = data
         self.saver = saver
+        self.frozen = frozen
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Sets how many batches are accumulated, which Lightning forgets where a run is resumed within an epoch."""
+        trainer.accumulate_grad_batches = accumulated_batches(trainer, trainer.current_epoch)
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
         """Gradients are whole and unscaled here, and not yet clipped."""
@@ -119,6 +182,7 @@ class StrategyHooks(Callback):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """The task has been learnt."""
         if isinstance(module, ContinualModule):
+            self.frozen.put_back(module)
             self.saver.between(module, "trained")
             self.after_task(module)
 
@@ -155,13 +219,14 @@ class TrainingCurve(Callback):
         progress = self.progress
         progress.tokens += module.tokens
         parts = {name: value for name, value in outputs.items() if name != "loss"}
-        self._parts.append({"loss": sum(parts.values()), **parts})
+        share = module.step_share
+        self._parts.append({name: value * share for name, value in {"loss": sum(parts.values()), **parts}.items()})
         if trainer.global_step == progress.steps:
             return
         progress.steps = trainer.global_step
-        means, self._parts = _mean_parts(self._parts), []
+        means, self._parts = _summed(self._parts), []
         self._waiting.append({"step": progress.steps_before + progress.steps, "item": self.item, **means})
-        total = trainer.estimated_stepping_batches
+        total = optimizer_steps(trainer)
         now = time.monotonic()
         if now - self._shown > SECONDS_BETWEEN_SHOWN or progress.steps == total:
             self._shown = now
@@ -185,6 +250,16 @@ class TrainingCurve(Callback):
         rows = [{key: _plain(value) for key, value in row.items()} for row in self._waiting]
         self._waiting, self._written = [], time.monotonic()
         self.results.add_steps(rows)
+
+
+@contextmanager
+def averaged(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Puts averaged weights in the place of the model's for a while, as they will be at the end of training."""
+    for callback in averaging(trainer):
+        callback.on_validation_epoch_start(trainer, module)
+    yield
+    for callback in averaging(trainer):
+        callback.on_validation_epoch_end(trainer, module)
 
 
 class ForgettingMonitor(Callback):
@@ -235,7 +310,8 @@ class ForgettingMonitor(Callback):
             return
         self._last_step = step
         if isinstance(module, ContinualModule):
-            self._score_within(module, self.progress.steps_before + step)
+            with averaged(trainer, module):
+                self._score_within(module, self.progress.steps_before + step)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Scores the row of the matrix that this task ends."""
@@ -283,7 +359,7 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def _mean_parts(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean of each part of the loss over a step's batches; a penalty that was absent counts as 0."""
+def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each part of the loss over a step's batches; a penalty that was absent counts as 0."""
     names = dict.fromkeys(name for part in parts for name in part)
-    return {name: sum(part.get(name, 0.0) for part in parts) / len(parts) for name in names}
+    return {name: sum(part.get(name, 0.0) for part in parts) for name in names}

@@ -200,6 +200,11 @@ def load_tensors(module: nn.Module, saved: Saved, run: Path) -> None:
         raise ConfigError([f"{saved.file}: {told} {remedy}"])
 
 
+def fingerprint(module: nn.Module) -> str:
+    """Of all tensors of a module, by their bits."""
+    return _fingerprint({name: _digest(value) for name, value in _tensors(module)})
+
+
 def _fingerprint(digests: Mapping[str, str]) -> str:
     text = "\n".join(f"{name} {digest}" for name, digest in sorted(digests.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

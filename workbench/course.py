@@ -13,19 +13,30 @@ from typing import Any
 from datasets import Dataset
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from safetensors.torch import save_file
+from torch import Tensor
 
 from workbench.backbone import Backbone
 from workbench.benchmark import Task
-from workbench.callbacks import ForgettingMonitor, KeepsFrozenStates, SeedBatches, StrategyHooks, TrainingCurve
+from workbench.callbacks import (
+    ForgettingMonitor,
+    FrozenWeights,
+    KeepsFrozenStates,
+    SeedBatches,
+    StrategyHooks,
+    TrainingCurve,
+)
 from workbench.checkpoint import Saved, StateFolder, load_tensors
 from workbench.components import ConfigError
 from workbench.data import ContinualDataModule
 from workbench.display import Display
+from workbench.files import sync_tree
 from workbench.module import ContinualModule
 from workbench.processes import is_first, together
 from workbench.results import RunFolder
 from workbench.saving import Intervals, Progress, Saver
 from workbench.seeding import seed_all
+from workbench.strategy import OWN, ContinualStrategy, trainable_parameters
 
 MakeTrainer = Callable[[Task, list[Callback]], Trainer]
 TERMINATED = 143
@@ -61,6 +72,7 @@ class Course:
         self.parameters = count_parameters(self.backbone)
         self.steps = 0
         self.rows = {"rows": 0, "replay_rows": 0}
+        self.own: set[str] = set()  # names of the strategy's own parameters that have trained
 
     def last_state(self) -> Saved | None:
         """Where a run that was stopped goes on.
@@ -82,6 +94,7 @@ class Course:
         self.module.to(self.device)  # the end of a fit leaves it on the CPU
         seed_all(self.data.seed, "task", position)
         self.strategy.before_task(self.backbone, item, [])
+        self._note_own()
 
     def begin(self, position: int, item: Task, saved: Saved | None) -> None:
         """Turns to an item: its rows, its structure, and what a saved state knows of it.
@@ -107,6 +120,7 @@ class Course:
             self.strategy.before_task(self.backbone, item, self.data.batches())
             if position == 0:
                 self.saver.weights.note(self.module)
+        self._note_own()
         progress.rows = self.data.fingerprint
         self.saver.begin(progress)
         self.module.begin(item.name, self.steps)
@@ -117,10 +131,11 @@ class Course:
     def learn(self, item: Task, row: int | None, saved: Saved | None) -> None:
         """Trains an item, lets the strategy finish it, and scores; without rows there is no training."""
         progress, data, results = self.saver.progress, self.data, self.results
-        trains = count_trainable(self.backbone)
+        trains = count_trainable(self.backbone, self.strategy)
         within = self.score_every_n_steps if item.prepares is None else None  # an expert alone is not the model yet
         curve = TrainingCurve(results, item.name, progress, self.display)
-        hooks = StrategyHooks(item, data, self.saver)
+        frozen = FrozenWeights()
+        hooks = StrategyHooks(item, data, self.saver, frozen)
         monitor = ForgettingMonitor(data, results, row, self.display, within, progress)
         stage = saved.stamp.stage if saved else "begun"
         if data.rows is None or stage == "trained":
@@ -128,9 +143,10 @@ class Course:
             monitor.score(self.module)
         else:
             kept = KeepsFrozenStates(data, item.name, results, self.display)
-            callbacks = [SeedBatches(data.seed, progress.position), curve, kept, hooks, monitor, self.saver]
+            callbacks = [SeedBatches(data.seed, progress.position), frozen, curve, kept, hooks, monitor, self.saver]
             state = saved.file if saved and stage == "training" else None
             _fit(self.make_trainer(item, callbacks), self.module, data, state)
+            self.saver.check_weights(self.module)
         if len(results.records.costs) <= progress.position:
             parameters = {"trainable_parameters": trains, "added_parameters": self._added()}
             results.add_costs({"item": item.name, **parameters, **_spent(results, progress, row), **self.rows})
@@ -140,12 +156,28 @@ class Course:
         """Writes the model; the state that led to it is not needed any more."""
         if is_first():
             self.backbone.save(self.results.path / "model")
+            self._save_own()
             self.results.end()
             self.states.clear()
         together()
 
     def _added(self) -> int:
-        return count_parameters(self.backbone) - self.parameters
+        own = sum(value.numel() for name, value in self.strategy.named_parameters() if name in self.own)
+        return count_parameters(self.backbone) - self.parameters + own
+
+    def _note_own(self) -> None:
+        names, before = trainable_parameters(self.backbone, self.strategy), f"{OWN}."
+        self.own |= {name.removeprefix(before) for name in names if name.startswith(before)}
+
+    def _save_own(self) -> None:
+        """Writes the strategy's state beside the model, where parameters of its own have trained."""
+        if self.own:
+            folder = self.results.path / "model" / OWN
+            folder.mkdir()
+            tensors = {key: value for key, value in self.strategy.state_dict().items() if isinstance(value, Tensor)}
+            state = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+            save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+            sync_tree(folder)
 
     def _choose_rows(self, position: int, item: Task) -> None:
         seed_all(self.data.seed, "rows", position)
@@ -155,7 +187,8 @@ class Course:
 
     def _record(self, item: Task) -> None:
         cut = self.data.cut_rows()
-        self.results.add_to_environment("trainable", {item.name: sorted(self.backbone.trainable())})
+        trainable = sorted(trainable_parameters(self.backbone, self.strategy))
+        self.results.add_to_environment("trainable", {item.name: trainable})
         self.results.add_to_environment("cut_in_training", {item.name: cut})
         if any(cut.values()):
             self.display.note(f"  too long, and cut: {cut['prompts']} prompts and {cut['answers']} answers")
@@ -201,9 +234,9 @@ def count_bytes(backbone: Backbone) -> int:
     return sum(parameter.nbytes for parameter in backbone.model.parameters())
 
 
-def count_trainable(backbone: Backbone) -> int:
-    """How many values train now."""
-    return sum(parameter.numel() for parameter in backbone.trainable().values())
+def count_trainable(backbone: Backbone, strategy: ContinualStrategy) -> int:
+    """How many values train now, the strategy's own among them."""
+    return sum(parameter.numel() for parameter in trainable_parameters(backbone, strategy).values())
 
 
 def count_strange(rows: Dataset, own: Dataset) -> int:
@@ -223,10 +256,11 @@ def _texts(rows: Dataset) -> Counter[tuple[str, ...]]:
     return Counter(zip(*columns, strict=True))
 
 
-def describe_trainable(backbone: Backbone) -> str:
+def describe_trainable(backbone: Backbone, strategy: ContinualStrategy) -> str:
     """What trains, for a person: how many values of how many, and in which layers."""
-    trainable = backbone.trainable()
-    text = f"{count_trainable(backbone):,} of {count_parameters(backbone):,} parameters"
+    trainable = trainable_parameters(backbone, strategy)
+    own = sum(value.numel() for name, value in trainable.items() if name not in backbone.trainable())
+    text = f"{count_trainable(backbone, strategy):,} of {count_parameters(backbone) + own:,} parameters"
     found = [re.search(r"layers\.(\d+)\.", name) for name in trainable]
     layers = sorted({int(match.group(1)) for match in found if match})
     if all(found) and layers and len(layers) < backbone.model.config.num_hidden_layers:

@@ -39,6 +39,8 @@ class EncodedRows(TorchDataset[dict[str, Any]]):
         self._tokens = torch.from_numpy(np.concatenate([np.empty(0, np.int32), *tokens]).astype(np.int32))
         self._prompt_lengths = encoded["prompt_length"][:]
         self._rows = encoded["row"][:]
+        # A row's first token is never predicted, whether or not it belongs to a prompt.
+        self.labelled = [size - max(prompt, 1) for size, prompt in zip(self.lengths, self._prompt_lengths, strict=True)]
         self.prompts_cut = sum(encoded["prompt_cut"][:])
         self.answers_cut = sum(encoded["answer_cut"][:])
 
@@ -111,6 +113,7 @@ class ContinualDataModule(LightningDataModule):
         self.bucket = bucket
         self.seed = seed
         self._resumed = {"epoch": 0, "batch": 0}
+        self._counted: tuple[int, list[int]] | None = None  # labelled tokens of the latest epoch's batches
 
     @property
     def tested(self) -> list[Task]:
@@ -132,6 +135,7 @@ class ContinualDataModule(LightningDataModule):
         self._device = backbone.device
         self._task_seed = derived_seed(self.seed, "task", position)
         self._resumed = {"epoch": 0, "batch": 0}
+        self._counted = None
 
     @property
     def fingerprint(self) -> str:
@@ -163,7 +167,7 @@ class ContinualDataModule(LightningDataModule):
         """
         if self.rows is None:
             raise ValueError("There is nothing to train on: `begin` was given no rows. Give it some.")
-        order = EpochBatches(self.rows.lengths, self.batch_size, self._task_seed, self.bucket, self.batch_tokens)
+        order = self._order()
         order.epoch, order.start = self._resumed["epoch"], self._resumed["batch"]
         return DataLoader(
             self.rows,
@@ -172,6 +176,20 @@ class ContinualDataModule(LightningDataModule):
             num_workers=self.num_workers,
             worker_init_fn=let_go if self.num_workers else None,
         )
+
+    def labelled_tokens(self, epoch: int) -> list[int]:
+        """The labelled tokens of each training batch of an epoch, over all processes."""
+        if self.rows is None:
+            return []
+        if self._counted is None or self._counted[0] != epoch:
+            own = self.rows.labelled
+            batches = self._order().whole_batches(epoch)
+            self._counted = epoch, [sum(own[row] for row in batch) for batch in batches]
+        return self._counted[1]
+
+    def _order(self) -> EpochBatches:
+        lengths = self.rows.lengths if self.rows else []
+        return EpochBatches(lengths, self.batch_size, self._task_seed, self.bucket, self.batch_tokens)
 
     def batches(self) -> TaskBatches:
         """The current task's batches for a strategy: once through, in a fixed order, as often as wanted."""

@@ -55,7 +55,7 @@ def learn_in_sequence(
             continue
         course.begin(position, item, saved)
         course.display.item_begins(
-            item.name, f"task {position + 1} of {len(items)}", describe_trainable(course.backbone)
+            item.name, f"task {position + 1} of {len(items)}", describe_trainable(course.backbone, course.strategy)
         )
         course.learn(item, row, saved)
         saved = None

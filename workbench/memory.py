@@ -86,7 +86,7 @@ def step_memory(backbone: Backbone, optimizer: Optimizer, row: Any, rows: int) -
     many = _Kept(*(first + (second - first) * (rows - 1) for first, second in zip(one, two, strict=True)))
     return Memory(
         size_of([*backbone.parameters(), *backbone.buffers()]),
-        size_of(backbone.trainable().values()),
+        size_of(parameter for group in optimizer.param_groups for parameter in group["params"]),
         size_of(value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)),
         _activations(backbone, many),
     )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
 from workbench.backbone import Backbone
 from workbench.batch import Batch, Output
+from workbench.data import ContinualDataModule
 from workbench.processes import gathered, total, world
-from workbench.strategy import ContinualStrategy
+from workbench.strategy import ContinualStrategy, trainable_parameters
 
 
 class OptimizerFactory(Protocol):
@@ -23,8 +26,32 @@ class OptimizerFactory(Protocol):
     def __call__(self, task: str, parameters: list[Any], steps: Callable[[], int]) -> tuple[Optimizer, Any]: ...
 
 
+def accumulated_batches(trainer: Trainer, epoch: int) -> int:
+    """The batches whose gradients make one optimizer step in an epoch."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            return callback.get_accumulate_grad_batches(epoch)
+    return trainer.accumulate_grad_batches
+
+
+def optimizer_steps(trainer: Trainer) -> float:
+    """The optimizer steps of a whole training; infinite where nothing but time ends it.
+
+    Lightning's own estimate takes the number of accumulated batches for the same in all epochs.
+    """
+    estimated = trainer.estimated_stepping_batches  # this makes the batches, where nobody has asked for them yet
+    epochs, batches = trainer.max_epochs or 0, trainer.num_training_batches
+    if epochs < 0 or math.isinf(batches):
+        return estimated
+    steps = sum(math.ceil(batches / accumulated_batches(trainer, epoch)) for epoch in range(max(epochs, 1)))
+    return min(steps, trainer.max_steps) if trainer.max_steps != -1 else steps
+
+
 class ContinualModule(LightningModule):
     """One backbone, one strategy, and the loss of whatever task is being learnt.
+
+    The loss of an optimizer step is the mean over all its labelled tokens, plus the penalties once. It does not depend
+    on how the step's rows are divided into batches (`trainer.accumulate_grad_batches`) or among processes.
 
     The optimizer is built anew for each task: Adam's moments belong to the task they were gathered on.
 
@@ -35,6 +62,7 @@ class ContinualModule(LightningModule):
 
     Attributes:
         tokens: Of the last batch, over all processes.
+        step_share: The last batch's share of the labelled tokens of its optimizer step, in [0, 1].
         known_states: What stands in, while a batch is learnt, for layers whose states of it are known.
     """
 
@@ -48,6 +76,7 @@ class ContinualModule(LightningModule):
         self.task_name = ""
         self.steps_before = 0
         self.tokens: Tensor = torch.zeros((), dtype=torch.long)
+        self.step_share = 1.0
         self.strict_loading = False  # a state holds what may have changed, and no more
         self.scoring_context: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -66,7 +95,7 @@ class ContinualModule(LightningModule):
         self.train()
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
-        """The mean nats per labelled token plus the penalties, and each of them by name.
+        """This batch's part of the step's loss, and the batch's own nats per labelled token and penalties by name.
 
         Raises:
             FloatingPointError: The loss is not finite; the weights are those of the step before.
@@ -75,13 +104,16 @@ class ContinualModule(LightningModule):
             output = self.backbone(batch)
         penalties = self.continual_strategy.penalties(self.backbone, batch, output)
         shown, part = self._over_all_processes(batch, output, penalties)
+        self.step_share = self._share_of_step(batch_index)
+        # Lightning divides by the number of batches in a full step and averages the gradients of processes.
+        weight = part * (self.step_share * self.trainer.accumulate_grad_batches)
         if not torch.isfinite(sum(shown.values(), torch.zeros(()))).all():
             raise FloatingPointError(self._not_finite(shown, batch))
         if self.trainer.loggers:
             logged = {"loss": sum(shown.values()), **shown}
             step = float(self.steps_before + self.trainer.global_step)
             self.log_dict({**{f"train/{name}": value for name, value in logged.items()}, "step": step})
-        return {"loss": output.loss * part + sum(penalties.values()), **shown}
+        return {"loss": (output.loss + sum(penalties.values())) * weight, **shown}
 
     def _over_all_processes(
         self, batch: Batch, output: Output, penalties: dict[str, Tensor]
@@ -90,19 +122,39 @@ class ContinualModule(LightningModule):
 
         Processes' gradients are averaged. So a mean over the labelled tokens of all of them needs each one's own mean
         weighted by its share of the tokens, times the number of processes; a mean of their means would be another one
-        wherever their shares are not alike. A penalty is the mean of theirs.
+        wherever their shares are not alike. Penalties are weighted alike: one that does not depend on the rows counts
+        once, and one that is a mean over labelled tokens is that of the whole batch.
         """
         self.tokens = batch.attention_mask[batch.row >= 0].sum()
         shown = {"nats_per_token": output.loss.detach()}
         shown |= {name: value.detach() for name, value in penalties.items()}
         if world() == 1:
             return shown, 1.0
-        own = [output.loss_sum.detach(), self.tokens, *(value / world() for value in list(shown.values())[1:])]
-        count = torch.tensor(output.count, device=self.tokens.device)
-        count, nats, self.tokens, *means = total(torch.stack([value.double() for value in (count, *own)]))
-        count = count.clamp(min=1)
-        means = [mean.float() for mean in (nats / count, *means)]
-        return dict(zip(shown, means, strict=True)), (world() * output.count / count).float()
+        count = torch.tensor(float(output.count), dtype=torch.float64, device=self.tokens.device)
+        parts = [count, self.tokens, *(value.double() * count for value in shown.values())]
+        whole, self.tokens, *sums = total(torch.stack([value.double() for value in parts]))
+        if not whole:  # no label in any process
+            return shown, 1.0
+        means = [(value / whole).float() for value in sums]
+        return dict(zip(shown, means, strict=True)), (world() * count / whole).float()
+
+    def _share_of_step(self, batch_index: int) -> float:
+        """The share that a batch, over all processes, has of the labelled tokens of its optimizer step.
+
+        Lightning makes a step of every `accumulate_grad_batches` batches and of what is left at the end of an epoch.
+        Batches that are not a `ContinualDataModule`'s count as much as one another.
+        """
+        trainer, data = self.trainer, getattr(self.trainer, "datamodule", None)
+        size = trainer.accumulate_grad_batches
+        if size == 1:
+            return 1.0
+        first = batch_index // size * size
+        step = range(first, int(min(first + size, trainer.num_training_batches)))
+        if not isinstance(data, ContinualDataModule):
+            return 1 / len(step)
+        counts = data.labelled_tokens(trainer.current_epoch)
+        labelled = sum(counts[index] for index in step)
+        return counts[batch_index] / labelled if labelled else 1 / len(step)
 
     def _not_finite(self, shown: dict[str, Tensor], batch: Batch) -> str:
         step = self.steps_before + self.trainer.global_step + 1
@@ -121,18 +173,25 @@ class ContinualModule(LightningModule):
         Raises:
             ValueError: Nothing trains.
         """
-        parameters = list(self.backbone.trainable().values())
+        parameters = list(trainable_parameters(self.backbone, self.continual_strategy).values())
         if not parameters:
             raise ValueError(
                 f"{type(self.continual_strategy).__name__} left nothing to train for {self.task_name!r}: "
                 "every parameter is frozen. Leave some to train in `setup` or `before_task`."
             )
         optimizer, scheduler = self.make_optimizer(
-            self.task_name, parameters, lambda: int(self.trainer.estimated_stepping_batches)
+            self.task_name, parameters, lambda: int(optimizer_steps(self.trainer))
         )
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Completes a state for a callback that averages weights: what a replay gives is not in the file."""
+        if "averaging_state" in checkpoint:
+            own = self.state_dict()
+            for key in ("state_dict", "current_model_state"):
+                checkpoint[key] = {**own, **checkpoint[key]}
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_index: int) -> Batch:
         """Moves the four tensors of a batch."""

@@ -18,6 +18,7 @@ from workbench.frozen import too_large
 from workbench.memory import Memory, free_memory, size_of
 from workbench.seeding import seed_all, untouched_randomness
 from workbench.sharding import Sharded
+from workbench.strategy import trainable_parameters
 
 
 class PlannedRun(Protocol):
@@ -149,7 +150,7 @@ def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
     backbone = assembly.backbone.to(assembly.device)
     precision.convert_module(backbone)
     seed_all(0, "plan")
-    strategy = assembly.strategy(name)
+    strategy = assembly.strategy(name).to(backbone.device)
     strategy.setup(backbone)
     data = assembly.data(next(iter(assembly.orders)), 0)
     training = [task for task in strategy.curriculum(data.tasks, data.general) if len(task.train)]
@@ -161,10 +162,11 @@ def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
         count, again = steps_of(assembly, name, task)
         steps += count
         states.append(frozen_states(assembly, name, task) if again else 0)
-        problems |= dict.fromkeys(optimizer_problems(assembly, name, task, count))
+        parameters = list(trainable_parameters(backbone, strategy).values())
+        problems |= dict.fromkeys(optimizer_problems(assembly, name, task, parameters, count))
         if timed and not problems:
             with precision.forward_context():
-                seconds, optimizer = step_seconds(assembly, name, task, warm=position > 0)
+                seconds, optimizer = step_seconds(assembly, name, task, parameters, warm=position > 0)
                 train += count * seconds
                 kept = states[-1] if states[-1] <= limit * 1e9 else 0
                 memory += [replace(memory_of(assembly, name, task, optimizer), frozen_states=kept)] if optimizer else []
@@ -177,4 +179,4 @@ def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
     most = max(memory, key=lambda item: item.total, default=None)
     left = None if free is None else free + held
     told = too_large(max(states), limit) if max(states) > limit * 1e9 else ""
-    return StrategyEstimate(describe_trainable(backbone), steps, train, score, most, left, told)
+    return StrategyEstimate(describe_trainable(backbone, strategy), steps, train, score, most, left, told)

@@ -21,11 +21,18 @@ from workbench.checkpoint import (
     Stamp,
     StateFolder,
     chosen,
+    fingerprint,
     save_tensors,
 )
-from workbench.module import ContinualModule
+from workbench.components import ConfigError
+from workbench.module import ContinualModule, optimizer_steps
 from workbench.processes import agreed, is_first
 from workbench.results import RunFolder
+
+RAW = "current_model_state"
+"""Where Lightning's `WeightAveraging` saves the weights that train; it puts the averaged ones in their usual place."""
+LATE = ("on_fit_end", "teardown")
+"""Hooks of a callback that come after scoring."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,8 @@ class Saver(Callback):
         self.intervals = intervals
         self.weights = ReplayedWeights()
         self._kept: tuple[set[str], str] | None = None
+        self._scored: str | None = None
+        self._late = ""
         self._saved = time.monotonic()
         self._cost = 0.0
         self._last_step = 0
@@ -106,7 +115,7 @@ class Saver(Callback):
     def begin(self, progress: Progress) -> None:
         """Turns to the next item."""
         self.progress = progress
-        self._kept = None
+        self._kept = self._scored = None
         self._last_step = progress.steps
 
     def on_train_batch_end(
@@ -118,7 +127,7 @@ class Saver(Callback):
             return
         self._last_step = step
         last_of_epoch = batch_idx + 1 >= trainer.num_training_batches
-        if last_of_epoch or step >= trainer.estimated_stepping_batches or trainer.should_stop:
+        if last_of_epoch or step >= optimizer_steps(trainer) or trainer.should_stop:
             return
         if not agreed(self._due(step), module.device):
             return
@@ -132,8 +141,30 @@ class Saver(Callback):
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Leaves out of a state what a replay gives, and says where it belongs."""
         names, unchanged = self._chosen(module)
-        checkpoint["state_dict"] = chosen(checkpoint["state_dict"], names)
+        for key in {"state_dict", RAW} & checkpoint.keys():
+            checkpoint[key] = chosen(checkpoint[key], names)
         checkpoint[KEY] = asdict(self._stamp("training", unchanged))
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Notes the weights that were scored, where a callback could still change them."""
+        others = [one for one in trainer.callbacks if not type(one).__module__.startswith("workbench.")]  # type: ignore[attr-defined]
+        late = [one for one in others if any(getattr(type(one), hook) is not getattr(Callback, hook) for hook in LATE)]
+        self._scored = fingerprint(module) if late else None
+        self._late = ", ".join(type(one).__name__ for one in late)
+
+    def check_weights(self, module: ContinualModule) -> None:
+        """Sees that no callback has changed the weights after they were scored.
+
+        Raises:
+            ConfigError: One has.
+        """
+        if self._scored not in (None, fingerprint(module) if self._scored else None):
+            raise ConfigError(
+                [
+                    f"trainer.callbacks: one of {self._late} changed the weights after they were scored. "
+                    f"Let it change them in on_train_end, and not in {' or '.join(LATE)}."
+                ]
+            )
 
     def between(self, module: ContinualModule, stage: Literal["begun", "trained"]) -> None:
         """Saves between the parts of a task, if it is time."""

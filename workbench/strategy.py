@@ -17,13 +17,19 @@ if TYPE_CHECKING:
     from workbench.benchmark import Task
 
 
+OWN = "strategy"
+"""Stands before the names of a strategy's own parameters."""
+
+
 class ContinualStrategy(nn.Module):
     """A continual-learning method, as the hooks that it needs and no others.
 
     Hooks that compute return values; the three that shape the model (`setup`, `before_task`,
     `after_task`) change the backbone and the strategy's own state, and nothing else. A strategy stands beside the
-    backbone and keeps no reference to it; its buffers follow the device and reach the checkpoint. What `setup` and
-    `before_task` do to the structure is a function of the arguments and of the tasks begun so far.
+    backbone and keeps no reference to it; its buffers follow the device and reach the checkpoint. Its own parameters,
+    such as a gate, a prompt or a head, train beside the backbone's wherever they require gradients: freeze those of a
+    teacher. What `setup` and `before_task` do to the structure is a function of the arguments and of the tasks begun
+    so far.
 
     Attributes:
         reference: The paper, as one would cite it in a table.
@@ -198,6 +204,20 @@ class Composition(ContinualStrategy):
             if _overrides(member, "answer"):
                 return member.answer(backbone, task, prompts)
         return super().answer(backbone, task, prompts)
+
+
+def trainable_parameters(backbone: Backbone, strategy: ContinualStrategy) -> dict[str, nn.Parameter]:
+    """The parameters that train: the backbone's by their name in the model, the strategy's own as "strategy.<name>".
+
+    A parameter that the strategy has installed in the backbone is the backbone's, and counts once.
+    """
+    installed = set(map(id, backbone.parameters()))
+    own = {
+        f"{OWN}.{name}": parameter
+        for name, parameter in strategy.named_parameters()
+        if parameter.requires_grad and id(parameter) not in installed
+    }
+    return {**backbone.trainable(), **own}
 
 
 def needs_task_id(strategy: ContinualStrategy) -> bool:
