@@ -21,11 +21,13 @@ class LoRA(ContinualStrategy):
         rank: Of each update.
         alpha: Its scale, over the rank.
         dropout: Share of the adapter's inputs that is dropped in training, in [0, 1).
-        targets: Names of the projections that get an adapter.
+        targets: Names of the projections that get an adapter, one or several; "all-linear": every one but the head's; or
+            a regular expression for whole names, such as ".*layers.[01].self_attn.q_proj".
         policy: "continue": one adapter through all tasks, as in TRACE; "merge": after each task the adapter
             is folded into the weights and a fresh one begins; "stack": an adapter for each task, the older
             ones frozen and all of them summed.
-        peft: Further arguments of `peft.LoraConfig`, passed on as they are; they win over the ones above.
+        peft: Further arguments of `peft.LoraConfig`, which win over the ones above. Refused are those with which something
+            else would train, be scored or be saved than W + (alpha / rank) B A (`workbench.adapters.SUPPORTED`).
 
     Raises:
         ValueError: A number is out of range, or the model has no projection of a name in `targets`.
@@ -46,7 +48,7 @@ class LoRA(ContinualStrategy):
         rank: int = 8,
         alpha: float = 32,
         dropout: float = 0.1,
-        targets: Sequence[str] = ("q_proj", "v_proj"),
+        targets: Sequence[str] | str = ("q_proj", "v_proj"),
         policy: Literal["continue", "merge", "stack"] = "continue",
         peft: Mapping[str, Any] | None = None,
     ) -> None:
@@ -62,9 +64,10 @@ class LoRA(ContinualStrategy):
         if policy not in ("continue", "merge", "stack"):
             raise ValueError(f"policy={policy!r}: choose 'continue', 'merge' or 'stack'.")
         self.policy = policy
-        self.targets = tuple(targets)
+        named = [targets] if isinstance(targets, str) and targets.isidentifier() else targets
+        self.targets = named if isinstance(named, str) else list(named)
         self.tasks_begun = 0
-        own = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": list(targets)}
+        own = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": self.targets}
         self.settings = {"task_type": "CAUSAL_LM", **own, **(peft or {})}
 
     def setup(self, backbone: Backbone) -> None:
@@ -74,7 +77,8 @@ class LoRA(ContinualStrategy):
             ValueError: The model has no projection of a name in `targets`.
         """
         present = {name.rpartition(".")[2] for name, _ in backbone.model.named_modules()}
-        if absent := [target for target in self.targets if target not in present]:
+        names = [] if isinstance(self.targets, str) else self.targets
+        if absent := [target for target in names if target not in present]:
             there = ", ".join(sorted(name for name in present if name.endswith("proj")))
             raise ValueError(f"targets: the model has no {absent[0]!r}. Choose from {there}.")
         backbone.freeze()

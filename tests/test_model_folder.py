@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from workbench.adapters import inject
+from strategies import CALM
+from workbench.adapters import inject, save_adapters
 from workbench.backbone import Backbone
 from workbench.depth import PlannedLayer, restack
+from workbench.encoding import TextPolicy
 from workbench.model_folder import check_folder
 from workbench.testing import tiny_backbone
 
@@ -54,6 +59,54 @@ def only_a_pickle(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def stored(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
+    """Other tensors in the file."""
+
+    def damage(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return damage
+
+
+def a_layer_more(weights: dict[str, torch.Tensor]) -> None:
+    weights.update({name.replace(".3.", ".4."): value.clone() for name, value in weights.items() if ".3." in name})
+
+
+def a_head_of_its_own(weights: dict[str, torch.Tensor]) -> None:
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+
+
+def in_shards(damage: Damage) -> Damage:
+    """The same in a folder whose weights are in two files."""
+
+    def sharded(folder: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        (folder / "model.safetensors").unlink()
+        model.save_pretrained(folder, max_shard_size=model.num_parameters() * 2)
+        names = sorted(folder.glob("model-*.safetensors"))
+        assert len(names) > 1
+        names[-1].rename(folder / "model.safetensors")
+        damage(folder)
+        (folder / "model.safetensors").rename(names[-1])
+
+    return sharded
+
+
+def an_adapter_beside(folder: Path) -> None:
+    """As it is left where an adapter was trained in the model's own folder."""
+    backbone = tiny_backbone()
+    backbone.add_adapter("one", r=4, target_modules=["q_proj"], init_lora_weights=False)
+    save_adapters(backbone.model, folder)
+    for file in (folder / "one").iterdir():
+        file.rename(folder / file.name)
+
+
+def only_a_sentencepiece_model(folder: Path) -> None:
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+
+
 def reshape_weight(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] = torch.ones(7)
@@ -91,8 +144,38 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "end is null": (edit_json("tokenizer_config.json", eos_token=None), "the tokenizer has no end token (eos_token)"),
     "end is absent": (forget_end_token, "The tokenizer has no end token (eos_token)"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "there is no tokenizer (tokenizer.json"),
-    "broken tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot be loaded: "),
-    "odd config": (edit_json("config.json", hidden_size="many"), "cannot be loaded: "),
+    "broken tokenizer": (
+        lambda folder: (folder / "tokenizer.json").write_text("{"),
+        "Copy its tokenizer's files again.",
+    ),
+    "odd config": (edit_json("config.json", hidden_size="many"), "its config.json cannot be loaded: "),
+    "an adapter beside": (an_adapter_beside, "model holds a peft adapter (adapter_config.json)"),
+    "a layer more": (
+        stored(a_layer_more),
+        "9 weights are stored that config.json has no place for, the first: model.layers.4.input_layernorm.weight. "
+        "Mend config.json (num_hidden_layers, attention_bias), or copy it again.",
+    ),
+    "a layer more in shards": (in_shards(stored(a_layer_more)), "config.json has no place for, the first: model.layers.4"),
+    "biases": (
+        stored(lambda weights: weights.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(32)})),
+        "1 weights are stored that config.json has no place for, the first: model.layers.0.self_attn.q_proj.bias.",
+    ),
+    "a tied head of its own": (
+        lambda folder: (edit_json("config.json", tie_word_embeddings=True)(folder), stored(a_head_of_its_own)(folder)),
+        "Set tie_word_embeddings to false in config.json, or leave lm_head.weight out of the file.",
+    ),
+    "gptq": (
+        edit_json("config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        "its weights are quantised (gptq), and do not train. Take the model as it was before it was quantised.",
+    ),
+    "int8": (
+        stored(lambda weights: weights.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})),
+        "model.norm.weight is stored as I8; expected F64, F32, F16, BF16. Take the model as it was before",
+    ),
+    "fp8": (
+        stored(lambda weights: weights.update({"model.norm.weight": torch.ones(32).to(torch.float8_e4m3fn)})),
+        "model.norm.weight is stored as F8_E4M3; expected F64, F32, F16, BF16. Take the model as it was before",
+    ),
 }
 
 
@@ -104,6 +187,132 @@ def test_a_damaged_folder_is_one_clear_message(name: str, folder: Path) -> None:
         Backbone.load(folder)
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_remedies_fit_what_is_wrong(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copying the folder again, which was told for each of these, helps against none."""
+
+    def told(**given: Any) -> str:
+        with pytest.raises(ValueError) as caught:
+            Backbone.load(given.pop("path", folder), **given)
+        assert "again" not in str(caught.value)
+        return str(caught.value)
+
+    chat = "template: 'chat' needs a tokenizer with a chat template. Choose 'none' or 'alpaca'."
+    assert told(text=TextPolicy(template="chat")) == f"{folder}: {chat}"
+    end = "end_token='<no>' is not in the tokenizer's vocabulary of 1191 tokens. Choose one that is."
+    assert told(end_token="<no>") == f"{folder}: {end}"
+    assert told(dtype="float8_e4m3fn") == "dtype='float8_e4m3fn': choose 'float32', 'bfloat16' or 'float16'."
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("workbench.model_folder.getproxies", lambda: {"https": "some"})
+    asked = told(path="some/model")
+    assert asked.startswith("some/model: its tokenizer cannot be loaded: ")
+    assert asked.endswith("or hf download some/model --local-dir FOLDER, and give that folder.")
+    (folder / "config.json").write_text((folder / "config.json").read_text().replace('"vocab_size": 1191', '"vocab_size": 1' + "0" * 14))
+    assert told().endswith("Free some memory, or give a smaller model or backbone.dtype=bfloat16.")
+
+
+def test_a_tokenizer_that_needs_a_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_a_sentencepiece_model(folder)
+    monkeypatch.setattr("workbench.model_folder.find_spec", lambda name: None)
+    assert check_folder(folder) == [
+        f"{folder}: its tokenizer is in tokenizer.model alone, which needs sentencepiece and protobuf to be read. "
+        "Get it by: pip install sentencepiece protobuf. Or give a folder with tokenizer.json."
+    ]
+    monkeypatch.setattr("workbench.model_folder.find_spec", lambda name: name)
+    assert check_folder(folder) == []
+
+
+@pytest.mark.parametrize("stated", [None, {}, {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}])
+def test_a_tokenizer_model_alone_makes_the_tokens_that_sentencepiece_makes(
+    stated: dict[str, Any] | None, folder: Path, tmp_path: Path
+) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    texts = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    lines = [line.strip() for line in texts if line.strip()][:200]  # transformers adds no space before a space
+
+    def train(kind: str) -> Any:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_prefix=str(tmp_path / kind),
+            vocab_size=700,
+            model_type=kind,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,  # as LLaMA's
+            minloglevel=2,
+            **{"unk_id": 0, "bos_id": 1, "eos_id": 2},
+        )
+        shutil.copy(tmp_path / f"{kind}.model", folder / "tokenizer.model")
+        return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    if stated is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(stated))
+    processor = train("bpe")
+    backbone = Backbone.load(folder)
+    begun = [1] if (stated or {}).get("add_bos_token", True) else []
+    expected = [begun + processor.encode(line) for line in lines]
+    assert backbone.tokenizer(lines).input_ids == expected
+    assert backbone.tokenizer.eos_token_id == 2
+    backbone.save(tmp_path / "saved")
+    assert Backbone.load(tmp_path / "saved").tokenizer(lines).input_ids == expected
+    train("unigram")
+    with pytest.raises(ValueError, match="makes other tokens of a text than sentencepiece does"):
+        Backbone.load(folder)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_transformers_rightly_passes_over_is_no_surplus(tied: bool, tmp_path: Path) -> None:
+    """The rotary frequencies of old checkpoints, and a tied head that is stored as the embeddings are."""
+    backbone = tiny_backbone(tie_word_embeddings=tied)
+    backbone.save(tmp_path / "model")
+    stored(lambda weights: weights.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))(
+        tmp_path / "model"
+    )
+    if tied:
+        stored(lambda weights: weights.update({"lm_head.weight": weights["model.embed_tokens.weight"].clone()}))(
+            tmp_path / "model"
+        )
+    loaded = Backbone.load(tmp_path / "model").model
+    assert torch.equal(loaded.eval()(TOKENS).logits, backbone.model.eval()(TOKENS).logits)
+    assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) is tied
+
+
+def test_a_composition_with_more_than_its_config_says(tmp_path: Path) -> None:
+    anchor = tiny_backbone()
+    CALM(augmenting="mini", connections=1).setup(anchor)
+    anchor.save(tmp_path / "model")
+    assert check_folder(tmp_path / "model") == []
+    edit_json("config.json", connections=[[]])(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"5 weights are stored that config.json has no place for, the first: model.conn"):
+        Backbone.load(tmp_path / "model")
+
+
+def test_the_chosen_end_token_is_in_every_file_and_plain_transformers_stops_there(folder: Path, tmp_path: Path) -> None:
+    plain, prompt = AutoModelForCausalLM.from_pretrained(folder).eval(), torch.tensor([[1, 9, 15, 22]])
+    answer = plain.generate(prompt, max_new_tokens=6, do_sample=False)[0, 4:].tolist()
+    end = answer[2]
+    assert end not in answer[:2]
+    backbone = Backbone.load(folder, end_token=AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(end))
+    backbone.save(tmp_path / "out")
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == end
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert saved.generate(prompt, max_new_tokens=6, do_sample=False)[0, 4:].tolist() == answer[:3]
+
+
+def test_special_tokens_that_agree_are_left_as_they_are(folder: Path, tmp_path: Path) -> None:
+    """Several end tokens, the tokenizer's among them; a padding token that the config does not know."""
+    edit_json("generation_config.json", eos_token_id=[5, 2], bos_token_id=7)(folder)
+    edit_json("config.json", eos_token_id=[5, 2], bos_token_id=7)(folder)
+    backbone = Backbone.load(folder)
+    assert (backbone.tokenizer.eos_token_id, backbone.tokenizer.bos_token_id) == (2, 1)
+    backbone.save(tmp_path / "out")
+    for name in ("config.json", "generation_config.json"):
+        content = json.loads((tmp_path / "out" / name).read_text())
+        assert (content["eos_token_id"], content["bos_token_id"], content.get("pad_token_id")) == ([5, 2], 1, None)
 
 
 def test_no_folder(tmp_path: Path) -> None:
@@ -118,7 +327,8 @@ def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         tiny_backbone(vocab_size=700)
     assert str(caught.value) == (
-        "The tokenizer has 1191 tokens and the model only 700 embeddings. Give the tokenizer of this model."
+        "The tokenizer has 1191 tokens and the model only 700 embeddings. Give the tokenizer of this model; a method adds "
+        "tokens by Backbone.add_tokens."
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,16 @@ from transformers import PreTrainedModel
 
 PREFIX = "base_model.model."
 """What plain peft puts before a module's name in a file."""
+SUPPORTED = (
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "init_lora_weights"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
+    *("task_type", "base_model_name_or_path", "revision"),
+)
+TRAINS_MORE = ("modules_to_save", "trainable_token_indices", "bias", "lora_bias")
+STARTS = (True, False, "gaussian", "orthogonal", "pissa", "olora")
+"""Values of `init_lora_weights` that need neither data nor another model, and are found again over the base model."""
+TAKEN_FROM_WEIGHTS = ("pissa", "olora")
+"""Starts that take what the adapter begins with out of the weight, so that the adapter alone is not what was learnt."""
 
 
 def adapter_layers(model: nn.Module) -> list[BaseTunerLayer]:
@@ -42,23 +54,26 @@ def inject(model: PreTrainedModel, name: str, settings: Mapping[str, Any]) -> No
         settings: Keyword arguments of `peft.LoraConfig`.
 
     Raises:
-        ValueError: peft refuses the settings, they ask for more to train than the low-rank factors, or for an
-            adapter on a head that is tied to the embeddings.
+        ValueError: peft refuses the settings, or they ask for what is not supported here (`refuse_unsupported`), for a
+            module that is not there, or for an adapter on the embeddings or on a head that is tied to them.
     """
+    refuse_unsupported(settings)
+    settings = {**settings, "target_modules": _named_targets(model, settings.get("target_modules"))}
     try:
         config = LoraConfig(**settings)
-    except TypeError as error:
-        raise ValueError(f"peft: {error}. Give arguments of its LoraConfig.") from error
-    for key, neutral in (("modules_to_save", None), ("trainable_token_indices", None), ("bias", "none")):
-        if (given := getattr(config, key, neutral)) != neutral:
-            told = "is not supported: only the low-rank factors train and are saved. Leave it out."
-            raise ValueError(f"peft: {key}={given!r} {told}")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are wanted here
-        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings")  # refused below
-        inject_adapter_in_model(config, model, adapter_name=name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are wanted here
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings")  # refused below
+            inject_adapter_in_model(config, model, adapter_name=name)
+    except (TypeError, ValueError) as error:
+        told = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"peft: {told}. Give arguments of its LoraConfig that fit the model.") from error
+    _refuse_idle_patterns(model, name, settings)
     shared = model.get_input_embeddings().weight
     for layer in adapter_layers(model):
+        if isinstance(layer.base_layer, nn.Embedding):
+            told = "an adapter on the embeddings is not supported: only projections carry one."
+            raise ValueError(f"{told} Leave embed_tokens out of its targets.")
         if layer.base_layer.weight is shared and model.config.tie_word_embeddings:
             told = "an adapter on the tied head would change the embeddings as well when it is folded in."
             raise ValueError(f"{told} Leave lm_head out of its targets.")
@@ -67,6 +82,62 @@ def inject(model: PreTrainedModel, name: str, settings: Mapping[str, Any]) -> No
         parameter.requires_grad_(f".{name}." in key and "lora_" in key)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # small steps are lost in half precision
+
+
+def refuse_unsupported(settings: Mapping[str, Any]) -> None:
+    """Refuses arguments of `LoraConfig` with which something else would be scored or saved than what was trained.
+
+    What is not in `SUPPORTED` may be given with the value that it has anyway. A name that peft does not know is peft's
+    to refuse.
+
+    Args:
+        settings: Keyword arguments of `peft.LoraConfig`.
+
+    Raises:
+        ValueError: Names the first of them.
+    """
+    for field in fields(LoraConfig):
+        if field.name not in settings or field.name in SUPPORTED:
+            continue
+        neutral = field.default_factory() if field.default is MISSING else field.default  # type: ignore[misc]
+        if (given := settings[field.name]) != neutral and (field.name, given) != ("peft_type", "LORA"):
+            more = "only the low-rank factors train and are saved"
+            why = more if field.name in TRAINS_MORE else "adapters are folded into the weights as W + scale · B A"
+            raise ValueError(f"peft: {field.name}={given!r} is not supported: {why}. Leave it out.")
+    start, task = settings.get("init_lora_weights", True), settings.get("task_type")
+    if start not in STARTS:
+        told = "it needs a pass over data, freezes a factor or starts at random where the adapter is loaded again"
+        known = ", ".join(map(repr, STARTS))
+        raise ValueError(f"peft: init_lora_weights={start!r} is not supported: {told}. Choose one of {known}.")
+    if task not in (None, "CAUSAL_LM"):
+        raise ValueError(f"peft: task_type={task!r}: the model is a causal language model. Leave it out.")
+
+
+def _named_targets(model: PreTrainedModel, given: Any) -> Any:
+    """`target_modules` for peft, each name checked: peft passes over one that is not there without a word.
+
+    A string is "all-linear" or a regular expression for whole names; a bare name, which would match nothing as an
+    expression, stands for a list of one.
+    """
+    if given is None or (isinstance(given, str) and not given.isidentifier()):
+        return given
+    names = [given] if isinstance(given, str) else list(given)
+    paths = [path for path, _ in model.named_modules()]
+    for name in names:
+        if not any(path == name or path.endswith(f".{name}") for path in paths):
+            linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+            there = sorted({path.rpartition(".")[2] for path in linear if "lora_" not in path} - {"base_layer"})
+            raise ValueError(f"peft: target_modules: the model has no {name!r}. Choose from {', '.join(there)}.")
+    return names
+
+
+def _refuse_idle_patterns(model: PreTrainedModel, name: str, settings: Mapping[str, Any]) -> None:
+    """Whether each pattern says something of a module that has got the adapter; peft does not ask."""
+    paths = [path for path, layer in model.named_modules() if isinstance(layer, BaseTunerLayer) and name in layer.r]
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in settings.get(key) or {}:
+            if not any(re.match(rf"(.*\.)?({pattern})$", path) for path in paths):  # as peft reads it
+                raise ValueError(f"peft: {key}: {pattern!r} fits no module that has an adapter. Leave it out.")
 
 
 @contextmanager
@@ -131,7 +202,7 @@ def save_adapters(model: PreTrainedModel, folder: Path) -> None:
     for name in adapter_names(model):
         target = folder / name
         target.mkdir(parents=True, exist_ok=True)
-        state = get_peft_model_state_dict(model, adapter_name=name)
+        state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
         tensors = {f"{PREFIX}{key}": value.detach().cpu().contiguous() for key, value in state.items()}
         save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
         model.peft_config[name].save_pretrained(target)
@@ -147,10 +218,11 @@ def saved_deltas(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
         folder: As `save_adapters` writes it.
 
     Returns:
-        None at all for weight-decomposed ones (DoRA), which do not add up.
+        None at all for weight-decomposed ones (DoRA), which do not add up, and for those that began with a part of the
+        weights (PiSSA, OLoRA), which are not all that was learnt.
     """
     config = LoraConfig.from_pretrained(folder)
-    if config.use_dora:
+    if config.use_dora or config.init_lora_weights in TAKEN_FROM_WEIGHTS:
         return {}
     state = load_file(folder / "adapter_model.safetensors")
     inject_adapter_in_model(config, model, adapter_name=folder.name)

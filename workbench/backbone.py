@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any, cast
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench import adapters, composition  # noqa: F401, the latter so that a saved composition loads
 from workbench.batch import IGNORED, Batch, Output, collate, passes, token_nats
@@ -21,7 +22,7 @@ from workbench.decoding import Room, greedy, option_nats
 from workbench.encoding import Encoder, TextPolicy, end_with
 from workbench.files import sync_folder, sync_tree
 from workbench.model_folder import check_folder, locate
-from workbench.weights import load_weights
+from workbench.weights import agree_on_ends, extend_rows, load_tokenizer, load_weights
 
 __all__ = ["Backbone", "Batch", "Output"]  # the latter two for methods, which know no workbench.batch
 
@@ -60,9 +61,9 @@ class Backbone(nn.Module):
         self.tokenizer = tokenizer
         self.eval_batch_size = eval_batch_size
         self.encoder = Encoder(tokenizer, self.model.config.max_position_embeddings, text or TextPolicy())
-        if len(tokenizer) > (rows := self.model.get_input_embeddings().num_embeddings):
-            told = f"The tokenizer has {len(tokenizer)} tokens and the model only {rows} embeddings"
-            raise ValueError(f"{told}. Give the tokenizer of this model.")
+        loaded, self._encoder = copy.deepcopy(tokenizer), self.encoder
+        self._reload_tokenizer = lambda: copy.deepcopy(loaded)
+        self._check_rows()
 
     @classmethod
     def load(
@@ -97,10 +98,10 @@ class Backbone(nn.Module):
             raise ValueError("\n".join(problems))
         source = locate(path)
         torch_dtype = getattr(torch, dtype or "float32", None)
-        if not isinstance(torch_dtype, torch.dtype) or not torch_dtype.is_floating_point:
+        if not isinstance(torch_dtype, torch.dtype) or not torch_dtype.is_floating_point or torch_dtype.itemsize < 2:
             raise ValueError(f"dtype={dtype!r}: choose 'float32', 'bfloat16' or 'float16'.")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            tokenizer = load_tokenizer(source)
             end_with(tokenizer, end_token)
             return cls(
                 lambda: load_weights(source, torch_dtype, activation_checkpointing),
@@ -108,14 +109,17 @@ class Backbone(nn.Module):
                 text=text,
                 eval_batch_size=eval_batch_size,
             )
-        except Exception as error:  # transformers, tokenizers and the hub client each raise classes of their own
-            raise ValueError(f"{path}: cannot be loaded: {' '.join(f'{error}'.split())} Copy it again.") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def restore(self) -> None:
-        """Back to the weights and the structure that were loaded, on the device where it is."""
+        """Back to the weights, the structure and the tokenizer that were loaded, on the device where it is."""
         device = self.device
         del self.model
         self.model = self._reload().train().to(device)
+        self.tokenizer = self._reload_tokenizer()
+        self.encoder = self._encoder
+        self.encoder.restore(self.tokenizer)
 
     def save(self, folder: str | Path) -> None:
         """Writes a folder that plain transformers loads: adapters folded in, and beside them as they are.
@@ -125,6 +129,7 @@ class Backbone(nn.Module):
         folder = Path(folder)
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
+        agree_on_ends(self.model, self.tokenizer)
         with self.merged():
             self.model.save_pretrained(partial, state_dict=adapters.plain_state_dict(self.model))
         self.tokenizer.save_pretrained(partial)
@@ -153,6 +158,34 @@ class Backbone(nn.Module):
         """Nothing trains until a strategy says what does."""
         adapters.freeze(self)
 
+    def add_tokens(self, tokens: Sequence[str], special: bool = False) -> list[int]:
+        """Adds tokens to the tokenizer, and a row for each to the embeddings and the head.
+
+        A method calls it in `setup` or `before_task`, for which a run seeds what the new rows are drawn from
+        (`workbench.weights.extend_rows`). They train where the embeddings and the head do; nothing else changes. The
+        rows of the task that comes are encoded with the new tokens.
+
+        Args:
+            tokens: Their texts; one that the tokenizer knows stays what it is.
+            special: Whether `generate` leaves them out of its answers, as it does an end token.
+
+        Returns:
+            The id of each.
+
+        Raises:
+            ValueError: The model is a composition, or its embeddings or its head carry an adapter.
+        """
+        ends = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        if isinstance(self.model, composition.CalmForCausalLM) or [*map(type, ends)] != [nn.Embedding, nn.Linear]:
+            told = "Tokens cannot be added to a composition, nor where the embeddings or the head carry an adapter."
+            raise ValueError(f"{told} Add them before that.")
+        known = len(self.tokenizer)
+        tokens = [tokens] if isinstance(tokens, str) else list(tokens)
+        self.tokenizer.add_tokens(tokens, special_tokens=special)
+        if len(self.tokenizer) > known:
+            extend_rows(self.model, known, len(self.tokenizer))
+        return cast(list[int], self.tokenizer.convert_tokens_to_ids(tokens))
+
     def add_adapter(self, name: str, **settings: Any) -> None:
         """Adds a low-rank adapter that alone trains from here on; `settings` are `LoraConfig`'s."""
         adapters.inject(self.model, name, settings)
@@ -171,8 +204,19 @@ class Backbone(nn.Module):
         return adapters.merged(self.model)
 
     def encode(self, rows: Dataset, max_new_tokens: int | None = None, packed: bool = False) -> Dataset:
-        """Tokens and label positions of rows of text; arguments and columns are `Encoder.encode`'s."""
+        """Tokens and label positions of rows of text; arguments and columns are `Encoder.encode`'s.
+
+        Raises:
+            ValueError: The tokenizer has tokens that the model has no embeddings for.
+        """
+        self._check_rows()
         return self.encoder.encode(rows, max_new_tokens, packed)
+
+    def _check_rows(self) -> None:
+        tokens, rows = len(self.tokenizer), self.model.get_input_embeddings().num_embeddings
+        if tokens > rows:
+            told = f"The tokenizer has {tokens} tokens and the model only {rows} embeddings. Give the tokenizer of this"
+            raise ValueError(f"{told} model; a method adds tokens by Backbone.add_tokens.")
 
     def collate(self, rows: Sequence[Any]) -> Batch:
         """Encoded rows to one batch, padded on the right."""

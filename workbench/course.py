@@ -115,9 +115,12 @@ class Course:
                 raise ConfigError([f"{saved.file}: {told}. Delete {self.results.path} to make the run again."])
         else:
             self.module.to(self.device)
-            self._choose_rows(position, item)
+            rows = self._choose_rows(position, item)
             seed_all(self.data.seed, "task", position)
+            state = self.backbone.encoder.state
             self.strategy.before_task(self.backbone, item, self.data.batches())
+            if self.backbone.encoder.state != state:  # it added tokens, which the rows are made of from here on
+                self.data.begin(self.backbone, position, item, rows)
             if position == 0:
                 self.saver.weights.note(self.module)
         self._note_own()
@@ -179,11 +182,12 @@ class Course:
             save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
             sync_tree(folder)
 
-    def _choose_rows(self, position: int, item: Task) -> None:
+    def _choose_rows(self, position: int, item: Task) -> Dataset:
         seed_all(self.data.seed, "rows", position)
         rows = self.strategy.training_data(item, item.train)
         self.rows = {"rows": len(rows), "replay_rows": count_strange(rows, item.train)}
         self.data.begin(self.backbone, position, item, rows)
+        return rows
 
     def _record(self, item: Task) -> None:
         cut = self.data.cut_rows()

@@ -87,7 +87,7 @@ def restack(model: PreTrainedModel, plan: Plan) -> nn.ModuleList:
     drops layers or breaks cached decoding without an error.
 
     Args:
-        model: Any model whose decoder has `layers` with `self_attn` and `mlp`.
+        model: Any model whose decoder has `layers` with `self_attn.o_proj` and `mlp.down_proj`.
         plan: One entry for each layer of the new stack, bottom first.
 
     Returns:
@@ -98,9 +98,9 @@ def restack(model: PreTrainedModel, plan: Plan) -> nn.ModuleList:
         ValueError: The plan is empty or names a layer that is not there; the model is no decoder of the LLaMA family;
             it carries adapters, which belong to the layers as they are numbered now.
     """
-    decoder = getattr(model, model.base_model_prefix)
     sources = stackable_layers(model)
     check_plan(plan, len(sources))
+    decoder = getattr(model, model.base_model_prefix)
     used: set[int] = set()
     layers = []
     for index, planned in enumerate(plan):
@@ -144,8 +144,8 @@ def stackable_layers(model: PreTrainedModel) -> list[Any]:
     Raises:
         ValueError: The model is no decoder of the LLaMA family, or it carries adapters.
     """
-    sources = list(getattr(getattr(model, model.base_model_prefix), "layers", ()))
-    if not sources or not all(hasattr(layer, "self_attn") and hasattr(layer, "mlp") for layer in sources):
+    sources = list(getattr(getattr(model, model.base_model_prefix, None), "layers", ()))
+    if not sources or not all(_is_llama_like(layer) for layer in sources):
         raise ValueError(
             f"{type(model).__name__} is no decoder of the LLaMA family: its layers cannot be stacked anew. "
             "Take a Llama, Mistral, Qwen2 or Qwen3 model."
@@ -156,6 +156,12 @@ def stackable_layers(model: PreTrainedModel) -> list[Any]:
             "Grow first and add adapters after, or fold the adapter in."
         )
     return sources
+
+
+def _is_llama_like(layer: nn.Module) -> bool:
+    """Whether a surgery finds what it numbers, and zeroes, where the LLaMA family has it."""
+    attention, feed_forward = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
+    return all(hasattr(attention, name) for name in ("layer_idx", "o_proj")) and hasattr(feed_forward, "down_proj")
 
 
 def described(config: Any, plan: Plan) -> dict[str, Any]:

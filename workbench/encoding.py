@@ -74,10 +74,23 @@ class Encoder:
             )
         if policy.template == "chat" and not tokenizer.chat_template:
             raise ValueError("template: 'chat' needs a tokenizer with a chat template. Choose 'none' or 'alpaca'.")
-        self.tokenizer = tokenizer
-        self.positions = positions
-        self.policy = policy
+        self._made = positions, policy
+        self.restore(tokenizer)
         self._kept: dict[str, Dataset] = {}  # the latest last
+
+    def restore(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """As it was made, over a fresh copy of the tokenizer; what is kept was kept under the state it was made in."""
+        self.tokenizer = tokenizer
+        self.positions, self.policy = self._made
+
+    @property
+    def state(self) -> str:
+        """All that decides which tokens a text becomes, as far as it may change after the tokenizer was loaded."""
+        tokenizer, backend = self.tokenizer, getattr(self.tokenizer, "backend_tokenizer", None)
+        added = {index: repr(token) for index, token in sorted(tokenizer.added_tokens_decoder.items())}
+        parts = [str(getattr(backend, part, None)) for part in ("normalizer", "pre_tokenizer", "post_processor")]
+        ends = tokenizer.all_special_tokens, tokenizer.eos_token, tokenizer.chat_template
+        return repr((len(tokenizer), added, parts, ends, self.policy, self.positions))
 
     def limits(self, max_new_tokens: int) -> tuple[int, int]:
         """The most tokens of a prompt and of an answer, for a task whose answers have `max_new_tokens`.
@@ -164,17 +177,8 @@ class Encoder:
         return kept
 
     def _digest(self, texts: Mapping[str, Sequence[Any]], *limits: Any) -> str:
-        """Of all that decides the tokens; of the tokenizer, what may be set after it was loaded."""
-        tokenizer = self.tokenizer
-        state = (
-            limits,
-            len(tokenizer),
-            tokenizer.all_special_tokens,
-            tokenizer.chat_template,
-            self.policy,
-            self.positions,
-        )
-        digest = hashlib.sha256(repr(state).encode())
+        """Of the texts, the limits and the encoder's state."""
+        digest = hashlib.sha256(repr((limits, self.state)).encode(errors="surrogatepass"))
         for name, values in texts.items():
             digest.update(f"{name}\x1f{len(values)}\x1f".encode())
             for value in values:

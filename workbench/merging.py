@@ -10,10 +10,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from workbench.shards import SHARD_BYTES, Planned, write_model
 from workbench.stored import Stored, plain_folder, read_config, read_stored
+from workbench.weights import load_tokenizer
 
 METHODS = ("average", "slerp")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -162,9 +162,7 @@ def _differences(first: Path, second: Path) -> list[str]:
 
 def _vocabulary(folder: Path) -> dict[str, int]:
     try:
-        vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab()
-    except Exception as error:  # transformers and tokenizers each raise classes of their own
-        raise ValueError(
-            f"{folder}: its tokenizer cannot be loaded: {' '.join(str(error).split())}. Copy it again."
-        ) from error
+        vocabulary: dict[str, int] = load_tokenizer(folder).get_vocab()
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     return vocabulary

@@ -73,13 +73,17 @@ def adapters_base(path: str) -> str | None:
 
 
 def grown_here(folder: Path, backbone: str) -> bool:
-    """Whether a model has other layers than the backbone that its run began with."""
-    source = locate(backbone)
-    plans = [
-        json.loads((place / "config.json").read_text(encoding="utf-8")).get("layer_plan") if place.is_dir() else None
-        for place in (folder, Path(source))
-    ]
-    return plans[0] != plans[1]
+    """Whether a model has other layers, or a larger vocabulary, than the backbone that its run began with."""
+    made, base = (_config(place) for place in (folder, locate(backbone)))
+    larger = bool(base) and made.get("vocab_size") != base.get("vocab_size")
+    return larger or made.get("layer_plan") != base.get("layer_plan")
+
+
+def _config(place: Path | str) -> dict[str, Any]:
+    """A model's config; empty where it is on the hub and not in the cache."""
+    file = try_to_load_from_cache(place, "config.json") if isinstance(place, str) else place / "config.json"
+    there = isinstance(file, str | Path) and Path(file).is_file()
+    return dict(json.loads(Path(file).read_text(encoding="utf-8"))) if there else {}
 
 
 def in_words(plan: Sequence[Sequence[Any]]) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,14 @@ from huggingface_hub import try_to_load_from_cache
 SHIPPED = {name: Path(__file__).parent / "models" / name for name in ("mini", "micro")}
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 COMPOSITION = "calm"
+SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+"""What reads a tokenizer.model, by the names to install and to import."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+WHOLE = "Take the model as it was before it was quantised."
+ADAPTER = (
+    "holds a peft adapter (adapter_config.json), which transformers would load beside its model without a word. Fold it "
+    "into its model (peft's merge_and_unload), save that, and give its folder; or keep the adapter's files elsewhere."
+)
 HUB_SECONDS = 5.0
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -38,6 +47,8 @@ def check_folder(path: str | Path) -> list[str]:
         return _check_hub(folder)
     if not folder.is_dir():
         return [f"{folder}: there is no such folder. Give a Hugging Face model folder, a hub id, 'mini' or 'micro'."]
+    if (folder / "adapter_config.json").is_file():
+        return [f"{folder} {ADAPTER}"]
     config, problem = _read_object(folder / "config.json")
     if problem:
         return [problem]
@@ -59,6 +70,9 @@ def _check_config(config: dict[str, Any]) -> str | None:
     """What of a config is not supported, in a sentence."""
     if (family := config.get("model_type")) not in FAMILIES:
         return f"model_type is {family!r}; expected one of {', '.join(FAMILIES)}."
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        return f"its weights are quantised ({method or 'quantization_config'}), and do not train. {WHOLE}"
     ropes = [rope for key in ("rope_parameters", "rope_scaling") if isinstance(rope := config.get(key), dict)]
     if any("longrope" in (rope.get("rope_type"), rope.get("type")) for rope in ropes):
         return "rope_type is 'longrope', whose numbers depend on the longest row of a batch. Use another model."
@@ -75,6 +89,13 @@ def _check_hub(name: str) -> list[str]:
     except OSError as error:
         return [f"{name}: there is no such folder, and the hub ({host}) cannot be reached: {error}."]
     return []
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it is in
+        return False
 
 
 def _read_object(file: Path) -> tuple[dict[str, Any], str | None]:
@@ -117,18 +138,38 @@ def _check_shard(shard: Path) -> str | None:
             return f"{shard}: not a whole safetensors file ({size} bytes). Copy it again."
         try:
             header = json.loads(file.read(header_size))
-            ends = [tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"]
+            tensors = {key: tensor for key, tensor in header.items() if key != "__metadata__"}
+            ends = [tensor["data_offsets"][1] for tensor in tensors.values()]
+            quantised = sorted(key for key, tensor in tensors.items() if _is_quantised(key, tensor["dtype"]))
             expected = 8 + header_size + max(ends, default=0)
         except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError):
             return f"{shard}: its header is broken. Copy it again."
     if size != expected:
         return f"{shard}: {size} bytes, but its header says {expected}: truncated or damaged. Copy it again."
+    if quantised:
+        told = f"{quantised[0]} is stored as {tensors[quantised[0]]['dtype']}; expected {', '.join(FLOATS)}"
+        return f"{shard}: {told}. {WHOLE}"
     return None
+
+
+def _is_quantised(name: str, dtype: str) -> bool:
+    """Whether a tensor is a weight in numbers that only stand for others; a table may be of whole numbers."""
+    return dtype not in FLOATS and (name.endswith("weight") or dtype not in ("I64", "BOOL"))
+
+
+def sentencepiece_alone(folder: Path) -> bool:
+    """Whether a folder's tokenizer is sentencepiece's file, without what the tokenizers package reads."""
+    others = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    return not others and (folder / "tokenizer.model").is_file()
 
 
 def _check_tokenizer(folder: Path) -> list[str]:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return [f"{folder}: there is no tokenizer (tokenizer.json, tokenizer.model or vocab.json). Copy it too."]
+    missing = [name for name, module in SENTENCEPIECE.items() if not _is_there(module)]
+    if missing and sentencepiece_alone(folder):
+        told = f"its tokenizer is in tokenizer.model alone, which needs {' and '.join(missing)} to be read"
+        return [f"{folder}: {told}. Get it by: pip install {' '.join(missing)}. Or give a folder with tokenizer.json."]
     file = folder / "tokenizer_config.json"
     if not file.is_file():
         return []

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoConfig
-
-from workbench.model_folder import COMPOSITION, check_folder, locate
+from workbench import weights
+from workbench.model_folder import COMPOSITION, WHOLE, check_folder, locate
 
 CHUNK = 1 << 22
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -66,11 +65,6 @@ def plain_folder(source: str | Path) -> Path:
             f"{folder}: there is no such folder. A model on the hub is fetched first: "
             f"hf download {folder} --local-dir FOLDER."
         )
-    if (folder / "adapter_config.json").is_file():
-        raise ValueError(
-            f"{folder} holds a peft adapter, trained for a model's layers as they were numbered then: it would land on "
-            "others. Fold it into its model (peft's merge_and_unload), save that, and give its folder."
-        )
     if problems := check_folder(folder):
         raise ValueError("\n".join(problems))
     if json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == COMPOSITION:
@@ -85,9 +79,9 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Any]:
         ValueError: transformers refuses it.
     """
     try:
-        understood = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # of many classes, which transformers does not state
-        raise ValueError(f"{folder}/config.json: cannot be loaded: {' '.join(str(error).split())}. Mend it.") from error
+        understood = weights.read_config(folder)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     return json.loads((folder / "config.json").read_text(encoding="utf-8")), understood
 
 
@@ -112,8 +106,7 @@ def read_stored(folder: Path) -> dict[str, Stored]:
         raise ValueError(f"{folder}: there is neither {SINGLE} nor {INDEX}. Rename its weights so.")
     if strange := sorted(name for name, tensor in stored.items() if tensor.dtype not in ITEM_BYTES):
         raise ValueError(
-            f"{folder}: {strange[0]} is stored as {stored[strange[0]].dtype}; expected {', '.join(ITEM_BYTES)}. "
-            "Take the model as it was before it was quantised."
+            f"{folder}: {strange[0]} is stored as {stored[strange[0]].dtype}; expected {', '.join(ITEM_BYTES)}. {WHOLE}"
         )
     return stored
 

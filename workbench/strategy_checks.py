@@ -144,10 +144,12 @@ def repeats(trial: Trial) -> Iterator[str]:
 
 
 def restores(trial: Trial) -> Iterator[str]:
-    """`restore` brings back the model that was loaded."""
-    backbone = trial.learnt
+    """`restore` brings back the model and the tokenizer that were loaded."""
+    backbone, fresh = trial.learnt, trial.fresh_backbone()
     backbone.restore()
-    loaded, now = weights(trial.fresh_backbone()), weights(backbone)
+    loaded, now = weights(fresh), weights(backbone)
+    if backbone.encoder.state != fresh.encoder.state:
+        yield "The tokenizer is another one."
     if loaded.keys() != now.keys() or any(not torch.equal(loaded[name], now[name]) for name in loaded):
         yield "It does not."
 

@@ -62,6 +62,7 @@ def tiny_backbone(family: str = "llama", *, seed: int = 0, text: TextPolicy | No
             stumble over: `tiny_backbone(**VARIANTS["tied"])`.
     """
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED["mini"])
+    size = len(tokenizer)
 
     def build() -> PreTrainedModel:
         with untouched_randomness():
@@ -71,7 +72,7 @@ def tiny_backbone(family: str = "llama", *, seed: int = 0, text: TextPolicy | No
                 "bos_token_id": tokenizer.bos_token_id,
                 "pad_token_id": None,
             }
-            config = AutoConfig.for_model(family, **{"vocab_size": len(tokenizer), **TINY, **ends, **changes})
+            config = AutoConfig.for_model(family, **{"vocab_size": size, **TINY, **ends, **changes})
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
             for name, parameter in model.named_parameters():  # families start biases at zero: make them matter
                 if name.endswith("bias"):

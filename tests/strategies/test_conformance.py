@@ -68,7 +68,7 @@ SENTENCES = [
     "The saved model loads with plain transformers and gives the same logits, bit for bit.",
     "Replaying `setup` and `before_task` rebuilds what is there and what trains, so that a stopped run can go on.",
     "Two runs with one seed end with the same weights, bit for bit, also where one is stopped and gone on with.",
-    "`restore` brings back the model that was loaded.",
+    "`restore` brings back the model and the tokenizer that were loaded.",
 ]
 
 
