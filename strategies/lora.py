@@ -21,13 +21,13 @@ class LoRA(ContinualStrategy):
         rank: Of each update.
         alpha: Its scale, over the rank.
         dropout: Share of the adapter's inputs that is dropped in training, in [0, 1).
-        targets: Names of the projections that get an adapter, one or several; "all-linear": every one but the head's; or
-            a regular expression for whole names, such as ".*layers.[01].self_attn.q_proj".
+        targets: Names of the projections that get an adapter, one or several; "all-linear": every one but the head;
+            or a regular expression for whole names, such as ".*layers.[01].self_attn.q_proj".
         policy: "continue": one adapter through all tasks, as in TRACE; "merge": after each task the adapter
             is folded into the weights and a fresh one begins; "stack": an adapter for each task, the older
             ones frozen and all of them summed.
-        peft: Further arguments of `peft.LoraConfig`, which win over the ones above. Refused are those with which something
-            else would train, be scored or be saved than W + (alpha / rank) B A (`workbench.adapters.SUPPORTED`).
+        peft: Further arguments of `peft.LoraConfig`, which win over the ones above. Those with which anything but
+            W + (alpha / rank) B A would be trained, scored or saved are refused (`workbench.adapters.SUPPORTED`).
 
     Raises:
         ValueError: A number is out of range, or the model has no projection of a name in `targets`.

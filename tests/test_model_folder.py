@@ -155,7 +155,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         "9 weights are stored that config.json has no place for, the first: model.layers.4.input_layernorm.weight. "
         "Mend config.json (num_hidden_layers, attention_bias), or copy it again.",
     ),
-    "a layer more in shards": (in_shards(stored(a_layer_more)), "config.json has no place for, the first: model.layers.4"),
+    "a layer more in shards": (
+        in_shards(stored(a_layer_more)),
+        "config.json has no place for, the first: model.layers.4",
+    ),
     "biases": (
         stored(lambda weights: weights.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(32)})),
         "1 weights are stored that config.json has no place for, the first: model.layers.0.self_attn.q_proj.bias.",
@@ -208,7 +211,9 @@ def test_remedies_fit_what_is_wrong(folder: Path, monkeypatch: pytest.MonkeyPatc
     asked = told(path="some/model")
     assert asked.startswith("some/model: its tokenizer cannot be loaded: ")
     assert asked.endswith("or hf download some/model --local-dir FOLDER, and give that folder.")
-    (folder / "config.json").write_text((folder / "config.json").read_text().replace('"vocab_size": 1191', '"vocab_size": 1' + "0" * 14))
+    (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace('"vocab_size": 1191', '"vocab_size": 1' + "0" * 14)
+    )
     assert told().endswith("Free some memory, or give a smaller model or backbone.dtype=bfloat16.")
 
 
@@ -286,7 +291,9 @@ def test_a_composition_with_more_than_its_config_says(tmp_path: Path) -> None:
     anchor.save(tmp_path / "model")
     assert check_folder(tmp_path / "model") == []
     edit_json("config.json", connections=[[]])(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"5 weights are stored that config.json has no place for, the first: model.conn"):
+    with pytest.raises(
+        ValueError, match=r"5 weights are stored that config.json has no place for, the first: model.conn"
+    ):
         Backbone.load(tmp_path / "model")
 
 
@@ -327,8 +334,8 @@ def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         tiny_backbone(vocab_size=700)
     assert str(caught.value) == (
-        "The tokenizer has 1191 tokens and the model only 700 embeddings. Give the tokenizer of this model; a method adds "
-        "tokens by Backbone.add_tokens."
+        "The tokenizer has 1191 tokens and the model only 700 embeddings. "
+        "Give the tokenizer of this model; a method adds tokens by Backbone.add_tokens."
     )
 
 

@@ -98,7 +98,7 @@ def test_a_new_row_is_the_mean_of_the_others_with_a_little_noise(changes: dict[s
     after = weights(backbone)
     rows = max(size + 2, changes.get("vocab_size", 0))
     tied = "tie_word_embeddings" in changes
-    for name, drawn in zip(("model.embed_tokens.weight", "lm_head.weight"), [noise[0], noise[0 if tied else 1]]):
+    for name, drawn in {"model.embed_tokens.weight": noise[0], "lm_head.weight": noise[0 if tied else 1]}.items():
         old = before[name][:size].float()
         expected = old.mean(0) + NOISE * old.std(0) * drawn
         torch.testing.assert_close(after[name][size : size + 2], expected.to(after[name].dtype))
@@ -108,7 +108,6 @@ def test_a_new_row_is_the_mean_of_the_others_with_a_little_noise(changes: dict[s
     assert not backbone.model.get_output_embeddings().weight.requires_grad
     assert backbone.model.get_input_embeddings().weight.requires_grad is not tied
     assert backbone.add_tokens("<a>") == [size]  # known by now
-    assert torch.equal(weights(backbone)["lm_head.weight"][size:], backbone.model.lm_head.weight[size:])
 
 
 @pytest.mark.parametrize("changes", KINDS)
@@ -226,7 +225,9 @@ def test_tokens_without_rows_are_refused_before_the_first_step(
     methods: Any, model_folder: Path, task_folder: Path, tmp_path: Path
 ) -> None:
     raw = study(model_folder, task_folder, tmp_path / "runs", strategies=named("Forgets"))
-    with pytest.raises(ValueError, match=r"^strategies.forgets: The tokenizer has 1192 tokens and the model only 1191 "):
+    with pytest.raises(
+        ValueError, match=r"^strategies.forgets: The tokenizer has 1192 tokens and the model only 1191 "
+    ):
         Study(parse(raw)).run()
     assert not (tmp_path / "runs").exists()
 

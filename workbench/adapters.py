@@ -64,8 +64,10 @@ def inject(model: PreTrainedModel, name: str, settings: Mapping[str, Any]) -> No
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are wanted here
             warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings")  # refused below
+            warnings.filterwarnings("ignore", message=".*did not match any targeted module")  # refused below
+            warnings.filterwarnings("error", message=".*no modules were excluded")
             inject_adapter_in_model(config, model, adapter_name=name)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, Warning) as error:
         told = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"peft: {told}. Give arguments of its LoraConfig that fit the model.") from error
     _refuse_idle_patterns(model, name, settings)
@@ -99,10 +101,10 @@ def refuse_unsupported(settings: Mapping[str, Any]) -> None:
     for field in fields(LoraConfig):
         if field.name not in settings or field.name in SUPPORTED:
             continue
-        neutral = field.default_factory() if field.default is MISSING else field.default  # type: ignore[misc]
+        neutral: Any = field.default if field.default_factory is MISSING else field.default_factory()
         if (given := settings[field.name]) != neutral and (field.name, given) != ("peft_type", "LORA"):
             more = "only the low-rank factors train and are saved"
-            why = more if field.name in TRAINS_MORE else "adapters are folded into the weights as W + scale · B A"
+            why = more if field.name in TRAINS_MORE else "what is trained, scored and saved is W + scale · B A"
             raise ValueError(f"peft: {field.name}={given!r} is not supported: {why}. Leave it out.")
     start, task = settings.get("init_lora_weights", True), settings.get("task_type")
     if start not in STARTS:

@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from workbench import adapters, composition  # noqa: F401, the latter so that a saved composition loads
+from workbench import adapters, composition
 from workbench.batch import IGNORED, Batch, Output, collate, passes, token_nats
 from workbench.cache import has_plain_cache
 from workbench.decoding import Room, greedy, option_nats
@@ -62,7 +62,7 @@ class Backbone(nn.Module):
         self.eval_batch_size = eval_batch_size
         self.encoder = Encoder(tokenizer, self.model.config.max_position_embeddings, text or TextPolicy())
         loaded, self._encoder = copy.deepcopy(tokenizer), self.encoder
-        self._reload_tokenizer = lambda: copy.deepcopy(loaded)
+        self._reload_tokenizer: Callable[[], PreTrainedTokenizerBase] = lambda: copy.deepcopy(loaded)
         self._check_rows()
 
     @classmethod

@@ -82,8 +82,9 @@ def grown_here(folder: Path, backbone: str) -> bool:
 def _config(place: Path | str) -> dict[str, Any]:
     """A model's config; empty where it is on the hub and not in the cache."""
     file = try_to_load_from_cache(place, "config.json") if isinstance(place, str) else place / "config.json"
-    there = isinstance(file, str | Path) and Path(file).is_file()
-    return dict(json.loads(Path(file).read_text(encoding="utf-8"))) if there else {}
+    if not isinstance(file, str | Path) or not Path(file).is_file():
+        return {}
+    return dict(json.loads(Path(file).read_text(encoding="utf-8")))
 
 
 def in_words(plan: Sequence[Sequence[Any]]) -> str:

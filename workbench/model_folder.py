@@ -22,8 +22,8 @@ SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"
 FLOATS = ("F64", "F32", "F16", "BF16")
 WHOLE = "Take the model as it was before it was quantised."
 ADAPTER = (
-    "holds a peft adapter (adapter_config.json), which transformers would load beside its model without a word. Fold it "
-    "into its model (peft's merge_and_unload), save that, and give its folder; or keep the adapter's files elsewhere."
+    "holds a peft adapter (adapter_config.json), which transformers would load beside its model without a word. "
+    "Fold it into its model (peft's merge_and_unload), save that, and give its folder; or keep its files elsewhere."
 )
 HUB_SECONDS = 5.0
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

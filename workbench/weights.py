@@ -1,4 +1,4 @@
-"""A model and its tokenizer as they are read, whole or not at all; rows for new tokens; what blocks keep in training."""
+"""A model and its tokenizer as they are read, whole or not at all; new tokens' rows; what blocks keep in training."""
 
 from __future__ import annotations
 
@@ -129,8 +129,6 @@ def _refusing(source: str | Path, told: str, remedy: str) -> Iterator[None]:
     """Turns whatever loading raises into one sentence, and the remedy that fits it."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise  # of a GPU: what ends a run and not its study
     except Exception as error:  # transformers, tokenizers and the hub client each raise classes of their own
         sentence = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ValueError(f"{told}: {sentence}. {_remedy(error, source) or remedy}") from error

@@ -11,11 +11,13 @@ import torch
 from bad_inputs import Place, Row
 from safetensors.torch import load_file, save_file
 
+from workbench.adapters import save_adapters
 from workbench.backbone import Backbone
 from workbench.depth import PlannedLayer
 from workbench.folder_surgery import restack_folder
 from workbench.shards import Planned, write_model
 from workbench.stored import CHUNK, Stored, read_stored
+from workbench.weights import load_weights, refuse_other_tokens
 
 Damage = Callable[[Path], object]
 
@@ -99,13 +101,34 @@ DAMAGED: list[tuple[str, Damage, str]] = [
         "b: named in the index, but not there",
     ),
     ("no tokenizer", without("tokenizer.json"), "there is no tokenizer (tokenizer.json"),
+    ("an adapter beside", written("adapter_config.json", b"{}"), "broken holds a peft adapter (adapter_config.json), "),
+    (
+        "a quantised folder",
+        edited("config.json", quantization_config={"quant_method": "gptq"}),
+        "config.json: its weights are quantised (gptq), and do not train. Take the model as it was before",
+    ),
+    (
+        "quantised weights",
+        weights(lambda found: found.update({"model.norm.weight": torch.zeros(32, dtype=torch.int8)})),
+        "model.norm.weight is stored as I8; expected F64, F32, F16, BF16. Take the model as it was before",
+    ),
     ("no end", NULL_END, "tokenizer_config.json: the tokenizer has no end token (eos_token)"),
 ]
 UNLOADABLE: list[tuple[str, Damage, str]] = [
-    ("a broken tokenizer", written("tokenizer.json", b"{"), "broken: cannot be loaded: "),
-    ("an odd config", edited("config.json", hidden_size="many"), "broken: cannot be loaded: "),
+    ("a broken tokenizer", written("tokenizer.json", b"{"), "broken: its tokenizer cannot be loaded: "),
+    ("an odd config", edited("config.json", hidden_size="many"), "broken: its config.json cannot be loaded: "),
     ("an end that is absent", edited("tokenizer_config.json", eos_token=None), "The tokenizer has no end token"),
-    ("few embeddings", edited("config.json", vocab_size=3), "cannot be loaded: "),
+    ("few embeddings", edited("config.json", vocab_size=3), "2 weights are missing or of another shape, the first: "),
+    (
+        "a layer more",
+        edited("config.json", num_hidden_layers=1),
+        "9 weights are stored that config.json has no place for, the first: model.layers.1.input_layernorm.weight.",
+    ),
+    (
+        "a tied head of its own",
+        edited("config.json", tie_word_embeddings=True),
+        "are stored with different values. Set tie_word_embeddings to false",
+    ),
     (
         "a weight less",
         weights(lambda found: found.pop("model.layers.1.mlp.up_proj.weight")),
@@ -136,6 +159,8 @@ def command(name: str, argv: str, *says: str, status: int = 2, **edits: Any) -> 
 
 
 RUN = ("run", "small.yaml", "backbone.path=broken")
+CHAT = (*RUN, "data.template=chat")
+END = (*RUN, "backbone.end_token=<no>")
 GROW = ("grow", "broken", "out", "strategies.DepthUpScaling", "dropped=0")
 BLOCKS, SOLAR = "grow mini out strategies.BlockExpansion", "grow mini out strategies.DepthUpScaling"
 OTHER = "grow other out strategies.DepthUpScaling dropped=0"
@@ -218,14 +243,35 @@ def surgery(name: str, damage: Damage, *says: str, source: int = 0) -> Row:
     return Row(name, ("broken", *says), call, lay=lay)
 
 
-def retyped(folder: Path) -> None:
+def retyped(place: Place) -> None:
     """Whole numbers, as in a quantised model."""
+    folder = place.copied("broken")
     weights(lambda found: found.update({"model.norm.weight": torch.zeros(32, dtype=torch.int8)}))(folder)
+    read_stored(folder)
+
+
+def beside(place: Place) -> None:
+    """An adapter in a model's folder, which only transformers looks at, as on the hub."""
+    folder, backbone = place.copied("broken"), Backbone.load(place.model)
+    backbone.add_adapter("one", r=2, target_modules=["q_proj"])
+    save_adapters(backbone.model, folder)
+    for file in (folder / "one").iterdir():
+        file.rename(folder / file.name)
+    load_weights(folder, torch.float32)
 
 
 STORED = [
-    surgery(
-        "a quantised model", retyped, "model.norm.weight is stored as I8; expected F64", "Take the model as it was"
+    Row(
+        "a quantised model",
+        ("broken", "model.norm.weight is stored as I8; expected F64", "Take the model as it was"),
+        retyped,
+        leaves=True,
+    ),
+    Row("an adapter on the hub", ("holds a peft adapter", "Fold it"), beside, leaves=True),
+    Row(
+        "other tokens",
+        ("transformers makes other tokens of a text than sentencepiece does", "Give a folder with tokenizer.json."),
+        lambda place: refuse_other_tokens(Backbone.load(place.model).tokenizer, lambda text: [0]),
     ),
     surgery(
         "an index with more",
@@ -243,7 +289,7 @@ STORED = [
         weights(lambda found: found.pop("model.layers.1.mlp.up_proj.weight")),
         "model.layers.1.mlp.up_proj.weight is missing; other layers have it. Copy",
     ),
-    surgery("an odd config in surgery", edited("config.json", hidden_size="many"), "config.json: cannot be loaded: "),
+    surgery("an odd config in surgery", edited("config.json", hidden_size="many"), "config.json cannot be loaded: "),
     surgery(
         "calm in surgery",
         edited("config.json", model_type="calm", text_config={"model_type": "llama"}),
@@ -264,6 +310,10 @@ STORED = [
 ROWS = [
     *(damaged(*row, *RUN) for row in [*DAMAGED, *UNLOADABLE]),
     *(damaged(*row, *GROW) for row in DAMAGED),
+    damaged(
+        "no chat", lambda _: None, "broken: template: 'chat' needs a tokenizer with a chat template. Choose", *CHAT
+    ),
+    damaged("no such end", lambda _: None, "broken: end_token='<no>' is not in the tokenizer's", *END),
     *GROWTH,
     *MERGING,
     *OUTPUTS,

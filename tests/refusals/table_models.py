@@ -104,9 +104,9 @@ def nothing_to_train_on() -> object:
     return data.train_dataloader()
 
 
-def adapted() -> Backbone:
+def adapted(**changes: Any) -> Backbone:
     backbone = tiny_backbone()
-    backbone.add_adapter("one", **ADAPTER)
+    backbone.add_adapter("one", **{**ADAPTER, **changes})
     return backbone
 
 
@@ -191,6 +191,24 @@ LAYERS = [
     row("peft's argument", lambda: tiny_backbone().add_adapter("one", rnak=3), "peft: ", "'rnak'", "Give arguments of"),
     row(
         "peft's bias", lambda: tiny_backbone().add_adapter("one", **ADAPTER, bias="all"), "peft: bias='all'", "Leave it"
+    ),
+    row(
+        "peft's start", lambda: adapted(init_lora_weights="eva"), "peft: init_lora_weights='eva'", "Choose one of True"
+    ),
+    row("peft's task", lambda: adapted(task_type="SEQ_CLS"), "peft: task_type='SEQ_CLS'", "Leave it out."),
+    row("a target", lambda: adapted(target_modules=["q_prj"]), "target_modules: the model has no 'q_prj'. Choose"),
+    row(
+        "an idle pattern",
+        lambda: adapted(rank_pattern={"up_proj": 1}),
+        "rank_pattern: 'up_proj' fits no module",
+        "Leave",
+    ),
+    row("embeddings", lambda: adapted(target_modules=["embed_tokens"]), "on the embeddings is not supported", "Leave"),
+    row("a rank", lambda: adapted(r=0), "peft: `r` should be a positive", "Give arguments of its LoraConfig"),
+    row(
+        "tokens under an adapter",
+        lambda: adapted(target_modules=["lm_head"]).add_tokens(["<a>"]),
+        "Tokens cannot be added to a composition, nor where the embeddings or the head carry an adapter. Add",
     ),
     row(
         "a tied head",
