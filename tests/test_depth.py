@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from workbench.depth import PlannedLayer, copy_layer, make_identity, restack
 from workbench.testing import tiny_backbone
@@ -201,3 +201,26 @@ def test_a_refused_plan_leaves_the_model_as_it_was() -> None:
         restack(model, [PlannedLayer(0), PlannedLayer(9)])
     assert torch.equal(logits(model), before)
     assert model.config.num_hidden_layers == 4
+
+
+SMALL = {"vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "num_hidden_layers": 2, "num_attention_heads": 2}
+FOREIGN: dict[str, dict[str, int]] = {
+    "gpt2": {"hidden_size": 16},
+    "gpt_neox": {"hidden_size": 16, "intermediate_size": 16},
+    "phi": {"hidden_size": 16, "intermediate_size": 16},  # has `layers`, but no o_proj and no down_proj
+    "mixtral": {"hidden_size": 16, "intermediate_size": 16, "num_key_value_heads": 2, "num_local_experts": 2},
+}
+
+
+@pytest.mark.parametrize("family", [*FOREIGN, "without a head"])
+def test_a_model_of_another_kind_is_refused_in_a_sentence_and_left_as_it_was(family: str) -> None:
+    if family == "without a head":
+        model = tiny_backbone().model.model
+    else:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SMALL, **FOREIGN[family]))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"^\w+ is no decoder of the LLaMA family: .* Take a Llama, Mistral, Qwen2"):
+        restack(model, [PlannedLayer(0), PlannedLayer(1, identity=True)])
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())

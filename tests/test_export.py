@@ -117,6 +117,18 @@ def test_adapters_of_a_grown_model_name_no_base(runs: Path, tmp_path: Path) -> N
     assert "Its 4 layers are, counted from 0 in the model that was grown first: 0 to 1, 0 to 1." in card
 
 
+def test_the_chosen_end_token_is_exported(model_folder: Path, task_folder: Path, tmp_path: Path) -> None:
+    backbone = {"path": str(model_folder), "end_token": "<s>"}
+    strategies = {name: STRATEGIES[name] for name in ("lora", "calm")}
+    Study(parse(study(model_folder, task_folder, tmp_path, backbone=backbone, strategies=strategies))).run()
+    for name in strategies:
+        folder = export(tmp_path / "small" / name, tmp_path / f"{name}-out")
+        config, generation = (
+            json.loads((folder / file).read_text()) for file in ("config.json", "generation_config.json")
+        )
+        assert config.get("text_config", config)["eos_token_id"] == generation["eos_token_id"] == 1
+
+
 def test_a_composition_brings_its_class_along_and_the_card_says_so(runs: Path, tmp_path: Path) -> None:
     folder = export(runs / "calm", tmp_path / "out")
     card = (folder / "README.md").read_text(encoding="utf-8")
