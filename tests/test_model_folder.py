@@ -22,6 +22,7 @@ from workbench.depth import PlannedLayer, restack
 from workbench.encoding import TextPolicy
 from workbench.model_folder import check_folder
 from workbench.testing import tiny_backbone
+from workbench.weights import refusing
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 TOKENS = torch.tensor([[1, 40, 7, 300, 12, 9, 15, 22]])
@@ -209,12 +210,28 @@ def test_remedies_fit_what_is_wrong(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("workbench.model_folder.getproxies", lambda: {"https": "some"})
     asked = told(path="some/model")
-    assert asked.startswith("some/model: its tokenizer cannot be loaded: ")
+    assert asked.startswith("some/model: its config.json cannot be loaded: ")
     assert asked.endswith("or hf download some/model --local-dir FOLDER, and give that folder.")
     (folder / "config.json").write_text(
         (folder / "config.json").read_text().replace('"vocab_size": 1191', '"vocab_size": 1' + "0" * 14)
     )
     assert told().endswith("Free some memory, or give a smaller model or backbone.dtype=bfloat16.")
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (ImportError("tiktoken is required"), "Get the package that is missing."),
+        (MemoryError(), "Free some memory, or give a smaller model or backbone.dtype=bfloat16."),
+        (PermissionError("Permission denied: model.safetensors"), "Give yourself the right to read it."),
+        (KeyError("model.norm.weight"), "Copy it again."),
+    ],
+)
+def test_each_error_while_loading_has_a_remedy_of_its_own(error: Exception, remedy: str) -> None:
+    with pytest.raises(ValueError) as caught, refusing(Path("folder"), "it cannot be loaded", "Copy it again."):
+        raise error
+    sentence = str(error) or "MemoryError"
+    assert str(caught.value) == f"it cannot be loaded: {sentence}. {remedy}"
 
 
 def test_a_tokenizer_that_needs_a_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

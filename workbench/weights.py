@@ -37,7 +37,7 @@ def read_config(source: str | Path) -> Any:
     Raises:
         ValueError: transformers refuses it, and what to do about that.
     """
-    with _refusing(source, "its config.json cannot be loaded", "Mend it."):
+    with refusing(source, "its config.json cannot be loaded", "Mend it."):
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
 
 
@@ -49,7 +49,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """
     read_config(source)  # which its class depends on
     alone = isinstance(source, Path) and sentencepiece_alone(source)
-    with _refusing(source, "its tokenizer cannot be loaded", "Copy its tokenizer's files again."):
+    with refusing(source, "its tokenizer cannot be loaded", "Copy its tokenizer's files again."):
         if not alone:
             return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
         tokenizer, encode = _from_sentencepiece(Path(source))
@@ -95,7 +95,7 @@ def load_weights(source: str | Path, dtype: torch.dtype, checkpointed: bool = Fa
             an adapter; or it cannot be loaded at all.
     """
     config = read_config(source)
-    with _refusing(source, "it cannot be loaded", "Copy it again."):
+    with refusing(source, "it cannot be loaded", "Copy it again."):
         model, info = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
@@ -125,8 +125,17 @@ def load_weights(source: str | Path, dtype: torch.dtype, checkpointed: bool = Fa
 
 
 @contextmanager
-def _refusing(source: str | Path, told: str, remedy: str) -> Iterator[None]:
-    """Turns whatever loading raises into one sentence, and the remedy that fits it."""
+def refusing(source: str | Path, told: str, remedy: str) -> Iterator[None]:
+    """Turns whatever loading raises into one sentence, and the remedy that fits it.
+
+    Args:
+        source: What is loaded: a folder, or an id on the hub.
+        told: What cannot be done.
+        remedy: What helps where the error itself does not say anything better.
+
+    Raises:
+        ValueError: Something was raised.
+    """
     try:
         yield
     except Exception as error:  # transformers, tokenizers and the hub client each raise classes of their own

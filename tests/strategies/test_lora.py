@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from strategies import LoRA
 from workbench import adapters
 from workbench.backbone import Backbone
 from workbench.batch import Batch
+from workbench.config import ConfigError
+from workbench.study import Study
 from workbench.testing import tiny_backbone, tiny_run, tiny_tasks
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -171,6 +174,48 @@ def test_restore_forgets_the_adapters(policy: Any) -> None:
     backbone.restore()
     assert changed(weights(base), weights(backbone)) == set()
     assert weights(base).keys() == weights(backbone).keys()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    ("targets", "places"),
+    [("all-linear", 28), ("q_proj", 4), (["q_proj"], 4), (r".*layers\.[01]\.self_attn\.[qkv]_proj", 6)],
+)
+def test_targets_by_name_by_expression_or_all(targets: Any, places: int, policy: Any) -> None:
+    backbone, strategy = tiny_backbone(), LoRA(rank=2, dropout=0.0, targets=targets, policy=policy)
+    strategy.setup(backbone)
+    for number, task in enumerate(TASKS):
+        strategy.before_task(backbone, task, [])
+        assert len(backbone.trainable()) == 2 * places
+        assert len(adapters.adapter_layers(backbone.model)) == places
+        train(backbone, number, steps=1)
+        strategy.after_task(backbone, task, [])
+    assert not any("lm_head" in path for path, _ in backbone.model.named_modules() if "lora" in path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"targets": "all-linear"}, ""),
+        ({"targets": "q_prj"}, "strategies.lora: targets: the model has no 'q_prj'. Choose from down_proj"),
+        ({"targets": ["embed_tokens"]}, "strategies.lora: an adapter on the embeddings is not supported"),
+        ({"peft": {"lora_bias": True}}, "strategies.lora: peft: lora_bias=True is not supported"),
+        ({"peft": {"init_lora_weights": "eva"}}, "strategies.lora: peft: init_lora_weights='eva' is not supported"),
+    ],
+)
+def test_a_study_says_before_the_first_step_what_cannot_be_adapted(
+    arguments: dict[str, Any], says: str, make: Callable[..., Study], tmp_path: Path
+) -> None:
+    """Also under autocast, where a step is tried in another precision than it is scored in."""
+    lora = {"lora": {"class_path": "strategies.LoRA", "init_args": arguments}}
+    small = make(strategies=lora, trainer={"max_epochs": 1, "accelerator": "cpu", "precision": "bf16-mixed"})
+    if not says:
+        assert small.plan().estimates["lora"].trainable.startswith("8,192 of ")
+        return
+    with pytest.raises(ConfigError) as caught:
+        small.run()
+    assert [problem[: len(says)] for problem in caught.value.problems] == [says]
+    assert not (tmp_path / "runs").exists()
 
 
 def test_peft_settings_are_passed_on_and_win(tmp_path: Path) -> None:
