@@ -128,10 +128,18 @@ class Assembly:
         members = [instantiate(component) for component in self.config.strategies[name].components]
         return members[0] if len(members) == 1 else Composition(members)
 
-    def data(self, order: str, seed: int) -> ContinualDataModule:
-        """The tasks in an order, for one run."""
+    def data(self, order: str, seed: int, strategy: str | None = None) -> ContinualDataModule:
+        """The tasks in an order, for one run.
+
+        Args:
+            order: Its name.
+            seed: Of the run.
+            strategy: Whose settings decide how often the rows of a task are passed over. A curriculum that is made of
+                the tasks then knows it. None: the tasks as the benchmark states them.
+        """
+        tasks = [self.tasks[name] for name in self.orders[order][: self.config.first_tasks]]
         data = ContinualDataModule(
-            [self.tasks[name] for name in self.orders[order][: self.config.first_tasks]],
+            tasks if strategy is None else [self._with_passes(strategy, task) for task in tasks],
             probes=self.benchmark.probes,
             general=self.benchmark.general,
             batch_size=self.config.data.batch_size,
@@ -199,8 +207,8 @@ class Assembly:
     def length(self, strategy: str, task: Task) -> tuple[int, int]:
         """How long an item is trained: passes over its rows, and the most optimizer steps; -1: not limited.
 
-        The config's own word for this item goes first, then the steps that the item brings along, then what the config
-        says for all, then the task's own protocol; where nobody says anything, it is one pass.
+        The config's own word for this item goes first, then the steps or passes that an inserted item brings along,
+        then what the config says for all, then the task's own protocol; where nobody says anything, it is one pass.
         """
         settings = self.config.settings(strategy, task.name).trainer
         stated, steps = settings.get("max_epochs"), int(settings.get("max_steps", -1))
@@ -210,9 +218,16 @@ class Assembly:
             return -1, task.max_steps
         if task.max_steps and "max_epochs" not in said:
             return -1, steps
+        if task.max_epochs and task.name not in self.tasks and "max_epochs" not in said:
+            return task.max_epochs, steps
         if stated is None and (steps > 0 or settings.get("max_time") is not None):
             return -1, steps
         return int(stated if stated is not None else task.max_epochs or 1), steps
+
+    def _with_passes(self, strategy: str, task: Task) -> Task:
+        """A task whose `max_epochs` is what this run does: None where steps or time decide and not passes."""
+        epochs, _ = self.length(strategy, task)
+        return replace(task, max_epochs=epochs if epochs > 0 else None)
 
     def trainer_problems(self) -> list[str]:
         """What Lightning itself refuses in the `trainer` sections: an accelerator that is not there, a precision."""

@@ -36,7 +36,8 @@ class Task:
         max_prompt_length: The longest prompt, in tokens, that this task's protocol states;
             `data.max_prompt_length` in a config wins over it.
         max_epochs: Passes over `train` that this task's protocol states; `trainer.max_epochs`
-            or `per_task` in a config wins over it.
+            or `per_task` in a config wins over it. The tasks that a curriculum is given state what the run does. An
+            item that a strategy puts into the curriculum keeps its own: only `per_task` wins over that.
         max_steps: Optimizer steps, for an item that a strategy puts into the curriculum; it wins over the study's
             `trainer.max_epochs`, and `per_task` in a config over it.
         packed: Whether a corpus' texts stand one after the other in rows of the longest length while they are

@@ -152,7 +152,7 @@ def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
     seed_all(0, "plan")
     strategy = assembly.strategy(name).to(backbone.device)
     strategy.setup(backbone)
-    data = assembly.data(next(iter(assembly.orders)), 0)
+    data = assembly.data(next(iter(assembly.orders)), 0, name)
     training = [task for task in strategy.curriculum(data.tasks, data.general) if len(task.train)]
     steps, train, memory, problems, states = 0, 0.0, list[Memory](), dict[str, None](), [0]
     held = size_of([*backbone.parameters(), *backbone.buffers()])

@@ -163,7 +163,8 @@ class Runs:
         module = ContinualModule(
             assembly.backbone, assembly.strategy(run.strategy), assembly.optimizer_factory(run.strategy)
         )
-        return module, assembly.data(run.order, run.seed), assembly.trainer_factory(run.strategy, self.path(run))
+        data = assembly.data(run.order, run.seed, run.strategy)
+        return module, data, assembly.trainer_factory(run.strategy, self.path(run))
 
     def score_untouched(self, display: Display) -> None:
         """Scores row 0 of all runs that are not finished, as far as it is not there."""

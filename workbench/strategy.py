@@ -51,7 +51,7 @@ class ContinualStrategy(nn.Module):
         """What is learnt, in order; an inserted task whose name is not in `tasks` is never scored.
 
         Args:
-            tasks: Those of the run, in its order.
+            tasks: Those of the run, in its order; `max_epochs` is how often this run passes over a task's rows.
             general: The benchmark's corpus of general text, or None.
         """
         return tasks

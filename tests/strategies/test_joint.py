@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from datasets import Dataset
-from small import column, learn, study, weights
+from small import column, learn, study, weights, write_tasks
 from torch import Tensor
 
 from strategies import BlockExpansion, Joint, LoRA
@@ -53,7 +53,8 @@ def test_one_task_of_all_rows_each_under_its_own_limit() -> None:
         ("max_new_tokens", (3, 9, 5), 9),
         ("max_epochs", (None, None, None), None),
         ("max_epochs", (3, 3, 3), 3),
-        ("max_epochs", (3, 3, 5), None),
+        ("max_epochs", (3, 3, 5), 1),
+        ("max_epochs", (4, 2, 6), 2),
         ("max_epochs", (3, None, 3), None),
     ],
 )
@@ -93,6 +94,17 @@ class Seen(Joint):
         return Counter(row for batch in self.batches for row in batch.row.tolist())
 
 
+class Passes(Joint):
+    """Counts the rows of each task that were learnt from, told by the begin of their prompts."""
+
+    seen: ClassVar[Counter[str]] = Counter()
+
+    def penalties(self, backbone: Any, batch: Any, output: Any) -> dict[str, Tensor]:
+        texts = backbone.tokenizer.batch_decode(batch.input_ids, skip_special_tokens=True)
+        self.seen.update(text.strip().partition(":")[0] for text in texts)
+        return {}
+
+
 def test_as_many_steps_as_the_sequence_over_every_row_of_every_task(tmp_path: Path) -> None:
     strategy = Seen()
     learn(strategy, tmp_path / "joint", tasks=[ONE, TWO, THREE], max_epochs=2)
@@ -103,6 +115,47 @@ def test_as_many_steps_as_the_sequence_over_every_row_of_every_task(tmp_path: Pa
     assert steps == {"joint": ["18"], "sequence": ["6", "6", "6"]}
     tokens = {name: column(tmp_path / name / "costs.csv", "tokens") for name in ("joint", "sequence")}
     assert int(tokens["joint"][0]) == sum(map(int, tokens["sequence"]))
+
+
+def test_rows_stand_in_an_epoch_as_often_as_their_task_needs() -> None:
+    tasks = [replace(task, max_epochs=epochs) for task, epochs in zip((ONE, TWO), (6, 4), strict=True)]
+    prompts = [row["prompt"] for row in united(tasks).train]
+    assert prompts == [*ONE.train["prompt"]] * 3 + [*TWO.train["prompt"]] * 2
+    assert united(tasks).max_epochs == 2
+
+
+NAMES = ("C-STANCE", "FOMC", "NumGLUE-cm")  # TRACE passes over these 5, 3 and 5 times
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs"),
+    [
+        ({"trainer": {"accelerator": "cpu"}}, (5, 3, 5)),
+        ({"per_task": {"FOMC": {"max_epochs": 3}}, "trainer": {"max_epochs": 2, "accelerator": "cpu"}}, (2, 3, 2)),
+        ({"trainer": {"max_epochs": 2, "accelerator": "cpu"}}, (2, 2, 2)),
+    ],
+)
+def test_every_row_is_passed_over_as_often_as_in_the_sequence(
+    model_folder: Path, tmp_path: Path, changes: dict[str, Any], epochs: tuple[int, ...]
+) -> None:
+    """Eight rows a task. 5, 3, 5: one epoch of 8 (5 + 3 + 5) rows; 2, 3, 2: one of 8 (2 + 3 + 2), not two."""
+    strategies = {"seqft": {"class_path": "strategies.SeqFT"}, "joint": {"class_path": "test_joint.Passes"}}
+    tasks = write_tasks(tmp_path / "tasks", NAMES)
+    data = {"batch_size": 4, "max_length": 64, "max_prompt_length": 32}
+    small = Study(parse(study(model_folder, tasks, tmp_path, strategies=strategies, data=data, **changes)))
+    planned = small.plan().estimates
+    Passes.seen.clear()
+    small.run()
+    seqft, joint = (read_csv(small.path(run) / "costs.csv") for run in small.runs)
+    assert [(row["item"], row["rows"], row["replay_rows"]) for row in seqft] == [(name, "8", "0") for name in NAMES]
+    (united,) = joint
+    common = math.gcd(*epochs)
+    assert (united["item"], united["replay_rows"]) == ("joint", "0")
+    assert int(united["rows"]) * common == sum(8 * count for count in epochs)
+    assert Passes.seen == Counter(dict(zip(NAMES, (8 * count for count in epochs), strict=True)))
+    for name in ("tokens", "steps"):
+        assert int(united[name]) == sum(int(row[name]) for row in seqft)
+    assert planned["joint"].steps == planned["seqft"].steps == int(united["steps"])
 
 
 def test_row_0_and_the_last_row_are_scored_and_no_other(tmp_path: Path) -> None:
