@@ -62,6 +62,8 @@ def made_run(
     ended: bool = True,
     data: str = "data",
     answers: bool = True,
+    config: str = "name: made\n",
+    inputs: dict[str, str] | None = None,
     **changes: Any,
 ) -> RunFolder:
     """One run of two tasks and a probe, laid out as a study lays it out.
@@ -75,13 +77,17 @@ def made_run(
         ended: Whether it came to its end.
         data: Fingerprint of the benchmark's data.
         answers: Whether predictions are written.
+        config: The text of `config.yaml`.
+        inputs: More fingerprints, beside that of the data.
         changes: To the protocol.
     """
     strategy, order, seed = cell
     run = RunFolder(study / strategy / order / f"seed-{seed}")
-    run.write_config("name: made\n")
+    run.write_config(config)
     stated = protocol(strategy, order, seed, tasks) | changes
-    run.write_environment({"protocol": stated, "inputs": {"data": data}, "peak_memory_bytes": 5_000_000})
+    run.write_environment(
+        {"protocol": stated, "inputs": {"data": data, **(inputs or {})}, "peak_memory_bytes": 5_000_000}
+    )
     for after, values in enumerate(matrix):
         for name, value in zip([*tasks, "probe"], values, strict=True):
             metric = stated["primary"][name]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made import ROWS, made_run, scores
@@ -161,6 +163,7 @@ def test_the_baseline_is_chosen_by_name(study: Path) -> None:
         ({"test_rows": {"a": 7, "b": 100, "probe": 100}}, "test rows of a: 7 here, 100 there"),
         ({"backbone": "micro"}, "backbone: micro here, mini there"),
         ({"data": "other"}, "data: other here, data there"),
+        ({"inputs": {"model": "other"}}, "model: other here, null there"),
     ],
 )
 def test_what_cannot_be_compared_is_kept_apart(study: Path, changes: dict[str, object], why: str) -> None:
@@ -178,17 +181,75 @@ def test_seeds_with_models_of_their_own_stand_in_one_table(tmp_path: Path) -> No
     assert one(tmp_path).seeds("lora", "1") == [0, 1, 2]
 
 
-def test_one_name_in_two_studies_is_told_apart_and_never_averaged(study: Path) -> None:
-    made_run(study.parent / "t", ("lora", "1", 7), scores(0.9))
+OTHER = {"other config": {"config": "name: made\nkey: 1\n"}, "other code": {"inputs": {"code": "2"}}}
+
+
+@pytest.mark.parametrize("changes", OTHER.values(), ids=OTHER)
+def test_one_name_made_otherwise_in_two_studies_is_told_apart_and_never_averaged(
+    study: Path, changes: dict[str, Any]
+) -> None:
+    made_run(study.parent / "t", ("lora", "1", 7), scores(0.9), **changes)
     comparison = one(study, study.parent / "t")
-    assert comparison.strategies == ["seqft", "s/lora", "t/lora"]
-    assert comparison.seeds("s/lora", "1") == [0, 1, 2]
-    assert comparison.estimate("t/lora", "1", "OP").mean == pytest.approx(0.9)
-    assert {row["strategy"] for row in comparison.rows} == {"seqft", "s/lora", "t/lora"}
+    assert comparison.strategies == ["seqft", "lora (s)", "lora (t)"]
+    assert comparison.seeds("lora (s)", "1") == [0, 1, 2]
+    assert comparison.estimate("lora (t)", "1", "OP").mean == pytest.approx(0.9)
+    assert {row["strategy"] for row in comparison.rows} == {"seqft", "lora (s)", "lora (t)"}
+    assert one(study, study.parent / "t", baseline="lora").baseline == "lora (s)"  # the first of the name
+    assert one(study, study.parent / "t", baseline="lora (t)").baseline == "lora (t)"
 
 
-def test_a_folder_that_is_given_twice_counts_once(study: Path) -> None:
-    assert len(one(study, study / "lora", study).runs) == 6
+def test_seeds_in_folders_of_their_own_are_one_row(study: Path) -> None:
+    """As made by a job for each seed; 0.42, 0.53, 0.64 and 0.9."""
+    made_run(study.parent / "t", ("lora", "1", 7), scores(0.9))
+    comparison = one(study, study.parent / "t", baseline="lora")
+    assert (comparison.strategies, comparison.baseline) == (["seqft", "lora"], "lora")
+    assert comparison.seeds("lora", "1") == [0, 1, 2, 7]
+    assert comparison.estimate("lora", "1", "OP").mean == pytest.approx((0.42 + 0.53 + 0.64 + 0.9) / 4)
+    assert comparison.own_settings["lora"] == "lora; s, t with the same settings and other seeds"
+
+
+def test_the_same_seed_in_two_studies_is_no_further_seed(study: Path) -> None:
+    made_run(study.parent / "t", ("lora", "1", 2), scores(0.9))
+    comparison = one(study, study.parent / "t")
+    assert comparison.strategies == ["seqft", "lora (s)", "lora (t)"]
+    assert comparison.estimate("lora (s)", "1", "OP").mean == pytest.approx(0.53)
+
+
+def test_runs_of_one_folder_that_were_made_otherwise_are_not_averaged(tmp_path: Path) -> None:
+    for seed, name in enumerate(("first", "second")):
+        config = f"name: made\nkey: {seed}\n"
+        made_run(tmp_path / "s", ("lora", "1", seed), scores(0.5 + seed / 10), config=config).path.rename(
+            tmp_path / name
+        )
+    assert one(tmp_path).strategies == [f"lora ({tmp_path.name})", "lora (second)"]
+
+
+def test_a_folder_that_is_given_twice_counts_once_and_is_said(study: Path) -> None:
+    comparison = one(study, study / "lora", study)
+    assert len(comparison.runs) == 6
+    assert comparison.problems == [
+        f"{study / 'lora'}: 3 of its 3 runs lie in a folder that was given before: counted once.",
+        f"{study}: 6 of its 6 runs lie in a folder that was given before: counted once.",
+    ]
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_a_copy_of_a_study_counts_once_and_is_said(study: Path, journal: bool) -> None:
+    copy = study.parent / "copy"
+    shutil.copytree(study, copy)
+    made_run(copy, ("lora", "1", 3), scores(0.75))
+    if not journal:
+        for file in copy.rglob("journal.jsonl"):
+            file.unlink()
+    comparison = one(study, copy)
+    assert comparison.strategies == ["seqft", "lora"]
+    assert comparison.seeds("lora", "1") == [0, 1, 2, 3]
+    first = Path("lora") / "1" / "seed-0"
+    assert comparison.problems[0] == (
+        f"{copy}: 6 of its 7 runs are copies of runs that were found before, "
+        f"such as {copy / first} of {study / first}: counted once."
+    )
+    assert one(study / first, copy / first).problems[0] == f"{copy / first} is a copy of {study / first}: counted once."
 
 
 def test_two_runs_of_one_cell_are_not_averaged(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ FLOORS = (
         "existing",
     ),
     ("untouched", "runs", "pool", "executors", "reopened", "relearning", "knock_out"),
-    ("gathering", "flags"),
+    ("settings", "gathering", "flags"),
     ("comparison",),
     ("published", "views", "on_demand"),
     ("tables",),

@@ -16,7 +16,16 @@ from workbench.comparison import Comparison, compare
 from workbench.components import ConfigError
 from workbench.display import score_table
 from workbench.files import read_csv
-from workbench.report import SUMMARY, domain_table, find_runs, matrix_table, report_trouble, write_report
+from workbench.report import (
+    SUMMARY,
+    by_domain,
+    destination,
+    domain_table,
+    find_runs,
+    matrix_table,
+    report_trouble,
+    write_report,
+)
 from workbench.results import RunFolder
 from workbench.tables import comparison_table, cost_table, difference_table, tables
 
@@ -248,21 +257,51 @@ def test_a_report_of_two_studies_says_what_is_apart_unfinished_and_noise(
     other = three_seeds.parent / "t"
     made_run(other, ("lora", "1", 0), scores(0.9), decoding="sampled")
     made_run(three_seeds, ("lora", "2", 0), scores(0.9)[:2], ended=False)
+    (three_seeds / "report.html").write_text("its own")
     assert guarded(lambda: app(["report", str(three_seeds), str(other), "baseline=lora"], standalone_mode=False)) == 0
     text = capsys.readouterr().out
+    out = three_seeds.parent / "s-and-t"
+    assert f"Results: {out} " in text
     assert "less lora, seed by seed" in text
     assert "! t: kept apart from the first table (decoding: sampled here, greedy there)." in text
     assert f"! {three_seeds / 'lora' / '2' / 'seed-0'} is not finished: 1 of 2 tasks." in text
-    rows = read_csv(three_seeds / "summary.csv")
+    rows = read_csv(out / "summary.csv")
     assert [(row["strategy"], row["order"], row["seed"], row["table"]) for row in rows] == [
         *(("seqft", "1", seed, "1") for seed in "012"),
         ("seqft", "2", "0", "1"),
         *(("lora", "1", seed, "1") for seed in "012"),
         ("lora", "1", "0", "2"),
     ]
-    assert (three_seeds / "table.tex").read_text().count(r"\begin{table}") == 2
-    assert "note = {Someone, 2020}" in (three_seeds / "references.bib").read_text()
-    assert not (other / "summary.csv").exists()
+    assert (out / "table.tex").read_text().count(r"\begin{table}") == 2
+    assert "note = {Someone, 2020}" in (out / "references.bib").read_text()
+    assert (three_seeds / "report.html").read_text() == "its own"
+    assert sorted(path.name for path in three_seeds.iterdir()) == ["lora", "report.html", "seqft"]
+    assert [path.name for path in other.iterdir()] == ["lora"]
+
+
+def test_where_a_report_goes(three_seeds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = three_seeds.parent
+    made_run(base / "t" / "u", ("lora", "1", 0), scores(0.9))
+    assert destination([three_seeds]) == three_seeds
+    assert destination([three_seeds, three_seeds / "lora", base / "s"]) == three_seeds
+    assert destination([base / "s", base / "t" / "u"]) == base / "s-and-t-u"
+    assert destination([three_seeds], str(base / "new")) == base / "new"
+    assert destination([three_seeds], str(three_seeds)) == three_seeds
+    assert destination([three_seeds, base / "t"], str(base / "new" / "er")) == base / "new" / "er"
+    monkeypatch.chdir(base)
+    assert destination([Path("s"), Path("t")]) == Path("s-and-t")
+    assert destination([Path("s"), base / "t"]) == base / "s-and-t"
+
+
+def test_runs_of_the_same_name_stand_apart_domain_by_domain(three_seeds: Path) -> None:
+    """`lora` of t ends at 0.9: it is neither shown nor averaged as that of s."""
+    made_run(three_seeds.parent / "t", ("lora", "1", 0), scores(0.9), config="name: made\nkey: 1\n")
+    found = compare([three_seeds, three_seeds.parent / "t"])
+    *matrices, means = by_domain(found, 200)
+    assert [str(getattr(table, "title", "")) for table in matrices][-1] == "lora (t), order 1, seed 0"
+    rows = {cells[0]: cells[1:] for cells in printed(means)}
+    assert rows["lora (s), end"][:2] == ["0.43", "0.63"]
+    assert rows["lora (t), end"][:2] == ["0.80", "1.00"]
 
 
 def test_a_study_on_its_way_gets_a_partial_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,6 +329,7 @@ def test_a_study_ends_well_where_its_report_cannot_be_written(tmp_path: Path) ->
     [
         (["baseline=sqft"], "baseline: no finished run is of a strategy 'sqft'. Did you mean 'seqft'?"),
         (["base=seqft"], "base: a report has no such key. Did you mean 'baseline'?"),
+        (["oot=elsewhere"], "oot: a report has no such key. Did you mean 'out'?"),
     ],
 )
 def test_a_wrong_argument_is_told(

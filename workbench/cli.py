@@ -67,9 +67,12 @@ def list_() -> None:
 
 @app.command()
 def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER... [key=value]...")]) -> None:
-    """Rebuild the report of the run folders under each FOLDER, finished or not: tables here, files in the first.
+    """Rebuild the report of the run folders under each FOLDER, finished or not: tables here, files in a folder.
 
-    Keys: baseline=STRATEGY; relearning=true and knock_out=true open each finished run's model again, which takes time.
+    The files of one FOLDER go there. Those of several go to out=FOLDER or, without it, to a new one beside them.
+
+    Keys: out=FOLDER; baseline=STRATEGY; relearning=true and knock_out=true open each finished run's model again, which
+    takes time.
     """
     given = [Path(folder) for folder in folders if "=" not in folder or Path(folder).exists()]
     settings = dict(text.split("=", 1) for text in folders if Path(text) not in given)
@@ -80,15 +83,16 @@ def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER... [key=
     engine = import_module("workbench.analyses") if asked else None
     analyses = engine.built(asked) if engine else []
     found = comparison.compare(given, settings.get("baseline"))
+    out = module.destination(given, settings.get("out"))
     if engine and analyses:
         display = import_module("workbench.display")
         display.quiet()
         with going_on(), display.PlainDisplay() as shown:
-            engine.analyse(given[0], found, analyses, shown)
+            engine.analyse(out, found, analyses, shown)
     for told in module.by_domain(found, output().width):
         output().print(told)
-    module.write_report(given[0], found)
-    show(given[0], found)
+    module.write_report(out, found)
+    show(out, found)
 
 
 @app.command()
@@ -233,6 +237,10 @@ def show(folder: Path, comparisons: list[Any]) -> None:
             output().print(table)
         for sentence in module.sentences(comparison):
             output().print(f"! {sentence}", markup=False, highlight=False)
+    for table in module.sweep_tables(comparisons):
+        output().print(table)
+    for line in module.settings_lines(comparisons):
+        output().print(line, markup=False, highlight=False)
     files = "summary.csv, table.tex, references.bib, figures/; " if any(one.runs for one in comparisons) else ""
     print(f"Results: {folder}  (report.html; {files}per run scores.csv, nll.csv, train.csv, predictions/, model/)")
 

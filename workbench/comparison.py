@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +13,7 @@ from workbench.components import ConfigError, did_you_mean
 from workbench.flags import flags
 from workbench.gathering import ADVICE, Found, aspects, difference_in_words, gather, labels
 from workbench.results import RunFolder
+from workbench.settings import Settings, own_settings, what_differs
 from workbench.statistics import Estimate, paired_difference, student_interval
 
 MEASURES = ("OP", "BWT", "FWT", "forgetting", "learning_accuracy", "general_delta")
@@ -27,6 +28,8 @@ BUDGET = (
     "peak_memory_bytes",
     "disk_bytes",
 )
+WITHIN = 0.99
+"""Share of the sequence's tokens from which a yardstick was trained as long as it."""
 OF_ONE_RUN = (
     "strategy",
     "order_name",
@@ -46,39 +49,50 @@ class Comparison:
 
     Args:
         found: Runs that agree in all that makes numbers comparable, finished or not.
+        names: The name of each run's strategy in all tables of the report; None: as the runs say it.
         baseline: The strategy that the others are compared with; the study's first, unless it is there.
         apart: Why these runs stand apart from those of the first table; empty: they are the first.
         problems: Of folders that could not be read.
+        differs: The keys in which rows differ, with the values and whose they are.
 
     Attributes:
         title: Names of the studies.
         runs: The finished ones.
         unfinished: The others, with how far they are.
         problems: Torn files, runs without predictions and such, a sentence each.
-        strategies: Names, in the order of the study's config; "study/name" where several studies have a name.
+        strategies: Names, in the order of the study's config; "name (study)" where runs of a name are not one row.
         orders: Names.
         baseline: A strategy; empty without a finished run.
     """
 
     def __init__(
-        self, found: Sequence[Found], baseline: str | None = None, apart: str = "", problems: Sequence[str] = ()
+        self,
+        found: Sequence[Found],
+        names: Sequence[str] | None = None,
+        *,
+        baseline: str | None = None,
+        apart: str = "",
+        problems: Sequence[str] = (),
+        differs: Sequence[str] = (),
     ) -> None:
-        self.apart = apart
+        self.apart, self.differs = apart, list(differs)
         self.title = ", ".join(dict.fromkeys(one.study.name for one in found))
         self.problems = [*problems, *(problem for one in found for problem in one.problems)]
         self.runs: list[RunFolder] = []
         self.unfinished: list[tuple[RunFolder, str]] = []
         self._protocols = [one.protocol for one in found]
         self._cells: dict[tuple[str, str, int], tuple[RunFolder, dict[str, Any]]] = {}
-        for one, label in _in_order(found):
+        self._settings: dict[str, list[tuple[str, Settings]]] = {}
+        self._bare: dict[str, str] = {}
+        for one, label in _in_order(found, names or [str(one.protocol["strategy"]) for one in found]):
             self._take(one, label)
         self.strategies = list(dict.fromkeys(strategy for strategy, _, _ in self._cells))
         self.orders = list(dict.fromkeys(order for _, order, _ in self._cells))
         self._seeds: dict[tuple[str, str], list[int]] = {}
         for strategy, order, seed in sorted(self._cells):
             self._seeds.setdefault((strategy, order), []).append(seed)
-        first = self.strategies[0] if self.strategies else ""
-        self.baseline = baseline if baseline in self.strategies else first
+        chosen = [name for name in self.strategies if baseline in (name, self._bare[name])]
+        self.baseline = next(iter([*chosen, *self.strategies]), "")
 
     def _take(self, one: Found, label: str) -> None:
         if not one.summary:
@@ -91,6 +105,8 @@ class Comparison:
             return
         self.runs.append(one.run)
         self._cells[cell] = (one.run, {**one.summary, "strategy": label})
+        self._settings.setdefault(label, []).append((str(one.study), one.settings))
+        self._bare[label] = str(one.protocol["strategy"])
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
@@ -103,6 +119,10 @@ class Comparison:
     def rows(self) -> list[dict[str, Any]]:
         """`RunFolder.summary` of each finished run, with the strategy's name as it is here."""
         return [summary for _, summary in self._cells.values()]
+
+    def named(self, strategy: str) -> str:
+        """The name of a strategy in its study's config."""
+        return self._bare[strategy]
 
     def rows_of(self, strategy: str, order: str | None = None) -> list[dict[str, Any]]:
         """Those of one strategy, in one of the orders or in all."""
@@ -161,9 +181,46 @@ class Comparison:
         return fmean(value for row in runs for value in row) if runs else math.nan
 
     @cached_property
+    def own_settings(self) -> dict[str, str]:
+        """Each strategy's method with its arguments, and what a sweep has set; of several studies, their names."""
+        told = own_settings(self._settings)
+        studies = {name: dict.fromkeys(Path(study).name for study, _ in own) for name, own in self._settings.items()}
+        of = {name: f"; {', '.join(those)} with the same settings and other seeds" for name, those in studies.items()}
+        return {name: text + (of[name] if len(studies[name]) > 1 else "") for name, text in told.items()}
+
+    @cached_property
     def bounds(self) -> dict[str, str]:
-        """The strategies that are yardsticks, each with the measure that it is one by."""
+        """The strategies that are yardsticks, each with the measure that it is one by, but for `no_bounds`."""
+        return {name: measure for name, measure in self._yardsticks.items() if name not in self.no_bounds}
+
+    @cached_property
+    def no_bounds(self) -> dict[str, str]:
+        """The yardsticks that bound nothing here, as they were trained on another budget than the sequence: why."""
+        sequence = {name: self._tokens_in_sequence(name) for name in self.strategies}
+        longest = max(sequence, key=lambda name: sequence[name], default="")
+        found = {}
+        for name in self._yardsticks:
+            tokens = self.budget(name)["tokens"]
+            other = dict.fromkeys(key for _, one in self._settings[name] for key in one.own_budget)
+            if other:
+                found[name] = f"its training budget is not the study's: it has {', '.join(other)} of its own"
+            elif tokens < WITHIN * sequence[longest]:
+                told = f"trained on {tokens:,.0f} tokens, {longest} on {sequence[longest]:,.0f}"
+                found[name] = f"its training budget is smaller than the sequence's: {told}"
+        return found
+
+    @cached_property
+    def _yardsticks(self) -> dict[str, str]:
         return {row["strategy"]: row["bound"] for row in self.rows if row.get("bound")}
+
+    def _tokens_in_sequence(self, strategy: str) -> float:
+        """Tokens that a strategy is trained on in the tasks' turns; 0 where other rows are mixed in or not counted."""
+        counts = []
+        for run in (run for (name, _, _), (run, _) in self._cells.items() if name == strategy):
+            tasks = run.environment()["protocol"]["order"]
+            own = [item for item in run.records.costs if item["item"] in tasks and item.get("replay_rows") == "0"]
+            counts.append(sum(float(item["tokens"]) for item in own) if len(own) == len(tasks) else 0.0)
+        return fmean(counts) if counts else 0.0
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -189,8 +246,9 @@ class Comparison:
 def compare(folders: Sequence[str | Path], baseline: str | None = None) -> list[Comparison]:
     """All runs under some folders, those that may stand in one table together.
 
-    What has to be equal: benchmark, data, tasks, scorers, rows, model, precision, text policy and decoding. What a
-    strategy does with it (epochs, rates, more rows) is its own, and shows in the budget.
+    What has to be equal: benchmark, data, tasks, scorers, rows, model, precision, text policy, decoding, and the
+    training budget: epochs, steps or time of each task, and rows of an optimizer step. All other keys in which rows
+    differ are in `Comparison.differs`. What a strategy adds to the budget (replayed rows, other items) is its own.
 
     Args:
         folders: Of studies, of runs, or above them.
@@ -202,23 +260,56 @@ def compare(folders: Sequence[str | Path], baseline: str | None = None) -> list[
     found, problems = gather(folders)
     if not found:
         raise ConfigError([problem if "Delete" in problem else f"{problem} {ADVICE}" for problem in problems])
-    groups: dict[tuple[tuple[str, str], ...], list[Found]] = {}
-    for one, known in zip(found, aspects(found), strict=True):
-        groups.setdefault(tuple(sorted(known.items())), []).append(one)
-    first = dict(next(iter(groups)))
-    made = [
-        Comparison(own, baseline, difference_in_words(dict(key), first) if place else "", () if place else problems)
-        for place, (key, own) in enumerate(groups.items())
-    ]
-    names = [name for comparison in made for name in comparison.strategies]
-    if baseline is not None and baseline not in names:
-        hint = did_you_mean(baseline, names) or f" There are {', '.join(dict.fromkeys(names)) or 'none'}."
+    known = aspects(found)
+    kinds = [tuple(sorted(one.items())) for one in known]
+    names = labels(found, kinds)
+    differs = _differences(found, names, known)
+    made, first = [], known[0]
+    for place, kind in enumerate(dict.fromkeys(kinds)):
+        own = [index for index, other in enumerate(kinds) if other == kind]
+        made.append(
+            Comparison(
+                [found[index] for index in own],
+                [names[index] for index in own],
+                baseline=baseline,
+                apart=_why_apart(found[own[0]], known[own[0]], first) if place else "",
+                problems=() if place else problems,
+                differs=differs[own[0]],
+            )
+        )
+    there = {name: None for one in made for label in one.strategies for name in (label, one.named(label))}
+    if baseline is not None and baseline not in there:
+        hint = did_you_mean(baseline, there) or f" There are {', '.join(there) or 'none'}."
         raise ConfigError([f"baseline: no finished run is of a strategy {baseline!r}.{hint}"])
     return made
 
 
-def _in_order(found: Sequence[Found]) -> list[tuple[Found, str]]:
-    """The runs and their strategies' names: study by study, in the order of its config."""
+def _why_apart(one: Found, here: Mapping[str, str], there: Mapping[str, str]) -> str:
+    """Why runs do not stand in the first table."""
+    told = difference_in_words(here, there)
+    different = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+    if all(name in one.settings.budget or name not in here for name in different):
+        return f"{told}: another training budget, so the two are not ranked"
+    return told
+
+
+def _differences(found: Sequence[Found], names: Sequence[str], known: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    """For each run, in what the rows differ that it may share a table with, or could if their budgets were equal."""
+    kinds = [
+        tuple(sorted((name, value) for name, value in own.items() if name not in one.settings.budget))
+        for one, own in zip(found, known, strict=True)
+    ]
+    rows: dict[object, dict[str, list[tuple[str, Settings]]]] = {}
+    for one, name, kind in zip(found, names, kinds, strict=True):
+        if one.summary:
+            rows.setdefault(kind, {}).setdefault(name, []).append((str(one.study), one.settings))
+    order = {label: place for place, (_, label) in enumerate(_in_order(found, names))}
+    lines = {kind: what_differs(dict(sorted(own.items(), key=lambda row: order[row[0]]))) for kind, own in rows.items()}
+    return [lines.get(kind, []) for kind in kinds]
+
+
+def _in_order(found: Sequence[Found], labels: Sequence[str]) -> list[tuple[Found, str]]:
+    """The runs with their strategies' names: study by study, in the order of its config."""
     listed: dict[Path, Sequence[str]] = {}
     for one in found:
         listed[one.study] = max(listed.get(one.study, ()), one.protocol.get("strategies", ()), key=len)
@@ -229,4 +320,4 @@ def _in_order(found: Sequence[Found]) -> list[tuple[Found, str]]:
         name = one.protocol["strategy"]
         return studies.index(one.study), names.index(name) if name in names else len(names)
 
-    return sorted(zip(found, labels(found), strict=True), key=place)
+    return sorted(zip(found, labels, strict=True), key=place)

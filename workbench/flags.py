@@ -16,8 +16,13 @@ COMPARED = ("OP", "BWT", "forgetting", "learning_accuracy", "general_delta")
 
 
 def flags(comparison: Comparison) -> list[str]:
-    """Tasks that the untouched model solves, differences from the baseline within the noise, and too few seeds."""
-    return [*_solved(comparison), *_within_noise(comparison), *_few_seeds(comparison)]
+    """Yardsticks that bound nothing, tasks solved before, differences within the noise, and too few seeds."""
+    return [*_no_bounds(comparison), *_solved(comparison), *_within_noise(comparison), *_few_seeds(comparison)]
+
+
+def _no_bounds(comparison: Comparison) -> Iterator[str]:
+    for name, why in comparison.no_bounds.items():
+        yield f"{name} is no bound here: {why}."
 
 
 def _solved(comparison: Comparison) -> Iterator[str]:

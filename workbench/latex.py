@@ -95,6 +95,8 @@ def _caption(comparison: Comparison) -> str:
         parts.append(r"\dag{}: told which task it is tested on.")
     if comparison.bounds:
         parts.append(f"{escaped(bounds_note(comparison))}.")
+    if comparison.differs:
+        parts.append(f"What differs between the rows: {escaped('; '.join(comparison.differs))}.")
     return " ".join(parts)
 
 

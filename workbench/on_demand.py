@@ -17,6 +17,8 @@ from workbench.results import RunFolder
 from workbench.views import mean
 
 ANALYSES = {"relearning": "workbench.relearning.Relearning", "knock_out": "workbench.knock_out.KnockOut"}
+PLAIN = ("baseline", "out")
+"""Keys of a report that ask for no analysis."""
 NAMED = ("run", "model", "strategy", "order", "seed", "domain")
 COLUMNS = {
     "relearning": (
@@ -55,13 +57,13 @@ def requested(settings: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         ConfigError: A key is not known, or a value is no YAML.
     """
-    known = ("baseline", *ANALYSES)
+    known = (*PLAIN, *ANALYSES)
     if unknown := [key for key in settings if key not in known and key.partition(".")[0] not in ANALYSES]:
         raise ConfigError([f"{unknown[0]}: a report has no such key.{did_you_mean(unknown[0], known)}"])
     detailed = {
         key.partition(".")[0] for key in settings if "." in key and settings.get(key.partition(".")[0]) == "true"
     }
-    return arguments([f"{key}={value}" for key, value in settings.items() if key not in {"baseline", *detailed}])
+    return arguments([f"{key}={value}" for key, value in settings.items() if key not in {*PLAIN, *detailed}])
 
 
 def columns_of(name: str) -> tuple[str, ...]:

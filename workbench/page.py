@@ -89,6 +89,8 @@ def part(comparison: Comparison, name: str, folder: str | Path) -> dict[str, Any
         "suffix": "" if name == "c1" else f", table {name[1:]}",
         "lead": lead(comparison),
         "apart": comparison.apart,
+        "differs": comparison.differs,
+        "own_settings": comparison.own_settings,
         "warnings": comparison.warnings,
         "problems": comparison.problems,
         "unfinished": sections.unfinished(comparison),

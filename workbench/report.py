@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +15,7 @@ from workbench.components import ConfigError
 from workbench.display import number, score_table
 from workbench.files import to_csv, write_whole
 from workbench.gallery import write_figures
+from workbench.gathering import run_paths
 from workbench.latex import bibtex, latex_table
 from workbench.page import report_page
 from workbench.results import RunFolder
@@ -23,6 +25,8 @@ from workbench.tables import protocol_note, split_note
 
 MATRICES_PRINTED = 12
 """Finished runs up to which a terminal shows the matrix of each."""
+LONGEST_NAME = 120
+"""Characters of a report's folder that is named after what it reports."""
 SUMMARY = (  # the first ones are what others rely on; new ones come last
     "strategy",
     "order",
@@ -78,6 +82,46 @@ def _check_readable(run: RunFolder) -> None:
         raise ConfigError([f"{told} Delete {run.path} to make the run again."]) from error
 
 
+def destination(folders: Sequence[str | Path], out: str | None = None) -> Path:
+    """The folder of a report: that of the study, or where several are reported one that is none of theirs.
+
+    Args:
+        folders: What is reported.
+        out: What was asked for; None: the folder itself if it is the only one, else one beside them all that has their
+            names, such as runs/a-and-b.
+
+    Raises:
+        ConfigError: A report of something else may be there, or the names are too long for a folder.
+    """
+    apart = [Path(folder) for folder in folders]
+    apart = [one for place, one in enumerate(apart) if not any(_within(one, other) for other in apart[:place])]
+    apart = [one for one in apart if not any(_within(one, other) for other in apart if other is not one)]
+    if out is None and len(apart) == 1:
+        return apart[0]
+    chosen = Path(out) if out else _beside(apart)
+    example = "Give a folder of its own, such as out=runs/report."
+    if not out and len(chosen.name) > LONGEST_NAME:
+        raise ConfigError([f"report: {len(apart)} folders need a folder for their report. {example}"])
+    if chosen.exists() and not chosen.is_dir():
+        raise ConfigError([f"out: {chosen} is no folder. {example}"])
+    if next(run_paths(chosen), None) and not (len(apart) == 1 and chosen.resolve() == apart[0].resolve()):
+        raise ConfigError([f"out: in {chosen} there are runs, whose own report would be overwritten. {example}"])
+    return chosen
+
+
+def _within(one: Path, other: Path) -> bool:
+    """Whether a folder is another one or lies in it."""
+    return one.resolve().is_relative_to(other.resolve())
+
+
+def _beside(folders: Sequence[Path]) -> Path:
+    """Where all folders lie, a name that is made of theirs."""
+    same = len({folder.is_absolute() for folder in folders}) == 1
+    paths = [Path(os.path.normpath(folder)) if same else folder.resolve() for folder in folders]
+    parent = Path(os.path.commonpath([path.parent for path in paths]))
+    return parent / "-and-".join("-".join(path.relative_to(parent).parts) for path in paths)
+
+
 def write_report(folder: str | Path, comparisons: Sequence[Comparison]) -> list[Path]:
     """Writes a report's files into a folder: the page always, the others as far as there is a finished run.
 
@@ -129,27 +173,29 @@ def by_domain(comparisons: Sequence[Comparison], width: int) -> Iterator[Table |
     """
     count = sum(len(comparison.runs) for comparison in comparisons)
     for comparison in comparisons:
+        names = [str(row["strategy"]) for row in comparison.rows]
         if count <= MATRICES_PRINTED:
-            yield from (matrix_table(run, width) for run in comparison.runs)
+            yield from (matrix_table(run, width, name) for run, name in zip(comparison.runs, names, strict=True))
         if len(comparison.runs) > 1:
-            yield domain_table(comparison.runs, width)
+            yield domain_table(comparison.runs, width, names)
     if count > MATRICES_PRINTED:
         yield f"The score matrices of {count} runs are in report.html, and each in the scores.csv of its run.\n"
 
 
-def matrix_table(run: RunFolder, width: int) -> Table:
+def matrix_table(run: RunFolder, width: int, strategy: str | None = None) -> Table:
     """One run's score matrix: a row after each task, a column for each task, probe and corpus.
 
     Args:
         run: A finished run.
         width: Characters that it may take.
+        strategy: Its name in the report; None: as the run says it.
     """
     protocol = run.environment()["protocol"]
     columns = [*protocol["order"], *protocol["probes"], *filter(None, [protocol["general"]])]
     scored: dict[str, list[str]] = {}
     for name in columns:
         scored.setdefault(protocol["primary"][name], []).append(name)
-    title = f"{protocol['strategy']}, order {protocol['order_name']}, seed {protocol['seed']}"
+    title = f"{strategy or protocol['strategy']}, order {protocol['order_name']}, seed {protocol['seed']}"
     table = score_table(title, columns, width)
     metrics = "; ".join(f"{metric}: {', '.join(on)}" for metric, on in scored.items())
     table.caption = f"{table.caption}\n{split_note(protocol)}{metrics}"
@@ -164,12 +210,13 @@ def matrix_table(run: RunFolder, width: int) -> Table:
     return table
 
 
-def domain_table(runs: Sequence[RunFolder], width: int) -> Table:
+def domain_table(runs: Sequence[RunFolder], width: int, strategies: Sequence[str] | None = None) -> Table:
     """Each strategy on each domain, right after it was learnt and in the end; means over seeds and orders.
 
     Args:
-        runs: Finished runs of one study.
+        runs: Finished runs that may stand in one table.
         width: Characters that the table may take.
+        strategies: The name of each run's strategy in the report; None: as the runs say it.
     """
     layout = runs[0].environment()["protocol"]
     names = [*layout["order"], *layout["probes"]]
@@ -179,8 +226,8 @@ def domain_table(runs: Sequence[RunFolder], width: int) -> Table:
     table.caption = f"{split_note(layout)}{meaning}" + (f"; {legend}" if legend else "")
     table.columns[0].justify, table.columns[0].header, table.columns[0].no_wrap = "left", "", False
     measured: dict[str, list[dict[str, float]]] = {}
-    for run in runs:
-        for row, scores in moments(run).items():
+    for place, run in enumerate(runs):
+        for row, scores in moments(run, strategies[place] if strategies else None).items():
             measured.setdefault(row, []).append(scores)
     majority = layout.get("majority", {})
     measured["majority"] = [{name: majority.get(name, ("", math.nan))[1] for name in names}]
@@ -191,10 +238,15 @@ def domain_table(runs: Sequence[RunFolder], width: int) -> Table:
     return table
 
 
-def moments(run: RunFolder) -> dict[str, dict[str, float]]:
-    """Primary scores untouched, when a domain was learnt, and in the end; probes and the corpus are never learnt."""
+def moments(run: RunFolder, name: str | None = None) -> dict[str, dict[str, float]]:
+    """Primary scores untouched, when a domain was learnt, and in the end; probes and the corpus are never learnt.
+
+    Args:
+        run: A finished run.
+        name: Of its strategy in the report; None: as the run says it.
+    """
     protocol = run.environment()["protocol"]
-    order, primary, strategy = protocol["order"], protocol["primary"], protocol["strategy"]
+    order, primary, strategy = protocol["order"], protocol["primary"], name or protocol["strategy"]
     tested = [*order, *protocol["probes"], *filter(None, [protocol["general"]])]
     learnt = {name: run.value(after, name, primary[name]) for after, name in enumerate(order, start=1)}
     in_turn = not any(map(math.isnan, learnt.values()))  # where tasks are learnt together, none has a turn

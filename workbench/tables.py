@@ -25,7 +25,7 @@ HEADINGS = ("OP", "BWT", "FWT", "forgetting", "learning\naccuracy", "general\nde
 
 
 def tables(comparison: Comparison, width: int) -> Iterator[Table]:
-    """All tables of a comparison that there is a finished run for."""
+    """All tables of a comparison that there is a finished run for, but for what a sweep found (`sweep_tables`)."""
     if comparison.runs:
         yield comparison_table(comparison, width)
         if len(comparison.strategies) > 1:
@@ -33,8 +33,6 @@ def tables(comparison: Comparison, width: int) -> Iterator[Table]:
         yield cost_table(comparison)
         if found := on_these_tasks(comparison):
             yield published_table(found, width)
-        if trials := trial_rows(comparison.rows):
-            yield sweep_table(trials)
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -45,6 +43,24 @@ def sentences(comparison: Comparison) -> list[str]:
     if len(told) > MOST_WARNINGS:
         told = [*told[:MOST_WARNINGS], f"{len(told) - MOST_WARNINGS} more sentences like these are in report.html."]
     return [*apart, *unfinished, *comparison.problems, *told]
+
+
+def settings_lines(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """What the rows of all tables were made with: the keys in which they differ, then each row's own settings."""
+    for differs in dict.fromkeys(tuple(comparison.differs) for comparison in comparisons if comparison.differs):
+        yield "What differs between the rows:"
+        yield from _first(differs)
+    own = {name: text for comparison in comparisons for name, text in comparison.own_settings.items()}
+    if len(own) > 1:
+        yield "Each row's own settings:"
+        yield from _first([f"{name}: {text}" for name, text in own.items()])
+
+
+def _first(lines: Sequence[str]) -> Iterator[str]:
+    """The lines that a terminal shows."""
+    yield from (f"  {line}" for line in lines[:MOST_WARNINGS])
+    if len(lines) > MOST_WARNINGS:
+        yield f"  {len(lines) - MOST_WARNINGS} more lines like these are in report.html."
 
 
 def protocol_note(run: RunFolder) -> str:
@@ -230,6 +246,12 @@ def _subjects(differences: Sequence[str]) -> list[str]:
 def _cited(source: str) -> str:
     """The authors and the year, or as far as the first comma."""
     return ", ".join(source.split(", ")[:2]) if " et al." in source else source.partition(",")[0]
+
+
+def sweep_tables(comparisons: Sequence[Comparison]) -> Iterator[Table]:
+    """What a sweep found, over all tables: trials of different training budgets stand in tables of their own."""
+    if trials := trial_rows([row for comparison in comparisons for row in comparison.rows]):
+        yield sweep_table(trials)
 
 
 def sweep_table(trials: Sequence[Mapping[str, Any]]) -> Table:

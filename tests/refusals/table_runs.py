@@ -79,6 +79,17 @@ def twice(place: Place) -> None:
         pass
 
 
+LONG = ("a" * 70, "b" * 70)
+
+
+def named_long(place: Place) -> None:
+    """Two studies whose names together are too long for a folder, and a file."""
+    ended()(place)
+    for name in LONG:
+        shutil.copytree(place.folder / "runs" / "small", place.folder / name)
+    (place.folder / "mine.txt").write_text("a text")
+
+
 REPORT, EXPORT, STUDY = "report runs/small", "export runs/small out", "run small.yaml"
 CELL = {"kind": "cell", "after": 1}
 READ = [
@@ -139,6 +150,15 @@ READ = [
         ended(journal({"kind": "config", "text": ""})),
         "nothing was measured there, or it is no run of this workbench",
         "Give a study's folder",
+    ),
+    command(
+        "a report over a study's own", f"{REPORT} out=runs/small/lora", ended(), "there are runs, whose own report"
+    ),
+    command(
+        "a report over a file", f"{REPORT} out=mine.txt", named_long, "out: mine.txt is no folder. Give a folder of"
+    ),
+    command(
+        "a report of many names", f"report {' '.join(LONG)}", named_long, "report: 2 folders need a folder for their"
     ),
     command("a report of nothing", "report baseline=seqft", lambda _: None, "report: no folder is given. Give"),
     command(
