@@ -92,7 +92,7 @@ def gather(folders: Sequence[str | Path]) -> tuple[list[Found], list[str]]:
 
 def _content(run: RunFolder) -> str:
     """A fingerprint of all that a run has recorded: equal for a copy, and for nothing else that was timed."""
-    tables = [run.records.text(name) for name in ("scores.csv", "nll.csv", "costs.csv", "train.csv")]
+    tables = [run.records.text(name) for name in ("scores.csv", "nll.csv", "costs.csv")]
     file = run.path / "config.yaml"
     config = run.records.config or (file.read_text(encoding="utf-8") if file.is_file() else "")
     return digest_of_text(json.dumps([config, run.records.text("environment.json"), *tables]))

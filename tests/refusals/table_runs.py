@@ -152,7 +152,7 @@ READ = [
         "Give a study's folder",
     ),
     command(
-        "a report over a study's own", f"{REPORT} out=runs/small/lora", ended(), "there are runs, whose own report"
+        "a report over a study's own", f"{REPORT} out=runs/small/seqft", ended(), "there are runs, whose own report"
     ),
     command(
         "a report over a file", f"{REPORT} out=mine.txt", named_long, "out: mine.txt is no folder. Give a folder of"
