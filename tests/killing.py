@@ -1,6 +1,7 @@
 """Stops a study in many ways, runs the same command after each, and compares its end with one that was left alone.
 
-`python tests/killing.py whole [SEED]` makes all trials and prints a line for each; `short` makes a few of them.
+`python tests/killing.py whole [SEED]` makes all trials and prints a line for each; `short` makes a few of them;
+`carried` makes a few with optimizer state that is carried from task to task.
 Each trial is a forked child, so that libraries are imported once.
 """
 
@@ -242,19 +243,29 @@ def few_trials(trials: Trials, rng: random.Random) -> list[Trial]:
     return [*made, ("SIGTERM", [after(1.0, signal.SIGTERM)]), ("no file above 9000 bytes", [full(9_000)])]
 
 
+def carried_trials(trials: Trials, rng: random.Random) -> list[Trial]:
+    """In mid-task, between tasks, and both in one run."""
+    between, training = ([at(point, number) for number in (2, 5)] for point in ("between tasks", "training"))
+    chosen = rng.randint(1, trials.counts["training"])
+    return [("between tasks", between), (f"training, {chosen}", [at("training", chosen)]), ("both", between + training)]
+
+
 def main(form: str, seed: int) -> int:
     """Makes the trials of a form, and prints a line for each; the number that did not end as they should."""
     plain: dict[str, Any] = {}
     workers = {"trainer": {"accumulate_grad_batches": 2}, "data": {"num_workers": 1}}
     wrong = 0
-    for variant in [plain, workers] if form == "whole" else [plain]:
+    few_strategies = {name: STRATEGIES[name] for name in ("seqft", "blocks")}
+    carried: dict[str, Any] = {"carry_optimizer": True, "strategies": few_strategies}
+    for variant in {"whole": [plain, workers, carried], "carried": [carried]}.get(form, [plain]):
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
             started, rng = time.monotonic(), random.Random(seed)
             trials = Trials(Path(folder), **variant)
             seconds = time.monotonic() - started
             print(f"alone: {seconds:.1f} s; {len(trials.expected)} files compared; {variant or 'plain'}", flush=True)
-            chosen = few_trials(trials, rng) if form == "short" else all_trials(trials, 5, seconds, rng)
+            few = {"short": few_trials, "carried": carried_trials}.get(form)
+            chosen = few(trials, rng) if few else all_trials(trials, 5, seconds, rng)
             for number, (name, stops) in enumerate(chosen):
                 told = trials.outcome(f"trial-{number}", stops)
                 wrong += not told.endswith(", equal")

@@ -18,6 +18,7 @@ from strategies import BlockExpansion, LoRA, SeqFT
 from workbench.batch import Batch
 from workbench.benchmark import Task
 from workbench.module import ContinualModule
+from workbench.moments import Moments
 from workbench.seeding import seed_all
 from workbench.sharding import Sharded
 from workbench.testing import VARIANTS, tiny_backbone, tiny_tasks
@@ -28,6 +29,7 @@ CASES: dict[str, tuple[Any, str, bool, float]] = {
     "growth": (lambda: BlockExpansion(groups=2, each_task=True), "gqa", False, 1e-5),
     "adapters": (lambda: LoRA(policy="stack", dropout=0.0), "bf16", True, 2e-3),
     "everything": (SeqFT, "tied", True, 1e-5),
+    "carried": (SeqFT, "gqa", False, 1e-5),
 }
 
 
@@ -39,7 +41,10 @@ def begin(case: str) -> ContinualModule:
     if CASES[case][2]:
         checkpoint_blocks(backbone.model)
     strategy.setup(backbone)
-    return ContinualModule(backbone, strategy, lambda _, given, __: (torch.optim.Adam(given, lr=0.01, eps=1e-3), None))
+    make = lambda _, given, __: (torch.optim.Adam(given, lr=0.01, eps=1e-3), None)  # noqa: E731
+    module = ContinualModule(backbone, strategy, make)
+    module.carried = Moments() if case == "carried" else None
+    return module
 
 
 class Looks(Callback):
@@ -60,6 +65,8 @@ class Looks(Callback):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if isinstance(module, ContinualModule):
+            if module.carried is not None:
+                module.carried.take(trainer.optimizers[0], module.backbone.model)
             plain = all(type(parameter) is torch.nn.Parameter for parameter in module.backbone.parameters())
             self.found |= {"plain": plain, "answers": module.backbone.generate(self.prompts, 3)}
 
@@ -80,6 +87,8 @@ def fit(
         callbacks=[look],
     )
     module.begin(task.name, 0)
+    if module.carried is not None:
+        module.carried.prepare(module.backbone.model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
         trainer.fit(module, DataLoader(mine, batch_size=None), ckpt_path=saved, weights_only=True)

@@ -41,7 +41,7 @@ FLOORS = (
     ("batches", "backbone", "measured", "results", "fingerprint"),
     ("strategy",),
     ("scoring",),
-    ("data", "module", "sharding", "memory", "frozen"),
+    ("data", "module", "moments", "sharding", "memory", "frozen"),
     ("saving",),
     ("callbacks",),
     ("course",),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from workbench.backbone import Backbone
-from workbench.benchmark import Benchmark, Task
+from workbench.benchmark import Benchmark, Task, published_protocol
 from workbench.callbacks import averaging_problems, in_order
 from workbench.checks import STEP_ARGUMENTS
 from workbench.config import Component, ConfigError, StudyConfig, TaskSettings, import_class, instantiate
@@ -58,7 +57,7 @@ class Assembly:
         """
         tasks = list(map(self.benchmark.__getitem__, range(len(self.benchmark))))
         if self.config.data.score_on == "validation":
-            tasks = [replace(task, test=task.validation) for task in tasks]
+            tasks = [task.scored_on_validation() for task in tasks]
         return {task.name: task for task in tasks}
 
     @cached_property
@@ -97,11 +96,26 @@ class Assembly:
 
     @cached_property
     def text_policy(self) -> TextPolicy:
-        """The `data:` section; where it states no prompt length, the longest that the tasks' protocol states."""
+        """The `data:` section; where it states no prompt length, the longest that the tasks' protocol states.
+
+        Joint rows then have room for such a prompt and the longest answer of any task.
+        """
         data = self.config.data
         stated = [task.max_prompt_length for task in self.tasks.values() if task.max_prompt_length]
         prompt = data.max_prompt_length or max(stated, default=None)
-        return TextPolicy(data.max_length, prompt, data.max_answer_length, data.truncation, data.template)
+        tokenization = data.tokenization or published_protocol(self.benchmark).tokenization
+        length = data.max_length
+        if tokenization == "joint" and length is None and prompt:
+            answers = [task.max_new_tokens for task in self.tasks.values() if not task.is_corpus]
+            longest = max(answers, default=0)
+            length = prompt + min(longest, data.max_answer_length or longest)
+        return TextPolicy(length, prompt, data.max_answer_length, data.truncation, data.template, tokenization)
+
+    @property
+    def carries_optimizer(self) -> bool:
+        """Whether optimizer state is carried from task to task."""
+        said = self.config.carry_optimizer
+        return published_protocol(self.benchmark).carry_optimizer if said is None else said
 
     @cached_property
     def benchmark_notes(self) -> str | None:
@@ -171,10 +185,42 @@ class Assembly:
             "precision": config.trainer.get("precision", "32-true"),
             "deterministic": (TRAINER_DEFAULTS | config.settings(name).trainer)["deterministic"],
             "text": vars(self.text_policy),
+            "carry_optimizer": self.carries_optimizer,
+            "published": self._beside_published(name, order),
             "scored_on": config.data.score_on,
             "benchmark": config.benchmark.class_path,
             "benchmark_notes": self.benchmark_notes,
         }
+
+    def _beside_published(self, name: str, order: str) -> dict[str, Any] | None:
+        """Put each part of the publication's protocol beside the run's own; None where the benchmark has none."""
+        published, config, text = published_protocol(self.benchmark), self.config, self.text_policy
+        if not published.name:
+            return None
+        settings, data = config.settings(name), config.data
+        batches = int(settings.trainer.get("accumulate_grad_batches") or 1)
+        tasks = [self.tasks[task] for task in self.orders[order][: config.first_tasks]]
+        arguments = settings.optimizer.init_args
+        clipped = settings.trainer.get("gradient_clip_val")
+        optimizer = [
+            settings.optimizer.class_path,
+            *(f"{key} {value}" for key, value in arguments.items() if key != "lr"),
+        ]
+        optimizer += [f"clipped at {clipped}"] if clipped else []
+        optimizer += ["one for all tasks" if self.carries_optimizer else "anew with each task"]
+        here = {
+            "tokenization": f"{text.tokenization}, {text.max_length or self.backbone.encoder.positions} tokens; "
+            f"prompts at test: {text.max_prompt_length} tokens",
+            "training rows": "all" if data.score_on == "test" else "without those that validate",
+            "optimizer": ", ".join(optimizer),
+            "rate": f"{arguments.get('lr')}, {'scheduled' if settings.scheduler else 'constant'}",
+            "rows in a step": f"{data.batch_size * batches}" + (" at most" if data.batch_tokens else ""),
+            "loss": "mean over all labelled tokens of a step",
+            "epochs": ", ".join(str(self.length(name, task)[0]) for task in tasks),
+            "decoding": "greedy",
+        }
+        parts = {part: {"there": there, "here": here[part]} for part, there in published.parts.items()}
+        return {"name": published.name, "parts": parts}
 
     def optimizer_factory(self, strategy: str) -> OptimizerFactory:
         """Builds each task's optimizer and scheduler as the config says for this strategy."""

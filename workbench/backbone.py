@@ -273,6 +273,9 @@ class Backbone(nn.Module):
             options: The answers, taken without the end token, which a reason may precede.
             max_new_tokens: The longest answer in tokens.
         """
+        if self.encoder.policy.joint:
+            nats = self.nats(self._options(prompts, options, max_new_tokens))[0].view(len(prompts), len(options))
+            return [options[index] for index in nats.argmin(1).tolist()]
         begun, new_tokens = self._prompts(prompts, max_new_tokens)
         parts = [self.encoder.answer(text, new_tokens) for text in options]
         answers = [tokens if cut else tokens[:-1] for tokens, cut in parts]
@@ -330,11 +333,21 @@ class Backbone(nn.Module):
 
     def _prompts(self, prompts: Sequence[str], max_new_tokens: int) -> tuple[list[list[int]], int]:
         """Tokens of each, and the most of an answer; an empty text is the beginning of one, after the last's end."""
-        rows = Dataset.from_dict({"prompt": list(prompts), "answer": [""] * len(prompts)})
+        rows = Dataset.from_dict({"prompt": list(prompts)})
         encoded = self.encode(rows, max_new_tokens)  # which is kept, for the next time that these are scored
-        pairs = zip(encoded["input_ids"][:], encoded["prompt_length"][:], strict=True)
         new_tokens = self.encoder.limits(max_new_tokens)[1]
-        return [tokens[:size] or [self.tokenizer.eos_token_id] for tokens, size in pairs], new_tokens
+        return [tokens or [self.tokenizer.eos_token_id] for tokens in encoded["input_ids"][:]], new_tokens
+
+    def _options(self, prompts: Sequence[str], options: Sequence[str], max_new_tokens: int) -> Dataset:
+        """Each prompt with each option as one text, encoded as in training; the end token carries no label."""
+        pairs = [{"prompt": prompt, "answer": option} for prompt in prompts for option in options]
+        rows = self.encode(Dataset.from_list(pairs), max_new_tokens).to_list()
+        for row in rows:
+            if row["input_ids"][-1] == self.tokenizer.eos_token_id:
+                row["input_ids"].pop()
+            else:  # a row without room for an end token labels one token more
+                row["prompt_length"] += 1
+        return Dataset.from_list(rows)
 
     def _decode(self, tokens: list[int]) -> str:
         end = self.tokenizer.eos_token_id

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from datasets import Dataset
 from torchmetrics import Metric
 
 NATS_PER_BYTE = "nats_per_byte"
 LIKELIEST_OPTION = "likeliest_option"
+PROTOCOL_PARTS = (
+    "tokenization",
+    "training rows",
+    "optimizer",
+    "rate",
+    "rows in a step",
+    "loss",
+    "epochs",
+    "decoding",
+)
+"""Parts of a published protocol that a run can state of itself too."""
 PRETRAINING = "pretraining"
 """The name of the item that continues pretraining before the first task: what trains then may be something else."""
 
@@ -29,6 +40,9 @@ class Task:
         test: Rows of {"prompt", "answer"} or, for a corpus, {"text"}. Never empty.
         train: Rows of the same columns; empty for a probe.
         validation: Rows of the same columns; may be empty.
+        train_without_validation: For a task whose validation rows come out of `train`: the training rows without them.
+            They are trained on in place of `train` where validation rows are scored, and only there. None: `validation`
+            has rows of its own.
         scorers: Metric name to a metric with `update(prompts, predictions, answers)` and a
             scalar `compute()` in [0, 1], higher is better. The first is the primary one, which
             enters OP, BWT and the rest. Empty for a corpus, which is scored in nats per byte.
@@ -63,6 +77,7 @@ class Task:
     packed: bool = False
     prepares: str | None = None
     options: Sequence[str] = ()
+    train_without_validation: Dataset | None = None
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
@@ -86,6 +101,11 @@ class Task:
         if missing := needed - set(dataset.column_names):
             told = f"column {sorted(missing)[0]!r} is missing (there: {dataset.column_names}). Rename or add it."
             raise ValueError(f"{self.name}, {split}: {told}")
+
+    def scored_on_validation(self) -> Task:
+        """The task with its validation rows in the test rows' place, and trained on none of them."""
+        train = self.train if self.train_without_validation is None else self.train_without_validation
+        return replace(self, train=train, test=self.validation, train_without_validation=None)
 
     @property
     def is_corpus(self) -> bool:
@@ -115,9 +135,44 @@ class Task:
         return next(iter(self.scorers), NATS_PER_BYTE)
 
 
+@dataclass(frozen=True)
+class PublishedProtocol:
+    """How a publication encodes and trains, where that differs from the workbench's default.
+
+    A benchmark that is to be run in this way has it as its attribute `protocol`. A key in the config wins over it.
+
+    Args:
+        name: The publication's.
+        tokenization: Stands in for `data.tokenization`.
+        carry_optimizer: Stands in for `carry_optimizer`.
+        parts: Each part of the publication's protocol in words, by its name in `PROTOCOL_PARTS`. Each run's
+            `environment.json` states them beside the run's own.
+
+    Raises:
+        ValueError: A part has another name.
+    """
+
+    name: str
+    tokenization: Literal["apart", "joint"] = "apart"
+    carry_optimizer: bool = False
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.parts if name not in PROTOCOL_PARTS]:
+            raise ValueError(f"parts: there is no {unknown[0]!r}. Choose from {', '.join(PROTOCOL_PARTS)}.")
+
+
+def published_protocol(benchmark: object) -> PublishedProtocol:
+    """The protocol that a benchmark is to be run in; without a name where that is the workbench's default."""
+    return getattr(benchmark, "protocol", None) or PublishedProtocol("")
+
+
 @runtime_checkable
 class Benchmark(Protocol):
-    """A sequence of tasks, named orders of it, and what is tested but never trained."""
+    """A sequence of tasks, named orders of it, and what is tested but never trained.
+
+    It may also have a `protocol`, a `PublishedProtocol`.
+    """
 
     @property
     def orders(self) -> Mapping[str, Sequence[str]]:
@@ -154,6 +209,7 @@ class Subset:
         if not tasks:
             raise ValueError(f"tasks: empty. Name one or more of {', '.join(there)}.")
         self.of = of
+        self.protocol: PublishedProtocol | None = getattr(of, "protocol", None)
         self.overlaps = [entry for entry in getattr(of, "overlaps", ()) if entry.task in tasks]
         self._places = [index for index, name in enumerate(there) if name in tasks]
 

@@ -183,6 +183,8 @@ class StrategyHooks(Callback):
         """The task has been learnt."""
         if isinstance(module, ContinualModule):
             self.frozen.put_back(module)
+            if module.carried is not None:
+                module.carried.take(trainer.optimizers[0], module.all_parameters())
             self.saver.between(module, "trained")
             self.after_task(module)
 

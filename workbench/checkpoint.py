@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -24,6 +24,8 @@ KEY = "workbench"
 PARTIAL = "partial.ckpt"
 NAME = re.compile(r"state-(\d+)-([0-9a-f]{16})\.ckpt")
 OWN = "continual_strategy."
+MODEL = "backbone.model."
+MOMENTS = "moments"
 TIMES_ITS_COST = 40
 """How many times as long as the last save took the next has to wait, so that saving stays below 3 % of the time."""
 
@@ -59,11 +61,15 @@ class Stamp:
 
 @dataclass(frozen=True)
 class Saved:
-    """A state that was found: its file, its stamp, its tensors and a strategy's own plain data."""
+    """A state that was found: its file, its stamp, its tensors and a strategy's own plain data.
+
+    `moments` is the optimizer state that the next task keeps, by parameter; in mid-task Lightning restores it.
+    """
 
     file: Path
     stamp: Stamp
     state: dict[str, Any]
+    moments: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class StateFolder:
@@ -91,7 +97,7 @@ class StateFolder:
                     told = f"{file} holds more than tensors and plain values, so it is not loaded ({error})."
                     raise ConfigError([f"{told} Delete {self.path.parent} to make the run again."]) from error
                 try:
-                    return Saved(file, Stamp(**content[KEY]), content["state_dict"])
+                    return Saved(file, Stamp(**content[KEY]), content["state_dict"], content.get(MOMENTS, {}))
                 except (KeyError, TypeError) as error:
                     told = f"{file} was saved by another version, so it is not loaded ({error})."
                     raise ConfigError([f"{told} Delete {self.path.parent} to make the run again."]) from error
@@ -170,9 +176,11 @@ def chosen(state: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if name in names or not isinstance(value, Tensor)}
 
 
-def save_tensors(module: nn.Module, names: set[str], stamp: Stamp) -> Callable[[Path], None]:
-    """Writes a state without optimizer and loops: between trainings."""
-    content = {KEY: asdict(stamp), "state_dict": chosen(module.state_dict(), names)}
+def save_tensors(
+    module: nn.Module, names: set[str], stamp: Stamp, moments: Mapping[str, Mapping[str, Any]]
+) -> Callable[[Path], None]:
+    """Writes a state without loops, between trainings; `moments` are what the next optimizer keeps, by parameter."""
+    content = {KEY: asdict(stamp), "state_dict": chosen(module.state_dict(), names), MOMENTS: moments}
     return lambda file: torch.save(content, file)
 
 
@@ -189,6 +197,7 @@ def load_tensors(module: nn.Module, saved: Saved, run: Path) -> None:
         for name, value in saved.state.items()
         if name not in own or (isinstance(value, Tensor) and own[name].shape != value.shape)
     ]
+    strange += [f"{MODEL}{name}" for name in saved.moments if f"{MODEL}{name}" not in own]
     if strange:
         told = f"{strange[0]} does not fit the model as `setup` and `before_task` make it."
         raise ConfigError([f"{saved.file}: {told} {remedy}"])

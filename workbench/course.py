@@ -109,6 +109,8 @@ class Course:
             self.replay(position, item)
             self.saver.weights.note(self.module)
             load_tensors(self.module, saved, self.results.path)
+            if self.module.carried is not None:
+                self.module.carried.load(self.module.all_parameters(), saved.moments)
             self._choose_rows(position, item)
             if saved.stamp.rows != self.data.fingerprint:
                 told = f"{item.name} was begun with other rows than the strategy gives now"
@@ -128,6 +130,7 @@ class Course:
         self.saver.begin(progress)
         self.module.begin(item.name, self.steps)
         self._record(item)
+        self._carry(item, saved)
         if position > 0 and not saved:
             self.saver.between(self.module, "begun")
 
@@ -189,8 +192,19 @@ class Course:
         self.data.begin(self.backbone, position, item, rows)
         return rows
 
+    def _carry(self, item: Task, saved: Saved | None) -> None:
+        if self.module.carried is None:
+            return
+        counts = self.module.carried.prepare(self.module.all_parameters())
+        if saved is None and self.data.rows is not None:
+            self.results.add_to_environment("carried_optimizer_state", {item.name: counts})
+
     def _record(self, item: Task) -> None:
         cut = self.data.cut_rows()
+        if self.backbone.encoder.policy.joint and self.data.rows is not None:
+            tokenizer = self.backbone.tokenizer
+            without = self.data.rows.without(tokenizer.bos_token_id, tokenizer.eos_token_id)
+            self.results.add_to_environment("trained_without", {item.name: without})
         trainable = sorted(trainable_parameters(self.backbone, self.strategy))
         self.results.add_to_environment("trainable", {item.name: trainable})
         self.results.add_to_environment("cut_in_training", {item.name: cut})

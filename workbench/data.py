@@ -55,6 +55,14 @@ class EncodedRows(TorchDataset[dict[str, Any]]):
             digest.update(numbers.numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def without(self, begin: int | None, end: int) -> dict[str, int]:
+        """How many rows had no room for the begin token, for the end token, or for either."""
+        first, last = (
+            [int(self.tokens(index)[place]) != token for index in range(len(self))]
+            for place, token in ((0, begin), (-1, end))
+        )
+        return {"begin": sum(first), "end": sum(last), "both": sum(a and b for a, b in zip(first, last, strict=True))}
+
     def tokens(self, index: int) -> Tensor:
         """(time,) ids of a row."""
         return self._tokens[self._ends[index] - self.lengths[index] : self._ends[index]]

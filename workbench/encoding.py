@@ -35,9 +35,14 @@ class TextPolicy:
         truncation: What an over-long prompt loses. "left": its beginning, as TRACE does (a long
             prompt loses its instruction); "middle": its middle, which keeps the instruction and the cue.
         template: "none": the prompt as it stands; "alpaca"; "chat": the tokenizer's own chat template.
+        tokenization: "apart": prompt and answer each by itself, the prompt cut and the answer cut, with a begin token
+            always and an end token unless the answer was cut. "joint": both as one text, cut on the left to
+            `max_length` tokens; end and begin token are added only where there is room, the end token first. As many
+            of the last tokens are labelled as the answer has by itself, with an end token. A prompt that is to be
+            answered is cut on the left to its limit, with a begin token only where there is room.
 
     Raises:
-        ValueError: A limit is too low to hold any text.
+        ValueError: A limit is too low to hold any text, or truncation "middle" is combined with "joint".
     """
 
     max_length: int | None = None
@@ -45,6 +50,7 @@ class TextPolicy:
     max_answer_length: int | None = None
     truncation: Literal["left", "middle"] = "left"
     template: Literal["none", "alpaca", "chat"] = "none"
+    tokenization: Literal["apart", "joint"] = "apart"
 
     def __post_init__(self) -> None:
         least = {"max_length": 2, "max_prompt_length": 1, "max_answer_length": 1}
@@ -52,6 +58,14 @@ class TextPolicy:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ValueError(f"data.{name}={value} is out of range; it has to be at least {bound}.")
+        if self.joint and self.truncation != "left":
+            told = "data.tokenization=joint cuts prompt and answer together, on the left"
+            raise ValueError(f"data.truncation={self.truncation}: {told}. Choose data.truncation=left.")
+
+    @property
+    def joint(self) -> bool:
+        """Whether prompt and answer are tokenised as one text."""
+        return self.tokenization == "joint"
 
 
 class Encoder:
@@ -114,11 +128,30 @@ class Encoder:
                 f"{prompt} prompt and {answer} answer tokens do not fit: the model has {self.positions} positions. "
                 "Set data.max_length, or data.max_prompt_length and data.max_answer_length."
             )
+        if policy.joint and (policy.max_length or 0) > self.positions:
+            raise ValueError(
+                f"{policy.max_length} tokens of prompt and answer together do not fit: the model has {self.positions} "
+                "positions. Set data.max_length lower."
+            )
         return prompt, answer
 
     def prompt(self, text: str, limit: int) -> tuple[list[int], bool]:
         """The prompt's tokens in its template, at most `limit`, and whether it was cut."""
-        return self._cut_prompt(text, self._tokens([self._render(text)], special=self._begins)[0], limit)
+        return self._prompts([text], [limit])[0]
+
+    def _prompts(self, texts: Sequence[str], limits: Sequence[int]) -> list[tuple[list[int], bool]]:
+        """Tokens of prompts, each at most its limit, and whether it was cut."""
+        tokens = self._tokens([self._render(text) for text in texts], special=self._begins and not self.policy.joint)
+        if self.policy.joint:
+            cut = zip(tokens, limits, strict=True)
+            return [(self._with_begin(ids[-limit:], limit), len(ids) > limit) for ids, limit in cut]
+        whole = zip(texts, tokens, limits, strict=True)
+        return [self._cut_prompt(text, ids, limit) for text, ids, limit in whole]
+
+    def _with_begin(self, token_ids: list[int], limit: int) -> list[int]:
+        """Put a begin token before a joint row, if there is such a token and room for it."""
+        begin = self.tokenizer.bos_token_id if self._begins else None
+        return [begin, *token_ids] if begin is not None and len(token_ids) < limit else token_ids
 
     @property
     def _begins(self) -> bool:
@@ -149,14 +182,15 @@ class Encoder:
         return [*token_ids, self.tokenizer.eos_token_id][:limit], len(token_ids) >= limit
 
     def encode(self, rows: Dataset, max_new_tokens: int | None = None, packed: bool = False) -> Dataset:
-        """Rows of {"prompt", "answer"} or {"text"} to rows of tokens.
+        """Rows of {"prompt", "answer"}, of prompts alone, or of {"text"} to rows of tokens.
 
         A row may carry limits of its own: where rows of several tasks stand together, as in replay, each is cut
         where it was cut in its own task. What was encoded lately is kept, so that rows which are scored after each
         task are encoded once.
 
         Args:
-            rows: The text; a text longer than the limit becomes several rows, so that none is lost. An integer
+            rows: The text; a text longer than the limit becomes several rows, so that none is lost. A prompt without
+                an answer is encoded as it is read before one is generated. An integer
                 column "max_new_tokens" is, where it is not None, that row's own longest answer.
             max_new_tokens: The longest answer in tokens of the other rows. None: as long as the longest one there.
             packed: Whether texts stand one after the other in rows of the longest length, each ended by the end token,
@@ -192,6 +226,10 @@ class Encoder:
         elif "text" in texts:
             whole = enumerate(self._whole(texts["text"]))
             encoded = [part for index, token_ids in whole for part in self._text_parts(token_ids, index)]
+        elif "answer" not in texts:
+            encoded = self._unanswered(texts, max_new_tokens)
+        elif self.policy.joint:
+            encoded = self._joint(texts, max_new_tokens or 1)
         else:
             encoded = self._pairs(texts, max_new_tokens)
         ends = np.cumsum([0, *(len(row["input_ids"]) for row in encoded)])
@@ -201,16 +239,43 @@ class Encoder:
         return Dataset(InMemoryTable(table(columns)))
 
     def _pairs(self, texts: Mapping[str, Sequence[Any]], max_new_tokens: int | None) -> list[dict[str, Any]]:
-        prompts = self._tokens([self._render(text) for text in texts["prompt"]], special=self._begins)
         answers = self._tokens(texts["answer"], special=False)
         longest = max_new_tokens or max((len(answer) + 1 for answer in answers), default=1)
-        own = texts.get("max_new_tokens") or [None] * len(prompts)
+        limits = self._limits(texts, longest)
+        prompts = self._prompts(texts["prompt"], [prompt for prompt, _ in limits])
         rows = []
-        for index, (text, prompt, answer) in enumerate(zip(texts["prompt"], prompts, answers, strict=True)):
-            prompt_limit, answer_limit = self.limits(own[index] or longest)
-            prompt, prompt_cut = self._cut_prompt(text, prompt, prompt_limit)
-            answer, answer_cut = self._cut_answer(answer, answer_limit)
+        for index, ((prompt, prompt_cut), answer, (_, limit)) in enumerate(zip(prompts, answers, limits, strict=True)):
+            answer, answer_cut = self._cut_answer(answer, limit)
             rows.append(_row(prompt + answer, len(prompt), index, (prompt_cut, answer_cut)))
+        return rows
+
+    def _limits(self, texts: Mapping[str, Sequence[Any]], longest: int) -> list[tuple[int, int]]:
+        own = texts.get("max_new_tokens") or [None] * len(texts["prompt"])
+        return [self.limits(tokens or longest) for tokens in own]
+
+    def _unanswered(self, texts: Mapping[str, Sequence[Any]], max_new_tokens: int | None) -> list[dict[str, Any]]:
+        limits = [prompt for prompt, _ in self._limits(texts, max_new_tokens or 1)]
+        prompts = enumerate(self._prompts(texts["prompt"], limits))
+        return [_row(prompt, len(prompt), index, (cut, False)) for index, (prompt, cut) in prompts]
+
+    def _joint(self, texts: Mapping[str, Sequence[Any]], max_new_tokens: int) -> list[dict[str, Any]]:
+        """Prompt and answer as one text, cut on the left, whatever the longest answer is.
+
+        The number of labels is that of the answer by itself with an end token, also in a row that has no room for one:
+        there the first label stands on the prompt's last token.
+        """
+        self.limits(max_new_tokens)
+        limit = self.policy.max_length or self.positions
+        pairs = zip(texts["prompt"], texts["answer"], strict=True)
+        wholes = self._tokens([self._render(prompt) + answer for prompt, answer in pairs], special=False)
+        answers = self._tokens(texts["answer"], special=False)
+        rows = []
+        for index, (whole, answer) in enumerate(zip(wholes, answers, strict=True)):
+            kept = whole[-limit:]
+            kept = [*kept, self.tokenizer.eos_token_id] if len(kept) < limit else kept
+            kept = self._with_begin(kept, limit)
+            labelled = min(len(answer) + 1, len(kept))
+            rows.append(_row(kept, len(kept) - labelled, index, (len(whole) > limit, len(answer) >= limit)))
         return rows
 
     def _text_parts(self, token_ids: list[int], index: int) -> list[dict[str, Any]]:

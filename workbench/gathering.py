@@ -186,6 +186,8 @@ def _aspects_of(one: Found) -> dict[str, str]:
         **{f"training rows of {task}": count for task, count in rows["training_rows"].items()},
         **{f"text, {name}": value for name, value in rows["text"].items()},
     }
+    pairs["text, tokenization"] = rows["text"].get("tokenization", "apart")
+    pairs["optimizer state carried from task to task"] = protocol.get("carry_optimizer", False)
     plain = ("benchmark", "backbone", "dtype", "end_token", "precision", "decoding")
     return {
         **{name: _text(protocol.get(name)) for name in plain},

@@ -10,14 +10,15 @@ from typing import Any, Protocol
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from workbench.backbone import Backbone
 from workbench.batch import Batch, Output
 from workbench.data import ContinualDataModule
+from workbench.moments import Moments
 from workbench.processes import gathered, total, world
-from workbench.strategy import ContinualStrategy, trainable_parameters
+from workbench.strategy import ContinualStrategy, all_parameters, trainable_parameters
 
 
 class OptimizerFactory(Protocol):
@@ -53,7 +54,8 @@ class ContinualModule(LightningModule):
     The loss of an optimizer step is the mean over all its labelled tokens, plus the penalties once. It does not depend
     on how the step's rows are divided into batches (`trainer.accumulate_grad_batches`) or among processes.
 
-    The optimizer is built anew for each task: Adam's moments belong to the task they were gathered on.
+    The optimizer is built anew for each task: Adam's moments belong to the task they were gathered on, unless they are
+    `carried`.
 
     Args:
         backbone: What learns.
@@ -61,6 +63,7 @@ class ContinualModule(LightningModule):
         make_optimizer: Builds a task's optimizer over the parameters that train.
 
     Attributes:
+        carried: Optimizer state that parameters keep from task to task; None: each task begins without.
         tokens: Of the last batch, over all processes.
         step_share: The last batch's share of the labelled tokens of its optimizer step, in [0, 1].
         known_states: What stands in, while a batch is learnt, for layers whose states of it are known.
@@ -73,12 +76,17 @@ class ContinualModule(LightningModule):
         self.backbone = backbone
         self.continual_strategy = strategy
         self.make_optimizer = make_optimizer
+        self.carried: Moments | None = None
         self.task_name = ""
         self.steps_before = 0
         self.tokens: Tensor = torch.zeros((), dtype=torch.long)
         self.step_share = 1.0
         self.strict_loading = False  # a state holds what may have changed, and no more
         self.scoring_context: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def all_parameters(self) -> dict[str, nn.Parameter]:
+        """The backbone's and the strategy's own, by name."""
+        return all_parameters(self.backbone, self.continual_strategy)
 
     def adopt_precision(self, trainer: Trainer) -> None:
         """Takes on the precision that training will have, so that every row is scored in the same one, row 0 too.
@@ -173,7 +181,8 @@ class ContinualModule(LightningModule):
         Raises:
             ValueError: Nothing trains.
         """
-        parameters = list(trainable_parameters(self.backbone, self.continual_strategy).values())
+        trainable = trainable_parameters(self.backbone, self.continual_strategy)
+        parameters = list(trainable.values())
         if not parameters:
             raise ValueError(
                 f"{type(self.continual_strategy).__name__} left nothing to train for {self.task_name!r}: "
@@ -182,6 +191,8 @@ class ContinualModule(LightningModule):
         optimizer, scheduler = self.make_optimizer(
             self.task_name, parameters, lambda: int(optimizer_steps(self.trainer))
         )
+        if self.carried is not None:
+            self.carried.give(optimizer, trainable)
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -33,7 +33,7 @@ CONTENTS = {
     "unfinished": "Unfinished runs",
     "protocol": "Protocol",
 }
-TEXTS = ("template", "truncation", "max_length", "max_prompt_length", "max_answer_length")
+TEXTS = ("template", "tokenization", "truncation", "max_length", "max_prompt_length", "max_answer_length")
 
 
 def report_page(comparisons: Sequence[Comparison], folder: str | Path) -> Path:

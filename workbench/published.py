@@ -104,6 +104,12 @@ def _differences(told: Mapping[str, Any], comparison: Comparison) -> Iterator[st
     yield from _stated("decoding", told["decoding"], own.get("decoding"))
     if told["order"] is None or comparison.orders != [told["order"]]:
         yield f"order: {told['order'] or 'not stated'} there, {' and '.join(comparison.orders) or 'none'} here"
+    if "tokenization" in told:
+        yield from _stated("tokenization", told["tokenization"], own.get("text", {}).get("tokenization", "apart"))
+    if "carry_optimizer" in told:
+        words = {True: "one for all tasks", False: "anew with each task", None: "several ways"}
+        here = words[own.get("carry_optimizer", False)]
+        yield from _stated("optimizer", words[told["carry_optimizer"]], here)
     if own.get("scored_on", "test") != "test":
         yield f"scored on: test rows there, {own['scored_on']} rows here"
     longest = own.get("text", {}).get("max_prompt_length")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any
 
-from workbench.benchmark import Benchmark
+from workbench.benchmark import Benchmark, published_protocol
 from workbench.config import Component, StudyConfig, for_seed, instantiate
+from workbench.encoding import TextPolicy
 from workbench.imports import did_you_mean
 from workbench.orders import order_problems
 from workbench.strategy import Composition, ContinualStrategy
@@ -62,6 +63,7 @@ def _benchmark_problems(config: StudyConfig) -> list[str]:
             for task in config.tasks(strategy)
             if task not in (*names, *inserted)
         ]
+    problems += _protocol_problems(config, benchmark, [*names, *inserted])
     return list(dict.fromkeys(problems)) + _split_problems(config, benchmark)
 
 
@@ -82,6 +84,23 @@ def _inserted(config: StudyConfig, strategy: str, benchmark: Benchmark, problems
         return []
     names = {task.name for task in tasks}
     return [item.name for item in items if item.name not in names]
+
+
+def _protocol_problems(config: StudyConfig, benchmark: Benchmark, names: Sequence[str]) -> Iterator[str]:
+    """What does not go with joint tokenization, or with one optimizer for all tasks."""
+    published = published_protocol(benchmark)
+    try:
+        tokenization = config.data.tokenization or published.tokenization
+        TextPolicy(truncation=config.data.truncation, tokenization=tokenization)
+    except ValueError as error:
+        yield str(error)
+    if not (published.carry_optimizer if config.carry_optimizer is None else config.carry_optimizer):
+        return
+    for strategy in config.strategies:
+        classes = {config.settings(strategy, task).optimizer.class_path for task in names}
+        if len(classes) > 1:
+            told = f"carry_optimizer: {strategy} trains with {' and '.join(sorted(classes))}, whose states differ"
+            yield f"{told}. Give all its tasks one class, or carry_optimizer=false."
 
 
 def _split_problems(config: StudyConfig, benchmark: Benchmark) -> list[str]:

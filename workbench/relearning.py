@@ -67,6 +67,8 @@ class Relearning:
                 yield task.name, "there is no score from right after it was learnt, as where domains have no turn."
             elif not len(task.validation):
                 yield task.name, "it has no validation rows to decide on. Give it some."
+            elif task.train_without_validation is not None:
+                yield task.name, "its validation rows are training rows, and this run was trained on them."
 
     def measure(self, opened: Reopened, known: set[str], tell: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
         """Learns each earlier domain again.

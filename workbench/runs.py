@@ -20,6 +20,7 @@ from workbench.environment import PeakMemory, describe_environment
 from workbench.existing import own_inputs
 from workbench.loop import learn_in_sequence
 from workbench.module import ContinualModule
+from workbench.moments import Moments
 from workbench.orders import Entry
 from workbench.processes import is_first, one_after_the_other, world
 from workbench.results import RunFolder
@@ -163,6 +164,7 @@ class Runs:
         module = ContinualModule(
             assembly.backbone, assembly.strategy(run.strategy), assembly.optimizer_factory(run.strategy)
         )
+        module.carried = Moments() if assembly.carries_optimizer else None
         data = assembly.data(run.order, run.seed, run.strategy)
         return module, data, assembly.trainer_factory(run.strategy, self.path(run))
 

@@ -170,7 +170,8 @@ class Saver(Callback):
         """Saves between the parts of a task, if it is time."""
         if is_first() and self._due(None):
             names, unchanged = self._chosen(module)
-            self._publish(save_tensors(module, names, self._stamp(stage, unchanged)))
+            moments = module.carried.named(module.all_parameters()) if module.carried else {}
+            self._publish(save_tensors(module, names, self._stamp(stage, unchanged), moments))
 
     def _due(self, step: int | None) -> bool:
         every = self.intervals.save_every_n_steps

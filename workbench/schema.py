@@ -63,6 +63,8 @@ class DataConfig:
         max_answer_length: Tokens of the answer.
         template: What is written around a prompt.
         truncation: Where a prompt that is too long is cut.
+        tokenization: Whether prompt and answer become tokens each by itself ("apart") or as one text that is cut on
+            the left ("joint"; see `TextPolicy`). None: as the benchmark's `protocol` says, else "apart".
         eval_batch_size: The most rows in a batch of scoring.
         eval_batch_tokens: The most tokens, of prompts and of answers as long as may be, that are generated from at
             once, so that short prompts have more beside them than long ones; None: `eval_batch_size` alone counts.
@@ -85,6 +87,7 @@ class DataConfig:
     max_answer_length: int | None = field(default=None, metadata={"least": 1})
     template: Literal["none", "alpaca", "chat"] = "none"
     truncation: Literal["left", "middle"] = "left"
+    tokenization: Literal["apart", "joint"] | None = None
     eval_batch_size: int = field(default=64, metadata={"least": 1})
     eval_batch_tokens: int | None = field(default=None, metadata={"least": 1})
     num_workers: int = field(default=0, metadata={"least": 0})
@@ -143,6 +146,9 @@ class StudyConfig:
         prepare: What has to be made before a seed's runs, such as the models that they compose: callables, each called
             with the study's display. They are asked every time, so one that finds its work done has to leave it.
         optimizer: To be built with `params`, anew for each task.
+        carry_optimizer: Whether parameters that train on in the next task keep their optimizer state, such as Adam's
+            moments, as under one optimizer for all tasks. The rate's schedule begins anew all the same. None: as the
+            benchmark's `protocol` says, else false.
         scheduler: To be built with `optimizer`; it steps with it. None: the rate stays.
         per_task: What single tasks do otherwise, by the task's name; a strategy's own goes before it.
         data: Batches and the limits of text.
@@ -167,6 +173,7 @@ class StudyConfig:
     prepare: list[Component] = field(default_factory=list)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     optimizer: Component = field(default_factory=lambda: Component(DEFAULT_OPTIMIZER, {"lr": 1e-4}))
+    carry_optimizer: bool | None = None
     scheduler: Component | None = None
     per_task: dict[str, Changes] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)

@@ -68,7 +68,6 @@ def score_task(backbone: Backbone, strategy: ContinualStrategy, task: Task, *, o
     """
     with merged_to_score(backbone.model):
         encoded = backbone.encode(task.test, task.max_new_tokens)
-        cut = {"prompts": sum(encoded["prompt_cut"][:]), "answers": sum(encoded["answer_cut"][:])}
         own = backbone.nats(encoded.select(share(len(encoded))))
         row_nats, row_tokens = (torch.tensor(gathered(values.tolist()), dtype=values.dtype) for values in own)
         nats, tokens = float(row_nats.sum()), int(row_tokens.sum())
@@ -77,6 +76,8 @@ def score_task(backbone: Backbone, strategy: ContinualStrategy, task: Task, *, o
             metrics = {NATS_PER_BYTE: nats / size}
             return TaskScore(task.name, task.primary, metrics, len(task.test), nats / tokens, tokens)
         prompts, answers = task.test["prompt"][:], task.test["answer"][:]
+        asked = backbone.encode(task.test.select_columns(["prompt"]), task.max_new_tokens)
+        cut = {"prompts": sum(asked["prompt_cut"][:]), "answers": sum(encoded["answer_cut"][:])}
         predictions, seconds = _answers(backbone, strategy, task, prompts)
         chosen = _chosen(backbone, task, prompts) if options else []
     judged = {name: _judged(scorer, prompts, predictions, answers) for name, scorer in task.scorers.items()}

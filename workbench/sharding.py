@@ -113,7 +113,7 @@ class Sharded(DDPStrategy):
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             state = {
-                index: {name: _split(value, parameters[index]) for name, value in moments.items()}
+                index: {name: split(value, parameters[index]) for name, value in moments.items()}
                 for index, moments in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
@@ -196,7 +196,8 @@ def _full(value: Any) -> Any:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def _split(value: Any, parameter: Tensor) -> Any:
+def split(value: Any, parameter: Tensor) -> Any:
+    """Split a whole tensor as a parameter is split; anything else, and beside a whole parameter, stays as it is."""
     if not isinstance(value, Tensor) or not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

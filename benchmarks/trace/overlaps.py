@@ -20,7 +20,8 @@ class Overlap:
         repeated_in_train: Rows of train that stood there before.
         test_in_train: Rows of test that are in train too: they can be answered by heart.
         eval_in_test: Rows of eval that are in test too: to choose by them is to choose by the test.
-        carved: Rows taken from train for validation, because every eval row is in test.
+        carved: Rows of train that serve as validation rows, because every eval row is in test. Where validation rows
+            are scored, nothing is trained on them.
         dropped: Rows of eval left out of validation, because some, not all, are in test.
     """
 
@@ -40,7 +41,9 @@ class Overlap:
         )
         parts = [f"{count} of {self.rows[split]} {what}" for count, split, what in counts if count]
         if self.carved:
-            parts.append(f"{self.carved} rows of train validate in place of eval")
+            parts.append(
+                f"{self.carved} rows of train validate in place of eval, and leave train where they are scored"
+            )
         if self.dropped:
             parts.append(f"{self.dropped} rows of eval are left out of validation and train stays whole")
         return f"{self.task}: {', '.join(parts) or 'no row is repeated'}."
@@ -64,22 +67,25 @@ def overlap_of(task: str, splits: Splits) -> Overlap:
     )
 
 
-def with_own_validation(splits: Splits, overlap: Overlap) -> tuple[Splits, Overlap]:
-    """Validation rows without a prompt of the test.
+def with_own_validation(splits: Splits, overlap: Overlap) -> tuple[Splits, list[Row] | None, Overlap]:
+    """Find validation rows without a prompt of the test.
 
     Where eval and test merely overlap, eval's rows with a prompt of the test are dropped and train stays
     whole. Where eval is test, and nothing would be left of it, every tenth prompt of train validates instead.
-    Prompts are counted once, in the file's order, and those of the test are passed over. All rows with a
-    chosen prompt leave train, so that no copy stays behind; each different one validates once. Nothing is
-    random.
+    Prompts are counted once, in the file's order, and those of the test are passed over. Each different row with a
+    chosen prompt validates once. Nothing is random.
+
+    Returns:
+        The splits, train as released; train without any row that has a chosen prompt, or None where none validates;
+        and what is to be said of it.
     """
     tested = {prompt for prompt, _ in splits["test"]}
     untested: list[Row] = [row for row in splits["eval"] if row[0] not in tested]
     if untested or not splits["eval"]:
         dropped = len(splits["eval"]) - len(untested)
-        return {**splits, "eval": untested}, replace(overlap, dropped=dropped)
+        return {**splits, "eval": untested}, None, replace(overlap, dropped=dropped)
     prompts = [prompt for prompt in dict(splits["train"]) if prompt not in tested]
     chosen = set(prompts[EVERY - 1 :: EVERY])
     kept: list[Row] = [row for row in splits["train"] if row[0] not in chosen]
     validation: list[Row] = [row for row in dict.fromkeys(splits["train"]) if row[0] in chosen]
-    return {"train": kept, "eval": validation, "test": splits["test"]}, replace(overlap, carved=len(validation))
+    return {**splits, "eval": validation}, kept, replace(overlap, carved=len(validation))

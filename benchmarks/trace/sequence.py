@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from datasets import Dataset, Features, Value
 
 from benchmarks.trace.files import Row, Splits, read_tasks, tasks_in
 from benchmarks.trace.names import check_names
 from benchmarks.trace.overlaps import overlap_of, with_own_validation
+from benchmarks.trace.protocol import PROTOCOLS
 from benchmarks.trace.scoring import scorers_for
 from workbench.benchmark import Task
 
@@ -34,9 +36,9 @@ class Trace:
     that is the one order, "default".
 
     FOMC was released with its test rows as eval rows. Where that is so, its validation rows are taken from
-    train: every tenth prompt, with all its copies. Where only some eval rows are test rows, as in the release
-    of 500, these are left out of validation and train stays whole. `overlaps`, or `print(trace)`, says how
-    many, and what else the files share.
+    train: every tenth prompt, with all its copies. They leave train only where validation rows are scored. Where
+    only some eval rows are test rows, as in the release of 500, these are left out of validation and train stays
+    whole. `overlaps`, or `print(trace)`, says how many, and what else the files share.
 
     Args:
         path: The folder that holds one folder per task.
@@ -44,9 +46,13 @@ class Trace:
         max_new_tokens: The longest answer, in tokens, generated or learnt from: one number, or one per task.
             By default the protocol's 512 for TRACE's tasks, of which a label needs two or three, and 64 for
             others, of which a longer answer is cut off.
+        protocol: "own": prompt and answer are tokenised apart, and each task has an optimizer of its own.
+            "published": as TRACE's code does it (`benchmarks.trace.protocol`). `data.tokenization` and
+            `carry_optimizer` in a config win over it.
 
     Raises:
-        ValueError: The folder, a task or a file is missing, or a file's content is not as it should be.
+        ValueError: The folder, a task or a file is missing, or a file's content is not as it should be; or there is
+            no such protocol.
     """
 
     def __init__(
@@ -54,7 +60,10 @@ class Trace:
         path: str | Path,
         tasks: Sequence[str] | None = None,
         max_new_tokens: Mapping[str, int] | int | None = None,
+        protocol: Literal["own", "published"] = "own",
     ) -> None:
+        check_names("protocol", [protocol], PROTOCOLS)
+        self.protocol = PROTOCOLS[protocol]
         folder = Path(path).expanduser()
         names = _chosen(tasks_in(folder), tasks)
         self.orders: dict[str, tuple[str, ...]] = _orders(names)
@@ -66,10 +75,11 @@ class Trace:
         overlaps, built = [], []
         for name in first:
             splits, overlap = contents[name], overlap_of(name, contents[name])
+            without_validation = None
             if name == TESTED_BY_ITS_EVAL:
-                splits, overlap = with_own_validation(splits, overlap)
+                splits, without_validation, overlap = with_own_validation(splits, overlap)
             overlaps.append(overlap)
-            built.append(_task(name, splits, longest[name]))
+            built.append(_task(name, splits, without_validation, longest[name]))
         self.overlaps = tuple(overlaps)
         self._tasks = tuple(built)
 
@@ -117,7 +127,7 @@ def _longest_answers(names: Sequence[str], given: Mapping[str, int] | int | None
     return longest
 
 
-def _task(name: str, splits: Splits, max_new_tokens: int) -> Task:
+def _task(name: str, splits: Splits, without_validation: list[Row] | None, max_new_tokens: int) -> Task:
     return Task(
         name=name,
         train=_dataset(splits["train"]),
@@ -128,6 +138,7 @@ def _task(name: str, splits: Splits, max_new_tokens: int) -> Task:
         max_prompt_length=MAX_PROMPT_LENGTH if name in MAX_EPOCHS else None,
         max_epochs=MAX_EPOCHS.get(name),
         options=tuple(OPTIONS.get(name, "")),
+        train_without_validation=None if without_validation is None else _dataset(without_validation),
     )
 
 
