@@ -20,6 +20,7 @@ from workbench.files import read_csv
 from workbench.model_folder import SHIPPED, locate
 from workbench.report import moments
 from workbench.results import RunFolder
+from workbench.tables import protocol_words
 
 SPEEDS = (("training", "train_tokens_per_second"), ("decoding", "decoded_tokens_per_second"))
 KERNELS = {True: "yes", "warn": "yes, wherever torch has one", False: "not asked for"}
@@ -167,6 +168,7 @@ def _facts(run: RunFolder, protocol: Mapping[str, Any], study: StudyConfig) -> I
         ("precision of training", str(protocol["precision"])),
         ("deterministic kernels", KERNELS.get(protocol.get("deterministic"), "")),
         ("scored", f"on {protocol['scored_on']} rows; decoding {protocol['decoding']}"),
+        ("encoding and optimizer", protocol_words(protocol).removesuffix("; ")),
         ("prompts", f"template {protocol['text']['template']}; too long ones cut: {protocol['text']['truncation']}"),
         ("end token", f"`{protocol['end_token']}`"),
         ("cost", _cost(run.summary())),

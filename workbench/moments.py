@@ -72,7 +72,13 @@ class Moments:
         Args:
             optimizer: What `give` was given.
             parameters: All, whole, by name; they stay the same objects from task to task.
+
+        Raises:
+            ValueError: It holds state of other tensors than the parameters that `give` was given.
         """
+        if optimizer.state and not any(parameter in optimizer.state for parameter in self._names):
+            told = "the optimizer's state is not that of the model's parameters, so none of it can be kept"
+            raise ValueError(f"carry_optimizer: {told}. Give trainer.strategy ddp or fsdp, or carry_optimizer=false.")
         states = {parameter: optimizer.state[parameter] for parameter in self._names if parameter in optimizer.state}
         self._states = {parameters[self._names[parameter]]: _whole(state) for parameter, state in states.items()}
         self._names = {}

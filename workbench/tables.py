@@ -70,9 +70,17 @@ def protocol_note(run: RunFolder) -> str:
     several = f"{rows[0]}" if len(rows) == 1 else f"{rows[0]} to {rows[-1]}"
     return (
         f"{protocol['backbone']}; {protocol['benchmark']}, {len(protocol['order'])} tasks of {several} training rows; "
-        f"{split_note(protocol)}long prompts cut: {protocol['text']['truncation']}; "
+        f"{split_note(protocol)}{protocol_words(protocol)}long prompts cut: {protocol['text']['truncation']}; "
         f"template {protocol['text']['template']}; decoding {protocol['decoding']}; precision {protocol['precision']}"
     )
+
+
+def protocol_words(protocol: Mapping[str, Any]) -> str:
+    """Say in what a run's encoding and optimizer are not the workbench's default."""
+    joint = protocol["text"].get("tokenization") == "joint"
+    carried = protocol.get("carry_optimizer", False)
+    said = ["prompt and answer tokenised jointly"] * joint + ["optimizer state carried from task to task"] * carried
+    return "".join(f"{words}; " for words in said)
 
 
 def split_note(protocol: Mapping[str, Any]) -> str:

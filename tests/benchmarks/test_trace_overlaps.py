@@ -22,8 +22,11 @@ def test_where_eval_is_test_validation_rows_come_from_train(tmp_path: Path) -> N
     chosen = ["train 9", "train 19", "train 29", "train 39"]  # every tenth prompt that is not in test
     assert task.validation["prompt"] == [*chosen, "train 9"]
     assert task.validation["answer"] == ["A", "A", "A", "A", "B"]
-    assert set(task.train["prompt"]).isdisjoint(chosen)
-    assert len(task.train) == 45 - 6
+    assert task.train.to_list() == [test[1], *train, *copies]  # whole, where the test is scored
+    asked = task.scored_on_validation()
+    assert asked.test.to_list() == task.validation.to_list()
+    assert set(asked.train["prompt"]).isdisjoint(chosen)
+    assert len(asked.train) == 45 - 6
     assert len(task.test) == 5
     assert trace.overlaps[0].carved == 5
     assert "5 rows of train validate in place of eval" in str(trace)
@@ -48,7 +51,8 @@ def test_where_eval_is_a_part_of_test_rows_come_from_train_too(tmp_path: Path) -
     write(tmp_path, "FOMC", train=rows("train", 40), eval=test[:2], test=test)
     trace = Trace(tmp_path)
     assert trace[0].validation["prompt"][:] == ["train 9", "train 19", "train 29", "train 39"]
-    assert (len(trace[0].train), trace.overlaps[0].carved, trace.overlaps[0].dropped) == (36, 4, 0)
+    assert (len(trace[0].train), len(trace[0].scored_on_validation().train)) == (40, 36)
+    assert (trace.overlaps[0].carved, trace.overlaps[0].dropped) == (4, 0)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +63,7 @@ def test_validation_stays_as_released_otherwise(tmp_path: Path, task: str, valid
     trace = Trace(tmp_path)
     assert len(trace[0].train) == 40
     assert trace[0].validation.to_list() == validation
+    assert trace[0].train_without_validation is None
     assert (trace.overlaps[0].carved, trace.overlaps[0].dropped) == (0, 0)
 
 

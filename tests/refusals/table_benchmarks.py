@@ -73,6 +73,7 @@ def both_wrong(place: Place) -> None:
         (place.folder / "tasks" / name / "test.json").write_text("{}")
 
 
+PROTOCOL = [trace("protocol: there is no 'publish'. Did you mean 'published'?", protocol="publish")]
 ARITHMETIC = [
     row(KeyValueArithmetic, "train_on='num': choose 'math' or 'subs'.", train_on="num"),
     row(KeyValueArithmetic, "train_rows=0 is out of range. Choose 1 or more.", train_rows=0),
@@ -152,4 +153,4 @@ DATA = [
     data("test", b"[]", "has no rows, so nothing could be measured. Each row needs"),
     data("test", b"[null]", "row 1: this is null, not an object. Each row needs"),
 ]
-ROWS = [*ARITHMETIC, *OTHERS, *MADE, *TRACE, *DATA]
+ROWS = [*PROTOCOL, *ARITHMETIC, *OTHERS, *MADE, *TRACE, *DATA]

@@ -153,6 +153,18 @@ RANGES = [
     ),
     run("data.max_length=999", "data: ", "prompt and 3 answer tokens do not fit: the model has 256 positions. Set"),
     run("data.score_on=test_rows", "data.score_on: expected"),
+    run("data.tokenization=whole", "data.tokenization: expected"),
+    run(
+        "data.truncation=middle",
+        "data.truncation=middle: data.tokenization=joint cuts prompt and answer together, on the left. Choose",
+        data={"batch_size": 4, "max_length": 64, "tokenization": "joint"},
+    ),
+    run(
+        "per_task.beta.optimizer.class_path=torch.optim.SGD",
+        "carry_optimizer: seqft trains with torch.optim.AdamW and torch.optim.SGD, whose states differ. Give all",
+        carry_optimizer=True,
+        per_task={"beta": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}}},
+    ),
 ]
 COMPONENTS = [
     run(

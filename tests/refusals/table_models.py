@@ -13,7 +13,7 @@ from small import sgd
 import workbench
 from workbench import metrics
 from workbench.backbone import Backbone
-from workbench.benchmark import Subset, Task
+from workbench.benchmark import PublishedProtocol, Subset, Task
 from workbench.components import ConfigError, as_component
 from workbench.composition import CalmForCausalLM, joined_layers, uniform_pairs
 from workbench.data import ContinualDataModule
@@ -21,6 +21,7 @@ from workbench.depth import PlannedLayer, refuse_second_growth, restack, stackab
 from workbench.encoding import Encoder, TextPolicy, end_with
 from workbench.merging import merge
 from workbench.module import ContinualModule
+from workbench.moments import Moments
 from workbench.scorers import Bleu, EditSimilarity, ExactMatch, FirstLabel, RowMean
 from workbench.scoring import score_task
 from workbench.strategy import Composition, ContinualStrategy
@@ -39,6 +40,15 @@ def endless() -> Encoder:
     tokenizer = tiny_backbone().tokenizer
     tokenizer.eos_token = None
     return Encoder(tokenizer, 64, TextPolicy())
+
+
+def strange_moments() -> None:
+    """An optimizer that steps with tensors of its own, as DeepSpeed's do."""
+    model = torch.nn.Linear(1, 1)
+    moments, optimizer = Moments(), torch.optim.Adam(model.parameters())
+    moments.give(optimizer, dict(model.named_parameters()))
+    optimizer.state[torch.zeros(1)] = {"step": torch.zeros(())}
+    moments.take(optimizer, model)
 
 
 def crowded() -> Backbone:
@@ -127,6 +137,27 @@ def row(name: str, call: Any, *says: str, error: type[BaseException] = ValueErro
 TEXTS = [
     row("max_length", lambda: TextPolicy(max_length=1), "data.max_length=1 is out of range; it has to be at least"),
     row("a long answer", lambda: encoder(max_length=8).limits(9), "an answer may have 9 tokens", "out of 8. Set data."),
+    row(
+        "joint and middle",
+        lambda: TextPolicy(tokenization="joint", truncation="middle"),
+        "data.truncation=middle: data.tokenization=joint cuts prompt and answer together, on the left. Choose data.",
+    ),
+    row(
+        "joint positions",
+        lambda: encoder(tokenization="joint", max_length=65, max_prompt_length=20).limits(9),
+        "65 tokens of prompt and answer together do not fit: the model has 64 positions. Set data.max_length lower.",
+    ),
+    row(
+        "moments of other tensors",
+        strange_moments,
+        "carry_optimizer: the optimizer's state is not that of the model's parameters",
+        "Give trainer.strategy ddp or fsdp",
+    ),
+    row(
+        "a part of a protocol",
+        lambda: PublishedProtocol("paper", parts={"warmth": "cosy"}),
+        "parts: there is no 'warmth'. Choose from tokenization, training rows",
+    ),
     row(
         "positions",
         lambda: encoder(max_prompt_length=64).limits(9),
