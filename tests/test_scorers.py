@@ -20,6 +20,7 @@ from workbench.scorers import (
     RowMean,
     Sari,
     ValidLabel,
+    described,
     first_label,
 )
 from workbench.similarity import EditVariant, bleu, edit_similarity, rouge_l, sari
@@ -79,8 +80,18 @@ def test_first_label(prediction: str, expected: float) -> None:
 def test_first_label_is_never_below_exact_match() -> None:
     number = r"[0-9]+"
     rows = [("Friday", "Friday"), ("12", "12"), ("so 12 eggs", "12"), ("Monday", "Friday"), ("", "")]
-    assert mean(FirstLabel(number), rows) == pytest.approx(3 / 5)
-    assert mean(ExactMatch(), rows) == pytest.approx(2 / 5)
+    assert mean(FirstLabel(number), rows) == pytest.approx(4 / 5)
+    assert mean(ExactMatch(), rows) == pytest.approx(3 / 5)
+    assert mean(FirstLabel(number, empty=False), rows) == pytest.approx(3 / 5)
+    assert mean(ExactMatch(empty=False), rows) == pytest.approx(2 / 5)
+
+
+def test_nothing_is_right_where_nothing_is_the_answer() -> None:
+    rows = [("", ""), ("a", ""), ("", "a")]
+    assert mean(ExactMatch(), rows) == pytest.approx(1 / 3)
+    assert mean(RougeL(), rows) == pytest.approx(1 / 3)
+    assert mean(ExactMatch(empty=False), rows) == mean(RougeL(empty=False), rows) == 0.0
+    assert mean(FirstCharacter(), rows) == 0.0  # there is no character
 
 
 def test_valid_label_asks_for_the_form_alone() -> None:
@@ -107,6 +118,47 @@ def test_valid_label_asks_for_the_form_alone() -> None:
 def test_rouge_l(prediction: str, answer: str, precision: float, recall: float) -> None:
     expected = 2 * precision * recall / (precision + recall + 1e-8)
     assert rouge_l(prediction, answer) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "precision", "recall"),
+    [
+        ("我爱猫", "我爱狗", 2 / 3, 2 / 3),
+        ("我爱cats", "我爱 dogs", 2 / 3, 2 / 3),  # a Latin word beside Chinese characters is one word
+        ("猫睡了。狗跑。", "狗跑。猫睡了。", 5 / 5, 5 / 5),  # their full stop ends a sentence
+        ("東京タワー", "東京タワーへ", 5 / 5, 5 / 6),
+        ("วันนี้ร้อน", "วันนี้หนาว", 3 / 5, 3 / 6),  # a vowel or tone mark belongs to its consonant
+        ("고양이가 잔다", "고양이가 뛴다", 1 / 2, 1 / 2),  # Korean writes spaces
+        ("the cat sat. it slept", "the cat lay. it slept", 4 / 5, 4 / 5),
+    ],
+)
+def test_rouge_l_of_scripts_without_spaces(prediction: str, answer: str, precision: float, recall: float) -> None:
+    expected = 2 * precision * recall / (precision + recall + 1e-8)
+    assert mean(RougeL(), [(prediction, answer)]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_what_a_word_is_can_be_chosen() -> None:
+    """To the package `rouge`, and to TRACE, a Chinese sentence is one word."""
+    row = [("我爱猫", "我爱狗")]
+    assert mean(RougeL(words="spaces"), row) == mean(Bleu(1, words="spaces"), row) == 0.0
+    assert mean(Bleu(1), row) == pytest.approx(2 / 3)
+    assert mean(Bleu(2), row) == pytest.approx(math.sqrt(2 / 3 * 1 / 2))
+    spaced = sari("我 很 爱 猫", "我 爱 狗", "我 爱 猫")
+    assert mean(Sari(), [("我爱狗", "我爱猫")], prompt="我很爱猫") == pytest.approx(spaced)
+    assert mean(Sari(words="spaces"), [("我爱狗", "我爱猫")], prompt="我很爱猫") != pytest.approx(spaced)
+
+
+def test_a_metric_tells_its_variant() -> None:
+    assert described(RougeL(2)) == "RougeL(skip=2, words='scripts', empty=True)"
+    assert described(EditSimilarity("difflib")) == "EditSimilarity(variant='difflib')"
+    assert described(Sari(words="spaces")) == "Sari(words='spaces')"
+
+
+@pytest.mark.parametrize("name", ["prompts", "predictions", "answers"])
+def test_a_single_string_is_no_list_of_texts(name: str) -> None:
+    given = {"prompts": ["a", "b"], "predictions": ["a", "b"], "answers": ["a", "b"], name: "ab"}
+    with pytest.raises(ValueError, match=rf"^{name}='ab' is one string\. Give a list of texts\.$"):
+        ExactMatch().update(**given)
 
 
 def test_rouge_l_of_long_texts_needs_no_recursion() -> None:

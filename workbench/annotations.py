@@ -31,6 +31,20 @@ class Produced:
     maker: Callable[..., Any] | None
 
 
+def refuse_bare_strings(**given: Any) -> None:
+    """Refuse a single string where several texts are expected: it would be read letter by letter.
+
+    Args:
+        given: Each argument by its name.
+
+    Raises:
+        ValueError: One of them is a string.
+    """
+    for name, texts in given.items():
+        if isinstance(texts, str):
+            raise ValueError(f"{name}={texts!r:.60} is one string. Give a list of texts.")
+
+
 def accepts(value: object, annotation: Any) -> bool:
     """Tell whether an annotation allows a value, read as a YAML means it.
 

@@ -2,11 +2,13 @@
 
 Each keeps sums and a count, so that ranks with unequal numbers of rows still give the exact mean. A row
 with an empty prediction or answer scores 0 and stays in the count (SARI alone scores it like any other), as
-TRACE's helpers do.
+TRACE's helpers do; but where nothing is the right answer, nothing is right, unless `empty=False` is given, as TRACE
+has it.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import warnings
@@ -17,16 +19,17 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from workbench.similarity import EditVariant, bleu, edit_similarity, rouge_l, sari
+from workbench.annotations import refuse_bare_strings
+from workbench.similarity import EditVariant, Words, bleu, edit_similarity, rouge_l, sari
 
 
-def exact_match(prediction: str, answer: str) -> float:
+def exact_match(prediction: str, answer: str, empty: bool = True) -> float:
     """1 where the prediction is the answer, character by character.
 
-    >>> exact_match("B", "B"), exact_match("B ", "B"), exact_match("", "")
-    (1.0, 0.0, 0.0)
+    >>> exact_match("B", "B"), exact_match("B ", "B"), exact_match("", ""), exact_match("", "", empty=False)
+    (1.0, 0.0, 1.0, 0.0)
     """
-    return float(prediction == answer != "")
+    return float(prediction == answer and (empty or answer != ""))
 
 
 def first_character(prediction: str, answer: str) -> float:
@@ -35,16 +38,16 @@ def first_character(prediction: str, answer: str) -> float:
     >>> first_character("B because", "B"), first_character(" B", "B"), first_character("B", "")
     (1.0, 0.0, 0.0)
     """
-    return exact_match(prediction[:1], answer[:1])
+    return exact_match(prediction[:1], answer[:1], empty=False)
 
 
-def first_label(prediction: str, answer: str, pattern: str) -> float:
+def first_label(prediction: str, answer: str, pattern: str, empty: bool = True) -> float:
     """1 where the first match of a pattern in the prediction is the first match in the answer.
 
     It tells lost format from lost knowledge. The matches are compared as text: "1,680" is not "1680", and
     "8.0" is not "8". An answer without a match (a word where numbers are expected) is compared whole,
-    stripped, so that this never falls below `exact_match`. It may fall below `first_character`, which takes
-    "Because it is. A" for "B".
+    stripped and with `exact_match`'s `empty`, so that this never falls below it. It may fall below
+    `first_character`, which takes "Because it is. A" for "B".
 
     >>> first_label("答案是B。", "B", r"(?<![A-Za-z])[ABC](?![A-Za-z])")
     1.0
@@ -55,7 +58,7 @@ def first_label(prediction: str, answer: str, pattern: str) -> float:
     """
     expected = re.search(pattern, answer)
     if expected is None:
-        return exact_match(prediction.strip(), answer.strip())
+        return exact_match(prediction.strip(), answer.strip(), empty)
     found = re.search(pattern, prediction)
     return float(found is not None and found.group() == expected.group())
 
@@ -107,8 +110,9 @@ class RowMean(Metric):  # type: ignore[misc]
         """Take in some rows.
 
         Raises:
-            ValueError: The three differ in length.
+            ValueError: The three differ in length, or one of them is one string.
         """
+        refuse_bare_strings(prompts=prompts, predictions=predictions, answers=answers)
         if not len(prompts) == len(predictions) == len(answers):
             raise ValueError(
                 f"{len(prompts)} prompts, {len(predictions)} predictions and {len(answers)} answers were "
@@ -119,6 +123,12 @@ class RowMean(Metric):  # type: ignore[misc]
         self.total = self.total.double() + math.fsum(scores)
         self.squares = self.squares.double() + math.fsum(score * score for score in scores)
         self.count = self.count.double() + len(prompts)
+
+    def __repr__(self) -> str:
+        """The class and its arguments, which name the variant that is meant."""
+        names = inspect.signature(type(self)).parameters
+        given = [f"{name}={getattr(self, name)!r}" for name in names if hasattr(self, name)]
+        return f"{type(self).__name__}({', '.join(given)})"
 
     def compute(self) -> Tensor:
         """The mean over all rows, a scalar; NaN before there is one."""
@@ -150,10 +160,18 @@ class RowMean(Metric):  # type: ignore[misc]
 
 
 class ExactMatch(RowMean):
-    """The share of rows where prediction and answer are the same string."""
+    """The share of rows where prediction and answer are the same string.
+
+    Args:
+        empty: Whether an empty prediction is right where the answer is empty.
+    """
+
+    def __init__(self, empty: bool = True) -> None:
+        super().__init__()
+        self.empty = empty
 
     def score(self, prompt: str, prediction: str, answer: str) -> float:
-        return exact_match(prediction, answer)
+        return exact_match(prediction, answer, self.empty)
 
 
 class FirstCharacter(RowMean):
@@ -173,14 +191,15 @@ class FirstLabel(RowMean):
         pattern: A regular expression for one label. Use lookarounds, so that a letter inside a word does not
             count, as in `(?<![A-Za-z])[ABC](?![A-Za-z])`: a word boundary would also rule out a letter next
             to a Chinese character.
+        empty: As `ExactMatch`'s.
     """
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, empty: bool = True) -> None:
         super().__init__()
-        self.pattern = _checked(pattern)
+        self.pattern, self.empty = _checked(pattern), empty
 
     def score(self, prompt: str, prediction: str, answer: str) -> float:
-        return first_label(prediction, answer, self.pattern)
+        return first_label(prediction, answer, self.pattern, self.empty)
 
 
 class ValidLabel(RowMean):
@@ -204,14 +223,22 @@ class RougeL(RowMean):
 
     Args:
         skip: Characters left off the front of both texts, such as an option letter and the line end after it.
+        words: What a word is, see `workbench.similarity`: "scripts" also takes each character for one in a script
+            without spaces, such as Chinese; "spaces" is the package `rouge`'s, to which a Chinese sentence is one word.
+        empty: Whether an empty prediction scores 1 where the answer is empty.
+
+    Raises:
+        ValueError: There are no such words.
     """
 
-    def __init__(self, skip: int = 0) -> None:
+    def __init__(self, skip: int = 0, words: Words = "scripts", empty: bool = True) -> None:
         super().__init__()
-        self.skip = skip
+        self.skip, self.words, self.empty = skip, _known(words), empty
 
     def score(self, prompt: str, prediction: str, answer: str) -> float:
-        return rouge_l(prediction[self.skip :], answer[self.skip :])
+        if self.empty and prediction == answer == "":
+            return 1.0
+        return rouge_l(prediction[self.skip :], answer[self.skip :], self.words)
 
 
 class Bleu(RowMean):
@@ -220,19 +247,20 @@ class Bleu(RowMean):
     Args:
         max_order: The longest n-gram that counts, in words; all orders weigh the same.
         skip: Characters left off the front of both texts.
+        words: As `RougeL`'s.
 
     Raises:
-        ValueError: `max_order` is below 1.
+        ValueError: `max_order` is below 1, or there are no such words.
     """
 
-    def __init__(self, max_order: int = 4, skip: int = 0) -> None:
+    def __init__(self, max_order: int = 4, skip: int = 0, words: Words = "scripts") -> None:
         super().__init__()
         if max_order < 1:
             raise ValueError(f"max_order={max_order} leaves no n-gram to count. Give 1 or more.")
-        self.max_order, self.skip = max_order, skip
+        self.max_order, self.skip, self.words = max_order, skip, _known(words)
 
     def score(self, prompt: str, prediction: str, answer: str) -> float:
-        return bleu(prediction[self.skip :], answer[self.skip :], self.max_order)
+        return bleu(prediction[self.skip :], answer[self.skip :], self.max_order, self.words)
 
 
 class EditSimilarity(RowMean):
@@ -256,10 +284,32 @@ class EditSimilarity(RowMean):
 
 
 class Sari(RowMean):
-    """The mean SARI, with the prompt as source."""
+    """The mean SARI, with the prompt as source.
+
+    Args:
+        words: As `RougeL`'s.
+
+    Raises:
+        ValueError: There are no such words.
+    """
+
+    def __init__(self, words: Words = "scripts") -> None:
+        super().__init__()
+        self.words = _known(words)
 
     def score(self, prompt: str, prediction: str, answer: str) -> float:
-        return sari(prompt, prediction, answer)
+        return sari(prompt, prediction, answer, self.words)
+
+
+def described(metric: Metric) -> str:
+    """A metric's class, and the arguments of one of ours, as they stand beside its numbers."""
+    return repr(metric) if isinstance(metric, RowMean) else type(metric).__name__
+
+
+def _known(words: Words) -> Words:
+    if words not in get_args(Words):
+        raise ValueError(f"words={words!r} is unknown. Choose one of {', '.join(get_args(Words))}.")
+    return words
 
 
 def _checked(pattern: str) -> str:

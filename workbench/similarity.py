@@ -2,6 +2,9 @@
 
 Pure functions of strings with values in [0, 1]; `workbench.scorers` takes their means. Numbers published
 under these names depend on details of tokens, ties and smoothing, so each docstring says which are meant.
+Where words are compared, `words` says what a word is: "spaces", what stands between spaces, as published; or
+"scripts", where also each character is a word in a script that writes no spaces (Chinese, Japanese, Thai, Lao,
+Khmer, Burmese, Tibetan). Texts in other scripts have the same value under both.
 """
 
 from __future__ import annotations
@@ -17,14 +20,34 @@ from rapidfuzz.distance import Indel
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 EditVariant = Literal["levenshtein", "difflib"]
+Words = Literal["spaces", "scripts"]
 NGram = tuple[str, ...]
 
 _tokenize_13a = Tokenizer13a()  # type: ignore[no-untyped-call]
 _BARE_LITERALS = {"<NUM_LIT>": "0", "<STR_LIT>": "", "<CHAR_LIT>": ""}
+_MARKS = (  # written on the character before: vowels and tones, voicing marks, variation selectors
+    "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ece\u0f18\u0f19\u0f35\u0f37\u0f39\u0f71-\u0f84\u0f86\u0f87"
+    "\u0f90-\u0fbc\u102b-\u103e\u1056-\u1059\u17b4-\u17d3\u17dd\u3099\u309a\ufe00-\ufe0f"
+)
+_UNSPACED = (  # Thai and Lao, Tibetan, Burmese, Khmer, Han with kana and bopomofo, halfwidth kana, rarer Han
+    "\u0e01-\u0edf\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u303c\u3041-\u312f\u31a0-\u31bf"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U0001b000-\U0001b16f\U00020000-\U0003ffff"
+)
+_CHARACTER = re.compile(f"[{_UNSPACED}][{_MARKS}]*")
+_FULL_STOPS = str.maketrans("。．｡", "...")
 _LITERAL = re.compile(r"<(?:STR|NUM|CHAR)_LIT:(.*?)>", re.DOTALL)
 
 
-def rouge_l(prediction: str, answer: str) -> float:
+def apart(text: str) -> str:
+    """A text with spaces around each character of a script that writes none; a full stop of theirs becomes a plain one.
+
+    >>> apart("我爱cats。"), apart("a cat.")
+    (' 我  爱 cats.', 'a cat.')
+    """
+    return _CHARACTER.sub(r" \g<0> ", text.translate(_FULL_STOPS) if _CHARACTER.search(text) else text)
+
+
+def rouge_l(prediction: str, answer: str, words: Words = "spaces") -> float:
     """ROUGE-L at summary level, over distinct words: F = 2PR / (P + R + 1e-8)   (Lin, 2004, sec. 3).
 
     With U the union, over all pairs of sentences, of the words in their longest common subsequence:
@@ -34,7 +57,11 @@ def rouge_l(prediction: str, answer: str) -> float:
 
     >>> round(rouge_l("the cat sat. it slept", "the cat lay. it slept"), 6)
     0.8
+    >>> round(rouge_l("我爱猫。", "我爱狗。"), 6), round(rouge_l("我爱猫。", "我爱狗。", "scripts"), 6)
+    (0.0, 0.666667)
     """
+    if words == "scripts":
+        prediction, answer = apart(prediction), apart(answer)
     ours, theirs = _sentences(prediction), _sentences(answer)
     if not ours or not theirs:
         return 0.0
@@ -80,7 +107,7 @@ def _bits_below(row: int, end: int) -> int:
     return (row & ((1 << end) - 1)).bit_count()
 
 
-def bleu(prediction: str, answer: str, max_order: int = 4) -> float:
+def bleu(prediction: str, answer: str, max_order: int = 4, words: Words = "spaces") -> float:
     """Sentence BLEU without smoothing: min(1, e^(1 - r/c)) · (Π p_n)^(1/N)   (Papineni et al., 2002).
 
     Words are what lies between white space and full stops. Where an order has no match the value is 0
@@ -89,6 +116,8 @@ def bleu(prediction: str, answer: str, max_order: int = 4) -> float:
     >>> bleu("a b c d", "a b c d"), round(bleu("a b", "a b c", 1), 6), bleu("a b", "a b")
     (1.0, 0.606531, 0.0)
     """
+    if words == "scripts":
+        prediction, answer = apart(prediction), apart(answer)
     ours, theirs = (re.findall(r"[^\s.]+", text) for text in (prediction, answer))
     logs = 0.0
     for order in range(1, max_order + 1):
@@ -128,7 +157,7 @@ def _unmask(code: str) -> str:
     return _LITERAL.sub(lambda match: match.group(1), code)
 
 
-def sari(prompt: str, prediction: str, answer: str) -> float:
+def sari(prompt: str, prediction: str, answer: str, words: Words = "spaces") -> float:
     """SARI: are words rightly kept, deleted and added, judged by the source?   (Xu et al., 2016)
 
     The mean, over n-grams of 1 to 4 words, of (F_keep + P_delete + F_add) / 3, where 0/0 is 1. The source is
@@ -140,10 +169,13 @@ def sari(prompt: str, prediction: str, answer: str) -> float:
     >>> round(sari("the big cat sat down", "the big cat sat down", "the cat sat"), 4)
     0.5958
     """
-    words = [_tokenize_13a(text.lower()).split(" ") for text in (prompt, prediction, answer)]
+    texts = [text.lower() for text in (prompt, prediction, answer)]
+    if words == "scripts":
+        texts = list(map(apart, texts))
+    parts = [_tokenize_13a(text).split(" ") for text in texts]
     scores = []
     for order in range(1, 5):
-        source, ours, theirs = (Counter(_ngrams(text, order)) for text in words)
+        source, ours, theirs = (Counter(_ngrams(text, order)) for text in parts)
         scores.append((_keep(source, ours, theirs) + _delete(source, ours, theirs) + _add(source, ours, theirs)) / 3)
     return sum(scores) / len(scores)
 

@@ -1,4 +1,7 @@
-"""How TRACE's tasks are scored, and `score`: what its own evaluation prints."""
+"""How TRACE's tasks are scored, and `score`: what its own evaluation prints.
+
+Words stand between spaces and an empty answer is never right, as in TRACE's evaluation: these values are published.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,28 @@ LETTER_AND_LINE_END = 2  # characters before the reasons in a ScienceQA answer
 
 
 def _stance() -> dict[str, Metric]:
-    return {"accuracy": ExactMatch(), "accuracy_lenient": FirstLabel(STANCE), "valid": ValidLabel("[ABC]")}
+    return {**_matched(STANCE), "valid": ValidLabel("[ABC]")}
 
 
 def _number() -> dict[str, Metric]:
     """The first number is compared as text: "1,680" is not "1680", and "8.0" is not "8"."""
-    return {"accuracy": ExactMatch(), "accuracy_lenient": FirstLabel(NUMBER)}
+    return _matched(NUMBER)
+
+
+def _matched(pattern: str) -> dict[str, Metric]:
+    return {"accuracy": ExactMatch(empty=False), "accuracy_lenient": FirstLabel(pattern, empty=False)}
 
 
 def _summary() -> dict[str, Metric]:
-    return {"rouge-L": RougeL(), "bleu-1": Bleu(1), "bleu-4": Bleu(4)}
+    return {"rouge-L": _rouge_l(), "bleu-1": _bleu(1), "bleu-4": _bleu(4)}
+
+
+def _rouge_l(skip: int = 0) -> RougeL:
+    return RougeL(skip, words="spaces", empty=False)
+
+
+def _bleu(max_order: int, skip: int = 0) -> Bleu:
+    return Bleu(max_order, skip, words="spaces")
 
 
 def _code() -> dict[str, Metric]:
@@ -53,16 +68,16 @@ def _science() -> dict[str, Metric]:
     reasons = LETTER_AND_LINE_END
     return {
         "accuracy": FirstCharacter(),
-        "accuracy_lenient": FirstLabel(OPTION),
+        "accuracy_lenient": FirstLabel(OPTION, empty=False),
         "valid": ValidLabel(BEGINS_WITH_OPTION, strip=False),
-        "rouge-L": RougeL(skip=reasons),
-        "bleu-1": Bleu(1, skip=reasons),
-        "bleu-4": Bleu(4, skip=reasons),
+        "rouge-L": _rouge_l(reasons),
+        "bleu-1": _bleu(1, reasons),
+        "bleu-4": _bleu(4, reasons),
     }
 
 
 def _simplification() -> dict[str, Metric]:
-    return {"sari": Sari(), "bleu-1": Bleu(1), "bleu-4": Bleu(4), "rouge-L": RougeL()}
+    return {"sari": Sari(words="spaces"), "bleu-1": _bleu(1), "bleu-4": _bleu(4), "rouge-L": _rouge_l()}
 
 
 SCORERS: dict[str, Callable[[], dict[str, Metric]]] = {
@@ -113,7 +128,10 @@ def score(
 
 
 def scorers_for(task_name: str) -> dict[str, Metric]:
-    """Fresh scorers for `task_name`, the primary one first; for a task that is not TRACE's, exact match and ROUGE-L."""
+    """Fresh scorers for `task_name`, the primary one first; for a task that is not TRACE's, exact match and ROUGE-L.
+
+    There each character of a script without spaces, such as Chinese, is a word of ROUGE-L.
+    """
     if task_name in SCORERS:
         return SCORERS[task_name]()
     return {"accuracy": ExactMatch(), "rouge-L": RougeL()}
