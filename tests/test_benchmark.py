@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from benchmarks.mini_trace import MiniTrace
 from workbench.benchmark import Benchmark, Subset
-from workbench.testing import check_benchmark
+from workbench.results import RunFolder
+from workbench.scoring import score_task
+from workbench.strategy import ContinualStrategy
+from workbench.testing import check_benchmark, tiny_backbone, tiny_tasks
 
 WHOLE = MiniTrace(train_rows=8, test_rows=8, validation_rows=0)
 
@@ -31,3 +37,30 @@ def test_tasks_that_are_not_there() -> None:
         Subset(WHOLE, ["number"])
     with pytest.raises(ValueError, match=r"tasks: empty\. Name one or more of topic_stance"):
         Subset(WHOLE, [])
+    with pytest.raises(ValueError, match=r"tasks='number_cm' is one string\. Give a list of texts\."):
+        Subset(WHOLE, "number_cm")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("", "it has to be usable as a file's name."),
+        (".hidden", "it has to be usable as a file's name."),
+        ("a\0b", "it has to be usable as a file's name."),
+        ("half \ud800", "it has to be usable as a file's name."),
+        ("n" * 260, "it has 260 bytes in UTF-8, and a file's name leaves room for 230; choose a shorter one."),
+        ("名" * 77, "it has 231 bytes in UTF-8, and a file's name leaves room for 230; choose a shorter one."),
+    ],
+)
+def test_a_name_that_no_file_can_have(name: str, problem: str) -> None:
+    with pytest.raises(ValueError, match="is no name for a task: ") as caught:
+        replace(tiny_tasks()[0], name=name)
+    assert str(caught.value).endswith(f"is no name for a task: {problem}")
+    assert len(str(caught.value)) < 200
+
+
+def test_the_longest_name_is_that_of_a_file(tmp_path: Path) -> None:
+    task = replace(tiny_tasks()[0], name="n" * 230)
+    results = RunFolder(tmp_path / "run")
+    results.add_score(9999, score_task(tiny_backbone(num_hidden_layers=1), ContinualStrategy(), task))
+    assert [file.name for file in (tmp_path / "run" / "predictions").iterdir()] == [f"9999-{task.name}.jsonl"]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from small import column, study, write_tasks
 
+from workbench.benchmark import Benchmark
 from workbench.config import ConfigError, load, parse
-from workbench.orders import chosen_orders, drawn_orders, names_of, order_problems, read_orders
+from workbench.orders import benchmark_problems, chosen_orders, drawn_orders, names_of, order_problems, read_orders
 from workbench.study import Study
 
 OWN = {"1": ("a", "b", "c"), "2": ("c", "b", "a")}
@@ -102,6 +105,73 @@ def test_the_chosen_ones_by_name() -> None:
 def test_what_a_benchmark_cannot_give(entry: Any, problem: str) -> None:
     found = order_problems([entry], OWN, TASKS, "Trace")
     assert found[0] == problem
+
+
+@dataclass
+class Given:
+    """A benchmark of tasks, probes and a corpus by their names alone."""
+
+    tasks: Sequence[str] = ("a", "b")
+    orders: Any = field(default_factory=lambda: {"default": ["a", "b"]})
+    probe: str = "p"
+    corpus: str = "prose"
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, index: int) -> Any:
+        return SimpleNamespace(name=self.tasks[index])
+
+    @property
+    def probes(self) -> list[Any]:
+        return [SimpleNamespace(name=self.probe)]
+
+    @property
+    def general(self) -> Any:
+        return SimpleNamespace(name=self.corpus)
+
+
+OWN_NAME = "Give each a name of its own."
+EVERY = "An order has every task; `first_tasks` and workbench.benchmark.Subset leave some out."
+
+
+@pytest.mark.parametrize(
+    ("given", "problems"),
+    [
+        (Given(), []),
+        (Given(tasks=[], orders={}), ["Given has no tasks. Give it one or more."]),
+        (Given(tasks=["a", "b", "a"]), [f"task 'a' stands there more than once. {OWN_NAME}"]),
+        (Given(probe="b"), [f"probe 'b' is also a task. {OWN_NAME}"]),
+        (Given(corpus="a"), [f"general corpus 'a' is also a task. {OWN_NAME}"]),
+        (Given(corpus="p"), [f"general corpus 'p' is also a probe. {OWN_NAME}"]),
+        (
+            Given(tasks=["a", "É"], orders={"x": ["a", "É"]}, probe="e\u0301"),  # composed or not, upper case or lower
+            [f"task 'É' and probe 'e\u0301' differ only by case: some disks take them for one. {OWN_NAME}"],
+        ),
+        (Given(orders={}), ["Given has no orders. Give one or more, such as {'default': ['a', 'b']}."]),
+        (Given(orders={"x": ["a", "b", "a"]}), ["orders.x: 'a' stands there more than once."]),
+        (Given(orders={"x": ["b"]}), [f"orders.x: a missing. {EVERY}"]),
+        (
+            Given(orders={"x": ["a", "b", "bb"]}),
+            ["orders.x: Given has no task 'bb'. Did you mean 'b'? There are a, b."],
+        ),
+        (Given(orders={"x": "ab"}), ["orders.x: expected a list of task names, got 'ab'."]),
+        (
+            Given(orders={1: ["a", "b"]}),
+            ["orders.1: 1 is no name for an order: expected a text, got a value of type int."],
+        ),
+        (
+            Given(orders={"a/b": ["a", "b"]}),
+            ["orders.a/b: 'a/b' is no name for an order: it has to be usable as a file's name."],
+        ),
+        (
+            Given(orders={"One": ["a", "b"], "one": ["b", "a"]}),
+            [f"order 'One' and order 'one' differ only by case: some disks take them for one. {OWN_NAME}"],
+        ),
+    ],
+)
+def test_what_no_study_could_run(given: Given, problems: list[str]) -> None:
+    assert benchmark_problems(cast(Benchmark, given)) == problems
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ def test_a_sound_benchmark_passes() -> None:
     assert check_benchmark(Fake(probes=[corpus])) == SENTENCES
 
 
+EVERY = "An order has every task; `first_tasks` and workbench.benchmark.Subset leave some out."
 TWICE = [*tiny_tasks(2), tiny_tasks(1)[0]]
 LEAKING = first_task(train=Dataset.from_list([*tiny_tasks(1)[0].train.to_list(), *tiny_tasks(1)[0].test.to_list()[:2]]))
 
@@ -86,20 +87,31 @@ LEAKING = first_task(train=Dataset.from_list([*tiny_tasks(1)[0].train.to_list(),
     [
         (
             Fake(tasks=TWICE, orders={}),
-            ["the task name 'task_0' stands twice."] * 2,
+            [
+                "task 'task_0' stands there more than once. Give each a name of its own.",
+                "Fake has no orders. Give one or more, such as {'default': ['task_0', 'task_1', 'task_0']}.",
+            ],
         ),
         (
             Fake(orders={"short": ["task_0"]}),
-            ["order 'short' is no permutation of the tasks: ['task_0']."],
+            [f"orders.short: task_1 missing. {EVERY}"],
         ),
         (
             Fake(orders={"other": ["task_0", "task_9"], "double": ("task_0", "task_0", "task_1")}),
             [
-                "order 'other' is no permutation of the tasks: ['task_0', 'task_9'].",
-                "order 'double' is no permutation of the tasks: ['task_0', 'task_0', 'task_1'].",
+                "orders.other: Fake has no task 'task_9'. Did you mean 'task_1'? There are task_0, task_1.",
+                f"orders.other: task_1 missing. {EVERY}",
+                "orders.double: 'task_0' stands there more than once.",
             ],
         ),
-        (Fake(probes=tiny_tasks(1)), ["probe 'task_0' is also a task."]),
+        (Fake(probes=tiny_tasks(1)), ["probe 'task_0' is also a task. Give each a name of its own."]),
+        (
+            Fake(general=Task("Task_0", test=Dataset.from_dict({"text": ["a cat"]}))),
+            [
+                "task 'task_0' and general corpus 'Task_0' differ only by case: some disks take them for one. "
+                "Give each a name of its own."
+            ],
+        ),
         (Fake(tasks=LEAKING), ["task_0: 2 test prompts are also in train."]),
         (
             Fake(tasks=first_task(scorers={"kind": Generous()})),

@@ -9,6 +9,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from datasets import Dataset
 from torchmetrics import Metric
 
+from workbench.annotations import refuse_bare_strings
+from workbench.files import name_problem
+
 NATS_PER_BYTE = "nats_per_byte"
 LIKELIEST_OPTION = "likeliest_option"
 PROTOCOL_PARTS = (
@@ -36,7 +39,8 @@ class Task:
     """One domain: rows to learn from, rows to be tested on, and how an answer is judged.
 
     Args:
-        name: Unique within a benchmark; it names files, so no path separators.
+        name: Unique within a benchmark, whatever the case of its letters; it names files, so no path separators, and at
+            most 230 bytes in UTF-8.
         test: Rows of {"prompt", "answer"} or, for a corpus, {"text"}. Never empty.
         train: Rows of the same columns; empty for a probe.
         validation: Rows of the same columns; may be empty.
@@ -62,7 +66,8 @@ class Task:
             `data.score_options`.
 
     Raises:
-        ValueError: A split has other columns, the test split is empty, there is no scorer, or a single option.
+        ValueError: The name cannot be a file's, a split has other columns, the test split is empty, there is no scorer,
+            or a single option.
     """
 
     name: str
@@ -80,8 +85,8 @@ class Task:
     train_without_validation: Dataset | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ValueError(f"{self.name!r} is no name for a task: it has to be usable as a file's name.")
+        if problem := name_problem(self.name):
+            raise ValueError(f"{self.name!r:.60} is no name for a task: {problem}.")
         if len(self.test) == 0:
             raise ValueError(
                 f"{self.name}: the test split has no rows, so nothing could be measured on it. Give it one."
@@ -199,10 +204,11 @@ class Subset:
         tasks: Names of the tasks that stay; each order keeps its own sequence of them.
 
     Raises:
-        ValueError: No task is named, or one that the benchmark does not have.
+        ValueError: No task is named, one that the benchmark does not have, or a string instead of a list of names.
     """
 
     def __init__(self, of: Benchmark, tasks: Sequence[str]) -> None:
+        refuse_bare_strings(tasks=tasks)
         there = [of[index].name for index in range(len(of))]
         if unknown := [name for name in tasks if name not in there]:
             raise ValueError(f"tasks: there is no {unknown[0]!r}. Choose from {', '.join(there)}.")

@@ -8,6 +8,7 @@ from functools import partial
 
 from workbench.backbone import Backbone
 from workbench.benchmark import Benchmark, Task
+from workbench.orders import benchmark_problems
 from workbench.strategy import ContinualStrategy
 from workbench.strategy_checks import STRATEGY_CHECKS
 from workbench.tiny import VARIANTS, tiny_backbone
@@ -94,12 +95,7 @@ def check_benchmark(benchmark: Benchmark) -> list[str]:
         ConformanceError: All that failed.
     """
     tasks = [benchmark[index] for index in range(len(benchmark))]
-    names = [task.name for task in tasks]
-    failures = [f"the task name {name!r} stands twice." for name in names if names.count(name) > 1]
-    for order, sequence in benchmark.orders.items():
-        if sorted(sequence) != sorted(names):
-            failures.append(f"order {order!r} is no permutation of the tasks: {list(sequence)}.")
-    failures += [f"probe {probe.name!r} is also a task." for probe in benchmark.probes if probe.name in names]
+    failures = benchmark_problems(benchmark)
     shared = {task.name: count for task in tasks if (count := _test_prompts_in_train(task))}
     stated = {entry.task for entry in getattr(benchmark, "overlaps", ())}
     failures += [

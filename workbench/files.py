@@ -15,6 +15,8 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 PIECE = 1 << 20
+LONGEST_NAME = 230
+"""Bytes of a name inside a file's name, which has at most 255: a number, a suffix and a temporary ending join it."""
 _held: list[BaseFileLock] = []
 
 
@@ -33,6 +35,30 @@ def write_whole(path: Path, text: str) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def name_problem(name: object) -> str:
+    """Say why a name cannot become part of a file's or a folder's name; empty where it can.
+
+    >>> name_problem("task"), name_problem("a/b")
+    ('', "it has to be usable as a file's name")
+    """
+    if not isinstance(name, str):
+        return f"expected a text, got a value of type {type(name).__name__}"
+    if not name or name.startswith(".") or set(name) & set("/\0\n") or not _encodes(name):
+        return "it has to be usable as a file's name"
+    if (size := len(name.encode())) > LONGEST_NAME:
+        return f"it has {size} bytes in UTF-8, and a file's name leaves room for {LONGEST_NAME}; choose a shorter one"
+    return ""
+
+
+def _encodes(name: str) -> bool:
+    """Whether a text can be written as UTF-8, which half of a surrogate pair cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from workbench.components import check_plain, joined
+from workbench.files import name_problem
 from workbench.imports import did_you_mean
+
+if TYPE_CHECKING:
+    from workbench.benchmark import Benchmark
 
 Entry: TypeAlias = str | dict[str, Any]
 """A name; {name: its tasks}; or {"random": how many, "seed": of the draw}."""
@@ -158,3 +163,52 @@ def _written_problems(where: str, order: Sequence[str], tasks: Sequence[str], ow
         remedy = "An order has every task; `first_tasks` and workbench.benchmark.Subset leave some out."
         problems.append(f"{where}: {', '.join(lacking)} missing. {remedy}")
     return problems
+
+
+def benchmark_problems(benchmark: Benchmark) -> list[str]:
+    """Tell what no study could run of a benchmark: its names and its orders, looked at before anything is written.
+
+    Each task, probe and corpus needs a name of its own, for its files and its column of scores; the names of orders are
+    names of folders.
+    """
+    owner = type(benchmark).__name__
+    tasks = [benchmark[index].name for index in range(len(benchmark))]
+    if not tasks:
+        return [f"{owner} has no tasks. Give it one or more."]
+    general = [("general corpus", benchmark.general.name)] if benchmark.general else []
+    probes = [("probe", probe.name) for probe in benchmark.probes]
+    problems = _alike([*(("task", name) for name in tasks), *probes, *general])
+    orders = benchmark.orders
+    if not orders:
+        problems.append(f"{owner} has no orders. Give one or more, such as {{'default': {tasks[:3]!r}}}.")
+    for name, order in orders.items():
+        where = f"orders.{name}"
+        if problem := name_problem(name):
+            problems.append(f"{where}: {name!r:.60} is no name for an order: {problem}.")
+        if isinstance(order, str) or not all(isinstance(task, str) for task in order):
+            problems.append(f"{where}: expected a list of task names, got {order!r:.60}.")
+        else:
+            problems += _written_problems(where, list(order), list(dict.fromkeys(tasks)), owner)
+    return problems + _alike([("order", name) for name in orders if isinstance(name, str)])
+
+
+def _alike(names: Iterable[tuple[str, str]]) -> list[str]:
+    """Tell names that are given twice, or would be on a disk that does not tell upper from lower case.
+
+    Args:
+        names: What each one stands for, and the name.
+    """
+    problems, known = dict[str, None](), dict[str, tuple[str, str]]()
+    for kind, name in names:
+        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        if key not in known:
+            known[key] = kind, name
+            continue
+        other, first = known[key]
+        remedy = "Give each a name of its own."
+        if first != name:
+            told = f"{other} {first!r} and {kind} {name!r} differ only by case: some disks take them for one."
+        else:
+            told = f"{kind} {name!r} " + ("stands there more than once." if kind == other else f"is also a {other}.")
+        problems[f"{told} {remedy}"] = None
+    return list(problems)

@@ -9,7 +9,7 @@ from workbench.benchmark import Benchmark, published_protocol
 from workbench.config import Component, StudyConfig, for_seed, instantiate
 from workbench.encoding import TextPolicy
 from workbench.imports import did_you_mean
-from workbench.orders import order_problems
+from workbench.orders import benchmark_problems, order_problems
 from workbench.strategy import Composition, ContinualStrategy
 
 
@@ -33,24 +33,31 @@ def built_problems(config: StudyConfig, known: Sequence[str]) -> list[str]:
 
 
 def benchmark_refusal(component: Component | Mapping[str, Any]) -> list[str]:
-    """Why a benchmark or one of its tasks cannot be built: the data are not there or not as they should be."""
+    """Why a benchmark or one of its tasks cannot be built or run: its data, its names or its orders are wrong."""
+    return _built(component)[1]
+
+
+def _built(component: Component | Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """A benchmark, and why it cannot be used."""
+    benchmark: Any = None
     try:
-        benchmark: Benchmark = instantiate(component)
-        if isinstance(benchmark, Sized):
-            for index in range(len(benchmark)):
-                benchmark[index]
+        benchmark = instantiate(component)
+        for index in range(len(benchmark) if isinstance(benchmark, Sized) else 0):
+            benchmark[index]
         if not isinstance(benchmark, Benchmark):  # last, as to ask for a property may be to make its rows
-            return [f"benchmark: {type(benchmark).__name__} is no Benchmark. Give a class that has all that one has."]
+            told = f"{type(benchmark).__name__} is no Benchmark. Give a class that has all that one has."
+            return benchmark, [f"benchmark: {told}"]
+        problems = benchmark_problems(benchmark)
     except (ValueError, OSError) as error:
-        return [f"benchmark: {line}" for line in str(error).splitlines()]
-    return []
+        problems = str(error).splitlines()
+    return benchmark, [f"benchmark: {line}" for line in problems]
 
 
 def _benchmark_problems(config: StudyConfig) -> list[str]:
     """Its own refusal; orders and tasks that it does not have."""
-    if refusal := benchmark_refusal(config.benchmark):
+    benchmark, refusal = _built(config.benchmark)
+    if refusal:
         return refusal
-    benchmark: Benchmark = instantiate(config.benchmark)
     names = [benchmark[index].name for index in range(len(benchmark))]
     problems = order_problems(config.orders, benchmark.orders, names, type(benchmark).__name__)
     if config.first_tasks and config.first_tasks > len(names):
