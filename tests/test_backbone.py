@@ -118,7 +118,7 @@ def test_a_batch_without_a_label_has_loss_zero() -> None:
 def test_generate_is_the_greedy_loop_in_the_order_of_the_prompts(family: str) -> None:
     backbone = tiny_backbone(family)
     prompts = mixed_prompts(6)
-    expected = [backbone._decode(greedy_by_hand(backbone, prompt, 8)[0]) for prompt in prompts]
+    expected = [backbone.encoder.decode(greedy_by_hand(backbone, prompt, 8)[0]) for prompt in prompts]
     assert len(set(expected)) > 3
     assert backbone.generate(prompts, 8) == expected
 
@@ -238,6 +238,46 @@ def test_every_token_of_a_long_text_but_its_first_is_counted_once() -> None:
             window = torch.tensor([tokens[start : start + 16]])
             loss = functional.cross_entropy(backbone.model(window).logits[0, :-1], window[0, 1:], reduction="sum")
             assert nats[part].item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_texts_first_token_is_counted_without_a_begin_token(packed: bool) -> None:
+    """As Qwen's tokenizer puts none before a text: the end token stands there, after which generation begins too."""
+    backbone = tiny_backbone("qwen2")
+    backbone.tokenizer.add_bos_token = False
+    end = backbone.tokenizer.eos_token_id
+    tokens = [end, *backbone.tokenizer("a cat").input_ids, end]
+    nats, counts = backbone.nats(backbone.encode(Dataset.from_dict({"text": ["a cat"]}), packed=packed))
+    assert counts.tolist() == [len(tokens) - 1]
+    with torch.no_grad():
+        logits = backbone.model(torch.tensor([tokens])).logits[0, :-1]
+    expected = functional.cross_entropy(logits, torch.tensor(tokens[1:]), reduction="sum").item()
+    assert nats.item() == pytest.approx(expected, rel=1e-5)
+    # an empty prompt is the same beginning for the likelihood of an answer and for the likeliest option
+    assert backbone.log_likelihood([""], ["a cat"]).item() == pytest.approx(-expected, rel=1e-5)
+    options = ["a", "cat", "dog", "7"]
+    first = [-logits[0].log_softmax(-1)[backbone.encoder.answer(text, 9)[0][0]].item() for text in options]
+    alone = [text for text in options if len(backbone.encoder.answer(text, 9)[0]) == 2]
+    assert backbone.likeliest([""], alone, 9) == [min(alone, key=lambda text: first[options.index(text)])]
+
+
+def test_a_single_string_is_no_list_of_texts() -> None:
+    backbone = tiny_backbone(num_hidden_layers=1)
+    calls = {
+        "prompts": [
+            lambda: backbone.generate("text", 3),
+            lambda: backbone.likeliest("text", ["a", "b"], 3),
+            lambda: backbone.log_likelihood("text", ["a"] * 4),
+        ],
+        "answers": [lambda: backbone.log_likelihood(["a"] * 4, "text")],
+        "options": [lambda: backbone.likeliest(["a"], "text", 3)],
+    }
+    for name, each in calls.items():
+        for call in each:
+            with pytest.raises(ValueError, match=rf"^{name}='text' is one string\. Give a list of texts\.$"):
+                call()
+    with pytest.raises(ValueError, match=r"^2 prompts and 1 answers were given\. Give one for each\.$"):
+        backbone.log_likelihood(["a", "b"], ["c"])
 
 
 MODEL = os.environ.get("WORKBENCH_MODEL")

@@ -175,6 +175,21 @@ def test_what_cannot_be_compared_is_kept_apart(study: Path, changes: dict[str, o
     assert (first.estimate("lora", "1", "OP").count, second.strategies) == (3, ["lora"])
 
 
+def test_variants_of_a_metric_are_kept_apart_where_all_runs_state_them(tmp_path: Path) -> None:
+    """Of a run of an earlier version nobody knows the variant; it stands with the others as before."""
+    names = {"a": "accuracy", "b": "accuracy", "probe": "accuracy"}
+    stated = {
+        words: {task: {metric: f"RougeL(words={words!r})"} for task, metric in names.items()}
+        for words in ("spaces", "scripts")
+    }
+    for seed, words in enumerate(stated):
+        made_run(tmp_path / "s", ("lora", "1", seed), scores(0.5), scorers=stated[words])
+    _, second = compare([tmp_path])
+    assert "scorer of a: RougeL(words='scripts') here, RougeL(words='spaces') there" in second.apart
+    made_run(tmp_path / "s", ("lora", "1", 2), scores(0.5))
+    assert len(one(tmp_path).runs) == 3
+
+
 def test_seeds_with_models_of_their_own_stand_in_one_table(tmp_path: Path) -> None:
     for seed in range(3):
         made_run(tmp_path / "s", ("lora", "1", seed), scores(0.5), backbone=f"model-{seed}", data=f"data-{seed}")

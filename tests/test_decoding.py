@@ -268,7 +268,7 @@ def test_an_empty_text_goes_on_after_an_end_token() -> None:
     backbone.tokenizer.add_bos_token = False
     with torch.no_grad():
         tokens = greedy(backbone.model, [[backbone.tokenizer.eos_token_id]], 4, Room(1), NEVER)
-    assert backbone.encoder.prompt("", 9)[0] == []
+    assert backbone.encoder.prompt("", 9) == ([backbone.tokenizer.eos_token_id], False)
     assert backbone.generate([""], 4) == [backbone.tokenizer.decode(tokens[0])]
 
 

@@ -178,10 +178,94 @@ def test_what_a_tokenizer_lacks() -> None:
 def test_a_template_longer_than_the_limit() -> None:
     with pytest.raises(ValueError) as caught:
         encoder(template="alpaca").prompt(LONG, 8)
+    taken = sum(len(plain(part)) for part in ALPACA.split("{}")) + 1
     assert str(caught.value) == (
-        "The template 'alpaca' alone is longer than the 8 prompt tokens. "
+        f"a prompt's limit in tokens is 8; the template 'alpaca' alone takes {taken}, "
+        "which leaves none for the text. Set data.max_length or data.max_prompt_length higher."
+    )
+    with pytest.raises(ValueError) as caught:
+        encoder(max_length=4).check_room(3)
+    assert str(caught.value) == (
+        "a prompt's limit in tokens is 1; the begin token alone takes 1, which leaves none for the text. "
         "Set data.max_length or data.max_prompt_length higher."
     )
+    encoder(max_length=5).check_room(3)
+
+
+DATED = (
+    "{{ bos_token }}{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    '{%- set date_string = strftime_now("%d %b %Y") %}{%- else %}{%- set date_string = "26 Jul 2024" %}{%- endif %}'
+    "{%- endif %}\nToday Date: {{ date_string }}\n  {% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
+    '{% if add_generation_prompt %}[me, {{ strftime_now("%-d.%m.%y %H:%M") }}]{% endif %}'
+)
+
+
+def test_a_chat_template_prints_the_day_of_the_policy() -> None:
+    """As LLaMA-3.2's asks for it; the clock is never read."""
+    for day, short, policy in (
+        ("26 Jul 2024", "26.07.24", {}),
+        ("02 Mar 2031", "2.03.31", {"template_date": "2031-03-02"}),
+    ):
+        written = DATED.replace('strftime_now("%d %b %Y")', repr(day))
+        written = written.replace('strftime_now("%-d.%m.%y %H:%M")', repr(f"{short} 00:00"))
+        assert "strftime_now(" not in written
+        expected = encoder(written, template="chat").prompt("Add 1", POSITIONS)
+        assert encoder(DATED, template="chat", **policy).prompt("Add 1", POSITIONS) == expected
+
+
+def test_a_template_that_asks_for_no_day_is_left_alone() -> None:
+    """A leading line end and spaces before a block are Jinja's business, with the fixed clock before it or without."""
+    for start in ("\n", "  ", "", " a\n"):
+        asks = (
+            start
+            + "{% for m in messages %}{{ m.content }}{% endfor %}{% if false %}{{ strftime_now('%Y') }}{% endif %}"
+        )
+        dated, silent = (
+            encoder(chat, template="chat").prompt("Add 1", POSITIONS)
+            for chat in (asks, asks.replace("strftime_now", "x"))
+        )
+        assert dated == silent
+
+
+def test_a_day_that_is_none() -> None:
+    with pytest.raises(ValueError) as caught:
+        TextPolicy(template_date="today")
+    assert str(caught.value) == "data.template_date='today' is no date. Give one such as '2024-07-26'."
+
+
+def beginless() -> Encoder:
+    """A tokenizer that puts nothing before a text, as Qwen's."""
+    without = tokenizer()
+    without.add_bos_token = False
+    assert without("").input_ids == []
+    return Encoder(without, POSITIONS, TextPolicy())
+
+
+def test_an_empty_prompt_without_a_begin_token_is_the_end_token() -> None:
+    """So that each token of the answer is learnt and measured, as each of them has to be generated."""
+    rows = Dataset.from_list([{"prompt": "", "answer": "2"}, {"prompt": "1 + 1 =", "answer": "2"}])
+    encoded = beginless().encode(rows).to_list()
+    assert (encoded[0]["input_ids"], encoded[0]["prompt_length"]) == ([END, *plain("2"), END], 1)
+    assert encoded[1]["input_ids"] == [*plain("1 + 1 ="), *plain("2"), END]
+    assert collate(encoded, pad_id=0).labels[0, 1:].tolist()[: len(plain("2")) + 1] == [*plain("2"), END]
+    assert encoder().encode(rows).to_list()[0]["input_ids"] == [BEGIN, *plain("2"), END]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_texts_first_token_is_predicted_without_a_begin_token_too(packed: bool) -> None:
+    texts = ["seven small birds", "a cat"]
+    rows = beginless().encode(Dataset.from_dict({"text": texts}), packed=packed).to_list()
+    predicted = [token for row in rows for token in row["input_ids"][1:]]
+    assert predicted == [token for text in texts for token in [*plain(text), END]]
+    assert {row["input_ids"][0] for row in rows} == {END}
+
+
+def test_what_the_tokenizer_makes_of_an_answer() -> None:
+    answers = ["A", " A", "A </s> D", "", "a long way to go"]
+    rows = Dataset.from_dict({"prompt": ["?"] * 5, "answer": answers})
+    found = encoder().producible(encoder().encode(rows, max_new_tokens=4))
+    assert found[:4] == [("A", True), ("A", True), ("A ", False), ("", True)]
+    assert found[4] == (tokenizer().decode(plain("a long way to go")[:4]), False)
 
 
 def test_labels_stand_on_the_answer_alone() -> None:

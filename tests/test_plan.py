@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from small import column, same, weights
+from small import column, same, weights, write_tasks
 
 from workbench.backbone import Backbone
 from workbench.benchmark import Task
@@ -48,6 +50,56 @@ def test_a_limit_of_time_is_no_limit_of_epochs(make: Make) -> None:
     small.run()
     made = column(small.results(small.runs[0]).path / "costs.csv", "steps")
     assert all(int(steps) > 2 for steps in made)
+
+
+def test_a_length_that_leaves_a_prompt_two_tokens_is_no_problem(make: Make) -> None:
+    """Scoring is timed with answers no longer than the tasks': 3 tokens, of which 5 leave 2 for the prompt."""
+    for length in (5, 6, 9, 10):
+        small = make(data={"batch_size": 4, "max_length": length})
+        assert small.plan().estimates["seqft"].steps == 4
+    small.run()
+    assert small.results(small.runs[0]).finished
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ({"max_length": 4}, "data: alpha: a prompt's limit in tokens is 1; the begin token alone takes 1, "),
+        ({"template_date": "soon"}, "data.template_date='soon' is no date. Give one such as '2024-07-26'."),
+        ({"max_length": 1}, "data.max_length=1 is out of range; it has to be at least 2."),
+    ],
+)
+def test_limits_without_room_for_text_are_told_before_a_folder_is_made(
+    make: Make, data: dict[str, Any], problem: str
+) -> None:
+    small = make(data={"batch_size": 4, **data})
+    with pytest.raises(ConfigError) as caught:
+        small.run()
+    assert caught.value.problems[0].startswith(problem)
+    assert not small.folder.exists()
+
+
+def test_answers_that_cannot_be_given_are_told_before_the_first_step(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_tasks(tmp_path / "tasks")
+    rows = [{"prompt": f"s{index}", "answer": answer} for index, answer in enumerate(["a", "a </s> b", " a"])]
+    (folder / "alpha" / "test.json").write_text(json.dumps(rows), encoding="utf-8")
+    benchmark = {"class_path": "benchmarks.trace.Trace", "init_args": {"path": str(folder), "max_new_tokens": 9}}
+    small = make(benchmark=benchmark)
+    told = (
+        "alpha: 1 of 3 test answers cannot be produced (the tokens of 'a </s> b' decode to 'a '); "
+        "the best possible accuracy is 0.6667"
+    )
+    assert str(small.plan()).endswith(f"\n  {told}")
+    small.run()
+    assert [record.getMessage() for record in caplog.records if record.name == "workbench.study"] == [told]
+    (stated,) = small.results(small.runs[0]).environment()["answers"].items()
+    assert stated[0] == "alpha"
+    assert {key: stated[1][key] for key in ("rows", "cannot_be_produced", "compared_as_written")} == {
+        "rows": 3, "cannot_be_produced": 1, "compared_as_written": 1,
+    }  # fmt: skip
+    assert stated[1]["best_accuracy"] == pytest.approx(2 / 3)
 
 
 def test_a_plan_changes_nothing(make: Make) -> None:

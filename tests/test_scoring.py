@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from tokenizers import normalizers
 from torchmetrics import Metric
 
 from workbench import scoring
 from workbench.backbone import Backbone
 from workbench.benchmark import Task
 from workbench.scorers import ExactMatch, FirstCharacter, RougeL, ValidLabel
-from workbench.scoring import judge, majority_answer, score_task
+from workbench.scoring import Reach, judge, majority_answer, reach, score_task
 from workbench.strategy import ContinualStrategy
 from workbench.testing import tiny_backbone, tiny_corpus
 
@@ -54,6 +55,105 @@ def test_judging_leaves_the_tasks_own_metric_as_it_was() -> None:
     exact = ExactMatch()
     assert judge(exact, ["0?", "1?"], ["A", "A"], ["A", "B"]) == 0.5
     assert judge(exact, ["0?"], ["A"], ["A"]) == 1.0
+
+
+def nfc_backbone() -> Backbone:
+    """A tokenizer that composes accents, as Qwen's does."""
+    backbone = tiny_backbone(num_hidden_layers=1)
+    backbone.tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    return backbone
+
+
+class Says(ContinualStrategy):
+    """Gives fixed answers."""
+
+    def __init__(self, *answers: object) -> None:
+        super().__init__()
+        self.answers = list(answers)
+
+    def answer(self, backbone: Backbone, task: Task, prompts: Sequence[str]) -> Any:
+        return self.answers
+
+
+@pytest.mark.parametrize(
+    ("answer", "prediction", "right"),
+    [
+        (" A", "A", 1.0),  # the tokenizer drops a leading space
+        (" A", " A", 1.0),  # a strategy's own answer may have it
+        (" A", "B", 0.0),
+        ("A", " A", 0.0),  # an ordinary answer is compared letter by letter
+        ("e\u0301te\u0301", "été", 1.0),
+        ("A </s> D", "A ", 0.0),  # what remains of an answer is not the answer
+        ("a very long answer", "a ver", 0.0),
+        ("", "", 1.0),
+    ],
+)
+def test_an_answer_is_compared_as_its_own_tokens_decode(answer: str, prediction: str, right: float) -> None:
+    backbone = nfc_backbone()
+    rows = Dataset.from_dict({"prompt": ["?"], "answer": [answer]})
+    one = Task("one", test=rows, scorers={"accuracy": ExactMatch()}, max_new_tokens=9, options=("x", "y"))
+    score = score_task(backbone, Says(prediction), one)
+    assert score.value == right
+    (row,) = score.predictions
+    assert (row["prediction"], row["answer"]) == (prediction, answer)
+    assert right == float(row["prediction"] == row.get("compared_with", answer))
+
+
+def test_the_likeliest_option_is_compared_as_the_tokenizer_writes_it() -> None:
+    rows = Dataset.from_dict({"prompt": ["?", "?"], "answer": [" A", " B"]})
+    two = Task("two", test=rows, scorers={"accuracy": ExactMatch()}, max_new_tokens=3, options=("A", "B"))
+    assert score_task(tiny_backbone(), Says("A", "A"), two, options=True).metrics["likeliest_option"] == 0.5
+
+
+def reached(answers: list[str], scorer: Metric, tokens: int = 9) -> Reach | None:
+    rows = Dataset.from_dict({"prompt": ["?"] * len(answers), "answer": answers})
+    return reach(tiny_backbone(num_hidden_layers=1), Task("t", test=rows, scorers={"m": scorer}, max_new_tokens=tokens))
+
+
+def test_right_answers_that_cannot_be_given_are_counted() -> None:
+    assert reached(["A", "B", ""], ExactMatch()) is None
+    told = reached(["A", "B </s> D", "A", "C </s> D"], ExactMatch())
+    assert (
+        str(told) == "t: 2 of 4 test answers cannot be produced (the tokens of 'B </s> D' decode to 'B '); "
+        "the best possible m is 0.5"
+    )
+    assert told
+    assert told.stated == {
+        "rows": 4, "cannot_be_produced": 2, "compared_as_written": 0, "best_m": 0.5, "example": ["B </s> D", "B "],
+    }  # fmt: skip
+    assert str(reached(["A", " B"], ExactMatch())) == (
+        "t: 1 of 2 test answers are compared as the tokenizer writes them (the tokens of ' B' decode to 'B')"
+    )
+    assert str(reached(["A", "", ""], ExactMatch(empty=False))) == (
+        "t: 2 of 3 test answers cannot be produced (the tokens of '' decode to ''); the best possible m is 0.3333"
+    )
+    long = reached(["A", "AB"], FirstCharacter(), tokens=2)
+    assert long
+    assert (long.lost, long.best) == (1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["ab"], r"^one: 1 answers came back for 2 prompts\. Give one for each\.$"),
+        (["a", None], r"^one: None came back as an answer \(NoneType\)\. Give a list of texts\.$"),
+    ],
+)
+def test_answers_that_are_no_list_of_texts(given: list[Any], told: str) -> None:
+    rows = Dataset.from_dict({"prompt": ["?", "?"], "answer": ["a", "b"]})
+    one = Task("one", test=rows, scorers={"accuracy": ExactMatch()})
+    with pytest.raises(ValueError, match=told):
+        score_task(tiny_backbone(num_hidden_layers=1), Says(*given), one)
+
+
+def test_one_text_for_two_prompts_is_no_answer() -> None:
+    rows = Dataset.from_dict({"prompt": ["?", "?"], "answer": ["a", "b"]})
+    strategy = Says()
+    strategy.answers = "ab"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"^one: a single text came back for 2 prompts\. Give one for each\.$"):
+        score_task(
+            tiny_backbone(num_hidden_layers=1), strategy, Task("one", test=rows, scorers={"accuracy": ExactMatch()})
+        )
 
 
 class Clock:

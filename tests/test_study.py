@@ -87,9 +87,35 @@ def test_what_was_done_is_written_beside_the_numbers(make: Make) -> None:
     assert (protocol["decoding"], protocol["precision"], protocol["dtype"]) == ("greedy", "32-true", "float32")
     assert protocol["references"] == ["Hu et al., 2022 (arXiv 2106.09685)"]
     assert protocol["test_rows"] == {"alpha": 4, "beta": 4}
+    assert protocol["scorers"]["alpha"] == {
+        "accuracy": "ExactMatch(empty=True)",
+        "rouge-L": "RougeL(skip=0, words='scripts', empty=True)",
+    }
+    assert "answers" not in environment
     assert environment["versions"]["torch"] == torch.__version__
     assert all("lora_" in name for name in environment["trainable"]["alpha"])
     assert len(environment["trainable"]["alpha"]) == 8  # two layers, two projections, A and B
+
+
+def test_the_day_that_a_chat_template_prints_is_the_studys_and_not_the_clocks(
+    make: Make, model_folder: Path, tmp_path: Path
+) -> None:
+    """Two ways to write the template, once by `strftime_now` and once with the day written out, learn the same."""
+    dated = '{{ strftime_now("%d %b %Y") }} {% for m in messages %}{{ m.content }}{% endfor %}'
+    trained = []
+    for name, template in (("dated", dated), ("written", dated.replace('strftime_now("%d %b %Y")', "'26 Jul 2024'"))):
+        folder = Path(shutil.copytree(model_folder, tmp_path / name))
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        data = {"batch_size": 4, "max_length": 64, "template": "chat"}
+        small = make(name=name, backbone={"path": str(folder)}, data=data)
+        small.run()
+        run = small.results(small.runs[0])
+        assert run.environment()["protocol"]["text"]["template_date"] == "2024-07-26"
+        assert load(run.path / "config.yaml").data.template_date == "2024-07-26"
+        trained.append(
+            [(run.path / file).read_bytes() for file in ("scores.csv", "nll.csv", "model/model.safetensors")]
+        )
+    assert trained[0] == trained[1]
 
 
 def test_the_config_of_a_run_runs_again_by_itself(make: Make) -> None:

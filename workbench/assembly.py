@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from workbench.fingerprint import fingerprint_model, fingerprint_tasks
 from workbench.module import OptimizerFactory
 from workbench.orders import chosen_orders
 from workbench.processes import world
+from workbench.scoring import Reach, reach
 from workbench.strategy import Composition, ContinualStrategy, needs_task_id
 from workbench.trainer_arguments import TRAINER_DEFAULTS, loggers, trainer_arguments
 
@@ -66,11 +68,12 @@ class Assembly:
         """The model as loaded.
 
         Raises:
-            ConfigError: The folder cannot be loaded.
+            ConfigError: The folder cannot be loaded, or the limits of text are out of range.
         """
+        policy = self.text_policy
         try:
             loaded = Backbone.load(
-                **vars(self.config.backbone), text=self.text_policy, eval_batch_size=self.config.data.eval_batch_size
+                **vars(self.config.backbone), text=policy, eval_batch_size=self.config.data.eval_batch_size
             )
         except ValueError as error:
             raise ConfigError([f"backbone: {error}"]) from error
@@ -91,15 +94,26 @@ class Assembly:
         for task in [*self.tasks.values(), *self.benchmark.probes]:
             try:
                 self.backbone.encoder.limits(task.max_new_tokens)
+                if not task.is_corpus and any(chain(task.test["prompt"], task.train["prompt"])):
+                    self.backbone.encoder.check_room(task.max_new_tokens)
             except ValueError as error:
                 problems.append(f"data: {task.name}: {error}")
         return problems
+
+    @cached_property
+    def reaches(self) -> list[Reach]:
+        """The tasks whose right answers a model cannot all give as they stand, probes among them."""
+        found = [reach(self.backbone, task) for task in [*self.tasks.values(), *self.benchmark.probes]]
+        return [one for one in found if one]
 
     @cached_property
     def text_policy(self) -> TextPolicy:
         """The `data:` section; where it states no prompt length, the longest that the tasks' protocol states.
 
         Joint rows then have room for such a prompt and the longest answer of any task.
+
+        Raises:
+            ConfigError: A limit is too low to hold any text, or the date is none.
         """
         data = self.config.data
         stated = [task.max_prompt_length for task in self.tasks.values() if task.max_prompt_length]
@@ -110,13 +124,25 @@ class Assembly:
             answers = [task.max_new_tokens for task in self.tasks.values() if not task.is_corpus]
             longest = max(answers, default=0)
             length = prompt + min(longest, data.max_answer_length or longest)
-        return TextPolicy(length, prompt, data.max_answer_length, data.truncation, data.template, tokenization)
+        limits = (length, prompt, data.max_answer_length)
+        try:
+            return TextPolicy(*limits, data.truncation, data.template, tokenization, data.template_date)
+        except ValueError as error:
+            raise ConfigError([str(error)]) from error
 
     @property
     def carries_optimizer(self) -> bool:
         """Whether optimizer state is carried from task to task."""
         said = self.config.carry_optimizer
         return published_protocol(self.benchmark).carry_optimizer if said is None else said
+
+    @property
+    def stated_policy(self) -> dict[str, Any]:
+        """The text policy as it stands beside the numbers: a date only where a template may print it."""
+        stated = dict(vars(self.text_policy))
+        if stated["template"] != "chat":
+            del stated["template_date"]
+        return stated
 
     @cached_property
     def benchmark_notes(self) -> str | None:
@@ -185,7 +211,7 @@ class Assembly:
             "processes": world(),
             "precision": config.trainer.get("precision", "32-true"),
             "deterministic": (TRAINER_DEFAULTS | config.settings(name).trainer)["deterministic"],
-            "text": vars(self.text_policy),
+            "text": self.stated_policy,
             "carry_optimizer": self.carries_optimizer,
             "published": self._beside_published(name, order),
             "scored_on": config.data.score_on,

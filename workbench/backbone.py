@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench import adapters, composition
+from workbench.annotations import refuse_bare_strings
 from workbench.batch import IGNORED, Batch, Output, collate, passes, token_nats
 from workbench.cache import has_plain_cache
 from workbench.decoding import Room, greedy, option_nats
@@ -256,13 +257,17 @@ class Backbone(nn.Module):
         Args:
             prompts: As in a task's rows: the template is added here, and what is too long is cut as the policy says.
             max_new_tokens: The longest answer in tokens.
+
+        Raises:
+            ValueError: `prompts` is one string.
         """
+        refuse_bare_strings(prompts=prompts)
         begun, new_tokens = self._prompts(prompts, max_new_tokens)
         end = self.tokenizer.eos_token_id
         room = Room(self.eval_batch_size, self.eval_batch_tokens)
         with self.evaluating():
             answers = greedy(self.model, begun, new_tokens, room, end)
-        return [self._decode(tokens) for tokens in answers]
+        return [self.encoder.decode(tokens) for tokens in answers]
 
     @torch.no_grad()
     def likeliest(self, prompts: Sequence[str], options: Sequence[str], max_new_tokens: int) -> list[str]:
@@ -272,7 +277,11 @@ class Backbone(nn.Module):
             prompts: As in `generate`.
             options: The answers, taken without the end token, which a reason may precede.
             max_new_tokens: The longest answer in tokens.
+
+        Raises:
+            ValueError: `prompts` or `options` is one string.
         """
+        refuse_bare_strings(prompts=prompts, options=options)
         if self.encoder.policy.joint:
             nats = self.nats(self._options(prompts, options, max_new_tokens))[0].view(len(prompts), len(options))
             return [options[index] for index in nats.argmin(1).tolist()]
@@ -298,7 +307,13 @@ class Backbone(nn.Module):
 
         Returns:
             (rows,) in nats, at most 0.
+
+        Raises:
+            ValueError: One of them is one string, or they differ in length.
         """
+        refuse_bare_strings(prompts=prompts, answers=answers)
+        if len(prompts) != len(answers):
+            raise ValueError(f"{len(prompts)} prompts and {len(answers)} answers were given. Give one for each.")
         rows = Dataset.from_dict({"prompt": list(prompts), "answer": list(answers)})
         return -self.nats(self.encode(rows))[0]
 
@@ -332,7 +347,7 @@ class Backbone(nn.Module):
                 module.training = training
 
     def _prompts(self, prompts: Sequence[str], max_new_tokens: int) -> tuple[list[list[int]], int]:
-        """Tokens of each, and the most of an answer; an empty text is the beginning of one, after the last's end."""
+        """Tokens of each, and the most of an answer."""
         rows = Dataset.from_dict({"prompt": list(prompts)})
         encoded = self.encode(rows, max_new_tokens)  # which is kept, for the next time that these are scored
         new_tokens = self.encoder.limits(max_new_tokens)[1]
@@ -348,9 +363,3 @@ class Backbone(nn.Module):
             else:  # a row without room for an end token labels one token more
                 row["prompt_length"] += 1
         return Dataset.from_list(rows)
-
-    def _decode(self, tokens: list[int]) -> str:
-        end = self.tokenizer.eos_token_id
-        tokens = tokens[: tokens.index(end)] if end in tokens else tokens
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return cast(str, text)

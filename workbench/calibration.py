@@ -131,11 +131,12 @@ def scoring_seconds(assembly: Assembly, tested: Sequence[Task]) -> float:
     generated = [task for task in tested if not task.is_corpus]
     if not generated:
         return 0.0
+    limits = {task.name: backbone.encoder.limits(task.max_new_tokens)[1] for task in generated}
     prompts = generated[0].test["prompt"][: backbone.eval_batch_size]
     with merged_to_score(backbone.model):
-        short, longer = (_timed(backbone, prompts, tokens) for tokens in (1, 1 + CALIBRATION_TOKENS))
-    per_token = max(0.0, longer - short) / CALIBRATION_TOKENS
-    limits = {task.name: backbone.encoder.limits(task.max_new_tokens)[1] for task in generated}
+        most = min(1 + CALIBRATION_TOKENS, limits[generated[0].name])
+        short, longer = (_timed(backbone, prompts, tokens) for tokens in (1, most))
+    per_token = max(0.0, longer - short) / max(1, most - 1)
     batches = [(-(-len(task.test) // backbone.eval_batch_size), limits[task.name]) for task in generated]
     # one pass for the first token, one for the likelihood of the right answer, and one for each further token
     return sum(count * (2 * short + tokens * per_token) for count, tokens in batches)

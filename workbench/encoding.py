@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime, time
+from functools import cache
 from itertools import chain
 from typing import Any, Literal
 
@@ -18,6 +20,10 @@ ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
     "\n\n### Instruction:\n{}\n\n### Response:\n"
 )
+
+TEMPLATE_DATE = "2024-07-26"
+"""The day that a chat template takes for today: LLaMA-3's own templates fall back on it."""
+DIRECTIVES = "aAbBcdDeFGHIjmMpSTuUVwWxXyYzZ"
 
 AT_ONCE = 256
 KEPT_BYTES = 2**28
@@ -40,9 +46,12 @@ class TextPolicy:
             `max_length` tokens; end and begin token are added only where there is room, the end token first. As many
             of the last tokens are labelled as the answer has by itself, with an end token. A prompt that is to be
             answered is cut on the left to its limit, with a begin token only where there is room.
+        template_date: The day, as YYYY-MM-DD, that a chat template takes for today. The clock is never asked, so that
+            tokens are the same on every day and in every process.
 
     Raises:
-        ValueError: A limit is too low to hold any text, or truncation "middle" is combined with "joint".
+        ValueError: A limit is too low to hold any text, the date is none, or truncation "middle" is combined with
+            "joint".
     """
 
     max_length: int | None = None
@@ -51,8 +60,14 @@ class TextPolicy:
     truncation: Literal["left", "middle"] = "left"
     template: Literal["none", "alpaca", "chat"] = "none"
     tokenization: Literal["apart", "joint"] = "apart"
+    template_date: str = TEMPLATE_DATE
 
     def __post_init__(self) -> None:
+        try:
+            date.fromisoformat(self.template_date)
+        except ValueError as error:
+            told = f"data.template_date={self.template_date!r} is no date. Give one such as '{TEMPLATE_DATE}'."
+            raise ValueError(told) from error
         least = {"max_length": 2, "max_prompt_length": 1, "max_answer_length": 1}
         for name, bound in least.items():
             value = getattr(self, name)
@@ -136,7 +151,11 @@ class Encoder:
         return prompt, answer
 
     def prompt(self, text: str, limit: int) -> tuple[list[int], bool]:
-        """The prompt's tokens in its template, at most `limit`, and whether it was cut."""
+        """The prompt's tokens in its template, at most `limit`, and whether it was cut.
+
+        There is always one at least, after which the answer begins: where the tokenizer has no begin token, an empty
+        prompt is the end token, which ends the text before.
+        """
         return self._prompts([text], [limit])[0]
 
     def _prompts(self, texts: Sequence[str], limits: Sequence[int]) -> list[tuple[list[int], bool]]:
@@ -144,7 +163,8 @@ class Encoder:
         tokens = self._tokens([self._render(text) for text in texts], special=self._begins and not self.policy.joint)
         if self.policy.joint:
             cut = zip(tokens, limits, strict=True)
-            return [(self._with_begin(ids[-limit:], limit), len(ids) > limit) for ids, limit in cut]
+            end = [self.tokenizer.eos_token_id]
+            return [(self._with_begin(ids[-limit:], limit) or end, len(ids) > limit) for ids, limit in cut]
         whole = zip(texts, tokens, limits, strict=True)
         return [self._cut_prompt(text, ids, limit) for text, ids, limit in whole]
 
@@ -160,16 +180,31 @@ class Encoder:
 
     def _cut_prompt(self, text: str, token_ids: list[int], limit: int) -> tuple[list[int], bool]:
         if len(token_ids) <= limit:
-            return token_ids, False
-        before, after = self._render("\0").split("\0")
-        (head,) = self._tokens([before], special=self._begins)
-        tail, body = self._tokens([after, text], special=False)
-        room = limit - len(head) - len(tail)
-        if room < 1:
-            told = f"The template {self.policy.template!r} alone is longer than the {limit} prompt tokens."
-            raise ValueError(f"{told} Set data.max_length or data.max_prompt_length higher.")
+            return token_ids or [self.tokenizer.eos_token_id], False
+        head, tail, room = self._frame(limit)
+        (body,) = self._tokens([text], special=False)
         kept_first = room // 2 if self.policy.truncation == "middle" else 0
         return head + body[:kept_first] + body[len(body) - (room - kept_first) :] + tail, True
+
+    def _frame(self, limit: int) -> tuple[list[int], list[int], int]:
+        """The tokens before and after each prompt's text, and how many of the limit they leave for it."""
+        before, after = self._render("\0").split("\0")
+        (head,), (tail,) = self._tokens([before], special=self._begins), self._tokens([after], special=False)
+        room = limit - len(head) - len(tail)
+        if room < 1:
+            what = "begin token" if self.policy.template == "none" else f"template {self.policy.template!r}"
+            told = f"the {what} alone takes {limit - room}, which leaves none for the text"
+            remedy = "Set data.max_length or data.max_prompt_length higher."
+            raise ValueError(f"a prompt's limit in tokens is {limit}; {told}. {remedy}")
+        return head, tail, room
+
+    def check_room(self, max_new_tokens: int) -> None:
+        """Refuse limits that leave no room for a prompt's text, for a task whose answers have `max_new_tokens`.
+
+        Raises:
+            ValueError: Prompt and answer do not fit into the model's positions, or the template fills the prompt.
+        """
+        self._frame(self.limits(max_new_tokens)[0])
 
     def answer(self, text: str, limit: int) -> tuple[list[int], bool]:
         """The answer's tokens and the end token, at most `limit`, and whether it was cut.
@@ -224,8 +259,9 @@ class Encoder:
         if "text" in texts and packed:
             encoded = self._packed(texts["text"])
         elif "text" in texts:
+            before = self._before_text()
             whole = enumerate(self._whole(texts["text"]))
-            encoded = [part for index, token_ids in whole for part in self._text_parts(token_ids, index)]
+            encoded = [part for index, token_ids in whole for part in self._text_parts(before + token_ids, index)]
         elif "answer" not in texts:
             encoded = self._unanswered(texts, max_new_tokens)
         elif self.policy.joint:
@@ -278,17 +314,51 @@ class Encoder:
             rows.append(_row(kept, len(kept) - labelled, index, (len(whole) > limit, len(answer) >= limit)))
         return rows
 
+    def producible(self, encoded: Dataset) -> list[tuple[str, bool]]:
+        """What each row's answer is as a model would give it, and whether that is all of the answer.
+
+        Args:
+            encoded: Rows of prompt and answer (`encode`).
+
+        Returns:
+            The text that the answer's own tokens decode to, which a tokenizer may write otherwise (without a leading
+            space, with composed accents). It is not all of the answer where that was cut, or where special tokens
+            stand in it, such as the end token's text: they are dropped, and the end token ends the answer.
+        """
+        added = self.tokenizer.added_tokens_decoder.items()
+        special = {*self.tokenizer.all_special_ids, *(number for number, token in added if token.special)}
+        pairs = zip(encoded["input_ids"][:], encoded["prompt_length"][:], encoded["answer_cut"][:], strict=True)
+        found = []
+        for token_ids, size, cut in pairs:
+            if self.policy.joint and token_ids[-1:] != [self.tokenizer.eos_token_id]:
+                size += 1  # a row without room for an end token labels the prompt's last one too
+            answer = token_ids[size:]
+            whole = not cut and not special.intersection(answer[:-1])
+            found.append((self.decode(answer), whole))
+        return found
+
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of an answer's tokens, as far as the end token."""
+        end = self.tokenizer.eos_token_id
+        token_ids = token_ids[: token_ids.index(end)] if end in token_ids else token_ids
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
     def _text_parts(self, token_ids: list[int], index: int) -> list[dict[str, Any]]:
         return [_row(part, 0, index, (False, False)) for _, part in self._windows(token_ids)]
 
     def _packed(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         whole = self._whole(texts)
-        owners = [index for index, token_ids in enumerate(whole) for _ in token_ids]
-        stream = [token for token_ids in whole for token in token_ids]
+        before = self._before_text()
+        owners = [0] * len(before) + [index for index, token_ids in enumerate(whole) for _ in token_ids]
+        stream = before + [token for token_ids in whole for token in token_ids]
         return [_row(part, 0, owners[start], (False, False)) for start, part in self._windows(stream)]
 
     def _whole(self, texts: Sequence[str]) -> list[list[int]]:
         return [[*token_ids, self.tokenizer.eos_token_id] for token_ids in self._tokens(texts, special=True)]
+
+    def _before_text(self) -> list[int]:
+        """What a text's first token is predicted from where the tokenizer has no begin token: the end of a text."""
+        return [] if self._tokens([""], special=True)[0] else [self.tokenizer.eos_token_id]
 
     def _windows(self, token_ids: list[int]) -> list[tuple[int, list[int]]]:
         """Where each row begins, and the row: neighbours share a token, so that each but the first is predicted."""
@@ -300,7 +370,14 @@ class Encoder:
             return ALPACA.replace("{}", text)
         if self.policy.template == "chat":
             message = [{"role": "user", "content": text}]
-            return str(self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+            template = self.tokenizer.get_chat_template()
+            if "strftime_now" in template:
+                template = _fixed_clock(self.policy.template_date) + template
+            return str(
+                self.tokenizer.apply_chat_template(
+                    message, chat_template=template, tokenize=False, add_generation_prompt=True
+                )
+            )
         return text
 
     def _tokens(self, texts: Sequence[str], special: bool) -> list[list[int]]:
@@ -335,6 +412,15 @@ def end_with(tokenizer: PreTrainedTokenizerBase, token: str | None) -> None:
         told = f"is not in the tokenizer's vocabulary of {len(tokenizer)} tokens. Choose one that is."
         raise ValueError(f"end_token={token!r} {told}")
     tokenizer.eos_token = token
+
+
+@cache
+def _fixed_clock(day: str) -> str:
+    """Jinja that makes `strftime_now` tell one day at midnight: a template is given no function but its own macros."""
+    midnight = datetime.combine(date.fromisoformat(day), time())
+    names = [f"%{flag}{letter}" for flag in ("-", "") for letter in DIRECTIVES]
+    replaced = "".join(f" | replace({name!r}, {midnight.strftime(name)!r})" for name in names)
+    return "{%- macro strftime_now(format) -%}{{ format" + replaced + " }}{%- endmacro %}\n"  # which Jinja drops
 
 
 def _row(token_ids: list[int], prompt_length: int, row: int, cut: tuple[bool, bool]) -> dict[str, Any]:

@@ -158,6 +158,7 @@ def _complaints(run: RunFolder) -> Iterator[str]:
 
 # -- what may stand in one table
 
+SCORER = "scorer of "
 OF_A_STUDY = ("backbone", "model", "data")
 """What may differ from seed to seed of one study, where its config leaves room for the seed."""
 
@@ -165,6 +166,8 @@ OF_A_STUDY = ("backbone", "model", "data")
 def aspects(found: Sequence[Found]) -> list[dict[str, str]]:
     """For each run what has to be equal for its numbers to be comparable with another's, as text."""
     own = [_aspects_of(one) for one in found]
+    if not all(one.protocol.get("scorers") for one in found):  # a run of an earlier version does not state them
+        own = [{name: value for name, value in known.items() if not name.startswith(SCORER)} for known in own]
     shared: dict[tuple[Path, str], set[str]] = {}
     for one, known in zip(found, own, strict=True):
         for name in OF_A_STUDY if one.laid_out else ():
@@ -180,8 +183,10 @@ def aspects(found: Sequence[Found]) -> list[dict[str, str]]:
 def _aspects_of(one: Found) -> dict[str, str]:
     protocol = one.protocol
     rows = {name: protocol.get(name) or {} for name in ("primary", "test_rows", "training_rows", "text")}
+    scorers = protocol.get("scorers") or {}
     pairs = {
         **{f"metric of {task}": metric for task, metric in rows["primary"].items()},
+        **{f"{SCORER}{task}": scorers[task][name] for task, name in rows["primary"].items() if scorers.get(task)},
         **{f"test rows of {task}": count for task, count in rows["test_rows"].items()},
         **{f"training rows of {task}": count for task, count in rows["training_rows"].items()},
         **{f"text, {name}": value for name, value in rows["text"].items()},

@@ -12,6 +12,7 @@ from workbench.display import Display
 from workbench.module import ContinualModule
 from workbench.results import RunFolder
 from workbench.saving import Intervals
+from workbench.scorers import described
 from workbench.scoring import majority_answer
 from workbench.seeding import seed_all
 
@@ -95,6 +96,9 @@ def matrix_layout(data: ContinualDataModule) -> dict[str, Any]:
         "probes": [task.name for task in data.probes],
         "general": data.general.name if data.general else None,
         "primary": {task.name: task.primary for task in data.tested},
+        "scorers": {
+            task.name: {name: described(metric) for name, metric in task.scorers.items()} for task in data.tested
+        },
         "test_rows": {task.name: len(task.test) for task in data.tested},
         "training_rows": {task.name: len(task.train) for task in data.tasks},
         "majority": {name: list(found) for name, found in majority.items() if found},

@@ -16,6 +16,7 @@ from workbench.course import describe_trainable
 from workbench.display import duration
 from workbench.frozen import too_large
 from workbench.memory import Memory, free_memory, size_of
+from workbench.scoring import Reach
 from workbench.seeding import seed_all, untouched_randomness
 from workbench.sharding import Sharded
 from workbench.strategy import trainable_parameters
@@ -74,12 +75,14 @@ class Plan:
         tasks: In one run.
         columns: Tasks, probes and corpora that are scored.
         estimates: By strategy.
+        reaches: The tasks of which some right answers cannot be given, or are compared as the tokenizer writes them.
     """
 
     runs: dict[str, int]
     tasks: int
     columns: int
     estimates: dict[str, StrategyEstimate]
+    reaches: Sequence[Reach] = ()
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -102,7 +105,7 @@ class Plan:
         lines.append(
             f"  in all about {duration(train_total)} of training and at most {duration(score_total)} of scoring"
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {reach}" for reach in self.reaches)])
 
 
 def make_plan(assembly: Assembly, runs: Sequence[PlannedRun]) -> Plan:
@@ -131,7 +134,7 @@ def make_plan(assembly: Assembly, runs: Sequence[PlannedRun]) -> Plan:
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     chosen = {name: estimate for name, estimate in estimates.items() if name in counts}
-    return Plan(counts, len(data.tasks), len(data.tested), chosen)
+    return Plan(counts, len(data.tasks), len(data.tested), chosen, assembly.reaches)
 
 
 def _estimate_or_count(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:

@@ -148,7 +148,8 @@ class Runs:
         if before := results.environment():
             results.add_to_environment("resumed", {"times": before.get("resumed", {}).get("times", 0) + 1})
         else:
-            results.write_environment(describe_environment() | stated)
+            answers = {one.task: one.stated for one in assembly.reaches}
+            results.write_environment(describe_environment() | stated | ({"answers": answers} if answers else {}))
         row = untouched_row(self._untouched_path(run), assembly, module, data, make_trainer, display)
         results.copy_row(0, row, [task.name for task in data.tested])
         memory = PeakMemory(assembly.device, count_bytes(assembly.backbone))

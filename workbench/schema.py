@@ -62,6 +62,7 @@ class DataConfig:
         max_prompt_length: Tokens of the prompt.
         max_answer_length: Tokens of the answer.
         template: What is written around a prompt.
+        template_date: The day, as YYYY-MM-DD, that a chat template takes for today.
         truncation: Where a prompt that is too long is cut.
         tokenization: Whether prompt and answer become tokens each by itself ("apart") or as one text that is cut on
             the left ("joint"; see `TextPolicy`). None: as the benchmark's `protocol` says, else "apart".
@@ -86,6 +87,7 @@ class DataConfig:
     max_prompt_length: int | None = field(default=None, metadata={"least": 1})
     max_answer_length: int | None = field(default=None, metadata={"least": 1})
     template: Literal["none", "alpaca", "chat"] = "none"
+    template_date: str = "2024-07-26"
     truncation: Literal["left", "middle"] = "left"
     tokenization: Literal["apart", "joint"] | None = None
     eval_batch_size: int = field(default=64, metadata={"least": 1})

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -31,7 +32,8 @@ class TaskScore:
         count: Rows that were scored.
         nats_per_token: Teacher-forced negative log-likelihood of the right answers.
         tokens: Answer tokens, end tokens among them.
-        predictions: Rows of {"prompt", "prediction", "answer"}; none for a corpus.
+        predictions: Rows of {"prompt", "prediction", "answer"}; none for a corpus. Those whose answer the tokenizer
+            writes otherwise (`references`) also have "compared_with".
         cut: How many "prompts" and "answers" were too long and lost a part.
         decoded_tokens: Tokens of the answers that were given, end tokens among them.
         decode_seconds: What the strategy took to give them.
@@ -80,13 +82,18 @@ def score_task(backbone: Backbone, strategy: ContinualStrategy, task: Task, *, o
         cut = {"prompts": sum(asked["prompt_cut"][:]), "answers": sum(encoded["answer_cut"][:])}
         predictions, seconds = _answers(backbone, strategy, task, prompts)
         chosen = _chosen(backbone, task, prompts) if options else []
-    judged = {name: _judged(scorer, prompts, predictions, answers) for name, scorer in task.scorers.items()}
-    judged |= {LIKELIEST_OPTION: _judged(task.scorers[task.primary], prompts, chosen, answers)} if chosen else {}
+    written = backbone.encoder.producible(encoded)
+    right = references(answers, written, predictions)
+    judged = {name: _judged(scorer, prompts, predictions, right) for name, scorer in task.scorers.items()}
+    if chosen:
+        right_option = references(answers, written, chosen)
+        judged[LIKELIEST_OPTION] = _judged(task.scorers[task.primary], prompts, chosen, right_option)
     metrics = {name: float(metric.compute()) for name, metric in judged.items()}
     errors = {name: metric.standard_error() for name, metric in judged.items() if isinstance(metric, RowMean)}
     rows = [
         {"prompt": prompt, "prediction": prediction, "answer": answer}
-        for prompt, prediction, answer in zip(prompts, predictions, answers, strict=True)
+        | ({} if reference == answer else {"compared_with": reference})
+        for prompt, prediction, answer, reference in zip(prompts, predictions, answers, right, strict=True)
     ]
     return TaskScore(
         task=task.name,
@@ -103,6 +110,88 @@ def score_task(backbone: Backbone, strategy: ContinualStrategy, task: Task, *, o
     )
 
 
+def references(answers: Sequence[str], written: Sequence[tuple[str, bool]], predictions: Sequence[str]) -> list[str]:
+    """What each prediction is compared with: the right answer, as the tokenizer writes it.
+
+    A model cannot give a leading space that its tokenizer drops. An answer of which the tokenizer loses a part stays as
+    it is: its remains are not right.
+
+    Args:
+        answers: The right ones.
+        written: `Encoder.producible` of their rows.
+        predictions: One that is an answer letter by letter is compared with just that, however it was come by.
+
+    >>> references([" A", "A </s> B"], [("A", True), ("A ", False)], ["A", "A "])
+    ['A', 'A </s> B']
+    """
+    return [
+        text if whole and prediction != answer else answer
+        for answer, (text, whole), prediction in zip(answers, written, predictions, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How near a task's test answers a model can come at best; counted before anything is learnt.
+
+    Args:
+        task: Its name.
+        primary: The metric that enters the matrix.
+        count: Test rows.
+        lost: Answers that cannot be given: cut, with special tokens' text in them, or empty under a metric to which
+            that is never right.
+        written: Answers that the tokenizer writes otherwise and that are compared as it does.
+        best: The primary metric of the best answers that can be given.
+        example: The first such answer, and what its own tokens decode to.
+    """
+
+    task: str
+    primary: str
+    count: int
+    lost: int
+    written: int
+    best: float
+    example: tuple[str, str]
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The counts as they stand in `environment.json`."""
+        return {
+            "rows": self.count,
+            "cannot_be_produced": self.lost,
+            "compared_as_written": self.written,
+            f"best_{self.primary}": self.best,
+            "example": list(self.example),
+        }
+
+    def __str__(self) -> str:
+        answer, text = (f"{part!r:.60}" for part in self.example)
+        some, decoded = self.lost or self.written, f"the tokens of {answer} decode to {text}"
+        told = f"{self.task}: {some} of {self.count} test answers"
+        if self.lost:
+            return f"{told} cannot be produced ({decoded}); the best possible {self.primary} is {self.best:.4g}"
+        return f"{told} are compared as the tokenizer writes them ({decoded})"
+
+
+def reach(backbone: Backbone, task: Task) -> Reach | None:
+    """Count the test answers that the tokenizer or the limits keep a model from giving; None where there is none."""
+    if task.is_corpus:
+        return None
+    encoded = backbone.encode(task.test, task.max_new_tokens)
+    prompts, answers, written = task.test["prompt"][:], task.test["answer"][:], backbone.encoder.producible(encoded)
+    pairs = list(zip(answers, written, strict=True))
+    empty = [prompt for prompt, answer in zip(prompts, answers, strict=True) if not answer]
+    nothing = [""] * len(empty)
+    wrong = empty and judge(task.scorers[task.primary], empty, nothing, nothing) < 1
+    lost = [(answer, text) for answer, (text, whole) in pairs if not whole or (wrong and not answer)]
+    other = [(answer, text) for answer, (text, whole) in pairs if whole and text != answer]
+    if not lost and not other:
+        return None
+    given = [text for text, _ in written]
+    best = judge(task.scorers[task.primary], prompts, given, references(answers, written, given))
+    return Reach(task.name, task.primary, len(answers), len(lost), len(other), best, (lost or other)[0])
+
+
 def _answers(
     backbone: Backbone, strategy: ContinualStrategy, task: Task, prompts: Sequence[str]
 ) -> tuple[list[str], float]:
@@ -112,8 +201,12 @@ def _answers(
         started = time.perf_counter()
         predictions = strategy.answer(backbone, task, own) if own else []
         seconds = time.perf_counter() - started
-    if len(predictions) != len(own):
-        told = f"{task.name}: {len(predictions)} answers came back for {len(own)} prompts"
+    if strange := [answer for answer in predictions if not isinstance(answer, str)]:
+        told = f"{task.name}: {strange[0]!r:.60} came back as an answer ({type(strange[0]).__name__})"
+        raise ValueError(f"{told}. Give a list of texts.")
+    if isinstance(predictions, str) or len(predictions) != len(own):
+        came = "a single text" if isinstance(predictions, str) else f"{len(predictions)} answers"
+        told = f"{task.name}: {came} came back for {len(own)} prompts"
         raise ValueError(f"{told}. Give one for each.")
     return gathered(predictions), seconds
 

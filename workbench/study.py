@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from workbench.refusals import benchmark_refusal, built_problems
 from workbench.report import report_trouble
 from workbench.runs import Runs
 from workbench.seeding import untouched_kernels
+
+LOG = logging.getLogger(__name__)
 
 
 class Study(Runs):
@@ -106,7 +109,7 @@ class Study(Runs):
         """Makes every run that is not finished yet.
 
         Args:
-            display: What a person sees; None: nothing.
+            display: What a person sees; None: nothing, but the log warns of right answers that cannot be given.
 
         Returns:
             The rows of `summary.csv`, the strategies in the config's order.
@@ -118,10 +121,11 @@ class Study(Runs):
         if not is_first():
             self._make_runs(Display())
             return []
+        log = LOG.warning if display is None else LOG.debug
         display = display or Display()
         self.prepare(display)
         if fresh := not self.folder.is_dir():
-            display.note(str(self.plan()))
+            self._announce(display, log)
         self._trainer()
         with only_process(self.folder):
             self.check_existing()
@@ -129,12 +133,19 @@ class Study(Runs):
                 for path in [self.folder / UNTOUCHED, *map(self.path, self.runs)]:
                     shutil.rmtree(path, ignore_errors=True)
             if not fresh and not all(self.results(run).finished for run in self.runs):
-                display.note(str(self.plan()))
+                self._announce(display, log)
             self._make_runs(display)
             comparisons = compare([self.folder]) if any(self.results(run).finished for run in self.runs) else []
             if comparisons and (trouble := report_trouble(self.folder, comparisons)):
                 display.note(trouble)
         return [row for comparison in comparisons for row in comparison.rows]
+
+    def _announce(self, display: Display, log: Callable[[object], None]) -> None:
+        """Tell the plan before anything is learnt."""
+        plan = self.plan()
+        display.note(str(plan))
+        for reach in plan.reaches:
+            log(reach)
 
     def _trainer(self) -> Trainer:
         """Knows how many processes make a run together.

@@ -52,7 +52,7 @@ def untouched_row(
         "precision": make_trainer(data.tasks[0], []).precision,
         "backbone": vars(assembly.config.backbone),
         "options": data.score_options,
-        **vars(assembly.text_policy),
+        **assembly.stated_policy,
     }
     if policy["tokenization"] == "apart":  # rows scored before there was another have the same key
         del policy["tokenization"]

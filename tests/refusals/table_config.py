@@ -17,7 +17,42 @@ class Late:
 def __getattr__(name):
     raise RuntimeError("the library is too old")
 """
+BENCHES = """
+from workbench.testing import tiny_corpus, tiny_tasks
+
+
+class Twice:
+    orders = {"default": ["task_0", "task_0"]}
+    probes = ()
+    general = None
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return tiny_tasks()[0]
+
+
+class Strange(Twice):
+    orders = {"back": ["task_1", "task_9", "task_1"]}
+
+    def __getitem__(self, index):
+        return tiny_tasks()[index]
+
+
+class Orderless(Strange):
+    orders = {}
+    probes = tiny_tasks(1)
+
+
+class Long(Twice):
+    def __getitem__(self, index):
+        from dataclasses import replace
+
+        return replace(tiny_tasks()[0], name="n" * 260)
+"""
 FILES = {
+    "benches.py": BENCHES,
     "late.py": LATE,
     "broken.py": "import no_such_library\n",
     "halved.py": "raise ZeroDivisionError('halves')\n",
@@ -77,6 +112,23 @@ NAMES = [
     ),
     run("strategies.seqft.class_path=halved.It", "importing 'halved' failed: ZeroDivisionError: halves", "Mend"),
     run("strategies.seqft.class_path=plain.Plain", "strategies.seqft: Plain is no ContinualStrategy. Give"),
+    run("benchmark.class_path=benches.Twice", "benchmark: task 'task_0' stands there more than once. Give each"),
+    run(
+        "benchmark.class_path=benches.Strange",
+        "benchmark: orders.back: Strange has no task 'task_9'. Did you mean 'task_1'? There are task_0, task_1.",
+        "benchmark: orders.back: 'task_1' stands there more than once.",
+        "benchmark: orders.back: task_0 missing. An order has every task",
+    ),
+    run(
+        "benchmark.class_path=benches.Orderless",
+        "benchmark: probe 'task_0' is also a task. Give each a name of its own.",
+        "benchmark: Orderless has no orders. Give one or more",
+    ),
+    run(
+        "benchmark.class_path=benches.Long",
+        "benchmark: 'nnn",
+        "is no name for a task: it has 260 bytes in UTF-8, and a file's name leaves room for 230; choose a shorter one",
+    ),
     run("benchmark.class_path=benchmarks.trace.Trase", "has no class 'Trase'. Did you mean 'Trace'?"),
     run("benchmark.class_path=plain.Plain", "benchmark", "Plain", "Benchmark"),
     run("benchmark.init_args.paht=x", "benchmark.init_args.paht: Trace has no argument 'paht'. Did you mean 'path'?"),
@@ -151,6 +203,7 @@ RANGES = [
     run(
         "data.max_length=3", "data: alpha: an answer may have 3 tokens, which leaves none for the prompt out of 3. Set"
     ),
+    run("data.template_date=today", "data.template_date='today' is no date. Give one such as '2024-07-26'."),
     run("data.max_length=999", "data: ", "prompt and 3 answer tokens do not fit: the model has 256 positions. Set"),
     run("data.score_on=test_rows", "data.score_on: expected"),
     run("data.tokenization=whole", "data.tokenization: expected"),

@@ -256,7 +256,7 @@ ENDS = [
         "a benchmark that fails",
         "check table_models.Bench",
         lambda _: None,
-        "order 'default' is no permutation of the tasks: ['task_0'].",
+        "orders.default: task_1 missing. An order has every task",
         status=1,
         error=ConformanceError,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from workbench.encoding import Encoder, TextPolicy, end_with
 from workbench.merging import merge
 from workbench.module import ContinualModule
 from workbench.moments import Moments
-from workbench.scorers import Bleu, EditSimilarity, ExactMatch, FirstLabel, RowMean
+from workbench.scorers import Bleu, EditSimilarity, ExactMatch, FirstLabel, RougeL, RowMean
 from workbench.scoring import score_task
 from workbench.strategy import Composition, ContinualStrategy
 from workbench.testing import ConformanceError, check_either, tiny_backbone, tiny_tasks
@@ -75,8 +76,12 @@ class Alone(ContinualStrategy):
 
 
 class Answers(ContinualStrategy):
+    def __init__(self, given: Sequence[Any] = ("one",)) -> None:
+        super().__init__()
+        self.given = list(given)
+
     def answer(self, backbone: Any, task: Any, prompts: Any) -> list[str]:
-        return ["one"]
+        return self.given
 
 
 class Frozen(ContinualStrategy):
@@ -167,9 +172,14 @@ TEXTS = [
     row(
         "a long template",
         lambda: encoder(template="alpaca").prompt("a", 8),
-        "'alpaca' alone is longer than the 8",
+        "a prompt's limit in tokens is 8; the template 'alpaca' alone takes",
         "Set",
     ),
+    row("no day", lambda: TextPolicy(template_date="today"), "data.template_date='today' is no date. Give one"),
+    row(
+        "letter by letter", lambda: tiny_backbone().generate("text", 3), "prompts='text' is one string. Give a list of"
+    ),
+    row("likelihoods", lambda: tiny_backbone().log_likelihood(["a"], []), "1 prompts and 0 answers", "Give one for"),
     row("no end", endless, "The tokenizer has no end token (eos_token)", "Set"),
     row("an end", lambda: end_with(tiny_backbone().tokenizer, "<no>"), "end_token='<no>' is not in", "Choose"),
     row("few embeddings", crowded, "The tokenizer has", "the model only 9 embeddings", "Give the tokenizer"),
@@ -263,6 +273,11 @@ STRATEGIES = [
         lambda: score_task(tiny_backbone(), Answers(), tiny_tasks()[0]),
         "task_0: 1 answers came back for 12 prompts. Give one",
     ),
+    row(
+        "an answer of None",
+        lambda: score_task(tiny_backbone(), Answers([None] * 12), tiny_tasks()[0]),
+        "task_0: None came back as an answer (NoneType). Give a list of texts.",
+    ),
 ]
 SCORES = [
     row(
@@ -272,6 +287,7 @@ SCORES = [
         "unsaid", lambda: Unsaid().score("", "", ""), "Unsaid does not say", "define `score`", error=NotImplementedError
     ),
     row("bleu", lambda: Bleu(0), "max_order=0 leaves no n-gram to count. Give 1 or more."),
+    row("words", lambda: RougeL(words="letters"), "words='letters' is unknown. Choose one of spaces, scripts"),  # type: ignore[arg-type]
     row("similarity", lambda: EditSimilarity("jaro"), "variant='jaro' is unknown. Choose one of levenshtein"),  # type: ignore[arg-type]
     row("pattern", lambda: FirstLabel("["), "pattern='[' is no regular expression", "Mend"),
     row(
