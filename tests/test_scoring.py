@@ -119,7 +119,8 @@ def test_right_answers_that_cannot_be_given_are_counted() -> None:
     )
     assert told
     assert told.stated == {
-        "rows": 4, "cannot_be_produced": 2, "compared_as_written": 0, "best_m": 0.5, "example": ["B </s> D", "B "],
+        "rows": 4, "cannot_be_produced": 2, "longer_than_the_limit": 0, "compared_as_written": 0,
+        "best_m": 0.5, "example": ["B </s> D", "B "],
     }  # fmt: skip
     assert str(reached(["A", " B"], ExactMatch())) == (
         "t: 1 of 2 test answers are compared as the tokenizer writes them (the tokens of ' B' decode to 'B')"
@@ -129,7 +130,11 @@ def test_right_answers_that_cannot_be_given_are_counted() -> None:
     )
     long = reached(["A", "AB"], FirstCharacter(), tokens=2)
     assert long
-    assert (long.lost, long.best) == (1, 1.0)
+    assert str(long) == "t: 1 of 2 test answers cannot be produced (1 longer than the limit); the best possible m is 1"
+    assert str(reached(["a long answer", "B </s>"], ExactMatch(), tokens=5)) == (
+        "t: 2 of 2 test answers cannot be produced (1 longer than the limit; the tokens of 'B </s>' decode to 'B '); "
+        "the best possible m is 0"
+    )
 
 
 @pytest.mark.parametrize(

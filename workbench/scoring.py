@@ -140,6 +140,7 @@ class Reach:
         count: Test rows.
         lost: Answers that cannot be given: cut, with special tokens' text in them, or empty under a metric to which
             that is never right.
+        cut: Those of them that are longer than the limit.
         written: Answers that the tokenizer writes otherwise and that are compared as it does.
         best: The primary metric of the best answers that can be given.
         example: The first such answer, and what its own tokens decode to.
@@ -149,6 +150,7 @@ class Reach:
     primary: str
     count: int
     lost: int
+    cut: int
     written: int
     best: float
     example: tuple[str, str]
@@ -159,6 +161,7 @@ class Reach:
         return {
             "rows": self.count,
             "cannot_be_produced": self.lost,
+            "longer_than_the_limit": self.cut,
             "compared_as_written": self.written,
             f"best_{self.primary}": self.best,
             "example": list(self.example),
@@ -168,6 +171,9 @@ class Reach:
         answer, text = (f"{part!r:.60}" for part in self.example)
         some, decoded = self.lost or self.written, f"the tokens of {answer} decode to {text}"
         told = f"{self.task}: {some} of {self.count} test answers"
+        if self.cut:
+            rest = f"; {decoded}" if self.lost > self.cut else ""
+            decoded = f"{self.cut} longer than the limit{rest}"
         if self.lost:
             return f"{told} cannot be produced ({decoded}); the best possible {self.primary} is {self.best:.4g}"
         return f"{told} are compared as the tokenizer writes them ({decoded})"
@@ -183,13 +189,20 @@ def reach(backbone: Backbone, task: Task) -> Reach | None:
     empty = [prompt for prompt, answer in zip(prompts, answers, strict=True) if not answer]
     nothing = [""] * len(empty)
     wrong = empty and judge(task.scorers[task.primary], empty, nothing, nothing) < 1
-    lost = [(answer, text) for answer, (text, whole) in pairs if not whole or (wrong and not answer)]
+    cut = encoded["answer_cut"][:]
+    lost = [
+        (long, answer, text)
+        for (answer, (text, whole)), long in zip(pairs, cut, strict=True)
+        if not whole or (wrong and not answer)
+    ]
+    lost.sort(key=lambda one: one[0])  # of a long answer an example says less
     other = [(answer, text) for answer, (text, whole) in pairs if whole and text != answer]
     if not lost and not other:
         return None
     given = [text for text, _ in written]
     best = judge(task.scorers[task.primary], prompts, given, references(answers, written, given))
-    return Reach(task.name, task.primary, len(answers), len(lost), len(other), best, (lost or other)[0])
+    example = lost[0][1:] if lost else other[0]
+    return Reach(task.name, task.primary, len(answers), len(lost), sum(cut), len(other), best, example)
 
 
 def _answers(
