@@ -232,7 +232,7 @@ def test_folders_that_cannot_be_read(source: Path) -> None:
 def test_a_plain_folder_is_a_whole_one_without_an_adapter(model_folder: Path, tmp_path: Path) -> None:
     assert plain_folder(model_folder) == model_folder
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds a peft adapter, .* Fold it into its model"):
+    with pytest.raises(ValueError, match=r"holds a peft adapter .* Fold it into its model"):
         plain_folder(tmp_path)
     with pytest.raises(ValueError) as caught:
         plain_folder("some/model")
@@ -246,5 +246,5 @@ def test_a_config_as_it_is_written_and_as_it_is_understood(model_folder: Path, t
     assert written == json.loads((model_folder / "config.json").read_text())
     assert understood.num_hidden_layers == 2
     (tmp_path / "config.json").write_text(json.dumps(written | {"hidden_size": "many"}))
-    with pytest.raises(ValueError, match=r"config\.json: cannot be loaded: "):
+    with pytest.raises(ValueError, match=r"config\.json cannot be loaded: "):
         read_config(tmp_path)
