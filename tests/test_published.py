@@ -16,7 +16,8 @@ SAME: dict[str, Any] = {
     "benchmark": "benchmarks.Trace",
     "backbone": "meta-llama/Llama-2-7b-chat-hf",
     "training_rows": dict.fromkeys(TASKS, 5000),
-    "text": {"max_prompt_length": 1024, "truncation": "left", "template": "none"},
+    "text": {"max_prompt_length": 1024, "truncation": "left", "template": "none", "tokenization": "joint"},
+    "carry_optimizer": True,
 }
 
 
@@ -53,6 +54,8 @@ def test_a_run_under_the_same_protocol_differs_only_in_decoding(tmp_path: Path) 
         ({"training_rows": dict.fromkeys(TASKS, 500)}, "training rows: 5000 there, 500 here"),
         ({"scored_on": "validation"}, "scored on: test rows there, validation rows here"),
         ({"text": {"max_prompt_length": 400}}, "longest prompt, in tokens: 1024 there, 400 here"),
+        ({"text": {"max_prompt_length": 1024}}, "tokenization: joint there, apart here"),
+        ({"carry_optimizer": False}, "optimizer: one for all tasks there, anew with each task here"),
     ],
 )
 def test_differences_of_protocol_are_said(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
