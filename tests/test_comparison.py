@@ -160,6 +160,11 @@ def test_the_baseline_is_chosen_by_name(study: Path) -> None:
         ({"decoding": "sampled"}, "decoding: sampled here, greedy there"),
         ({"scored_on": "validation"}, "scored on: validation here, test there"),
         ({"text": {"truncation": "left", "template": "chat"}}, "text, template: chat here, none there"),
+        (
+            {"text": {"truncation": "left", "template": "none", "tokenization": "joint"}},
+            "text, tokenization: joint here, apart there",
+        ),
+        ({"carry_optimizer": True}, "optimizer state carried from task to task: true here, false there"),
         ({"test_rows": {"a": 7, "b": 100, "probe": 100}}, "test rows of a: 7 here, 100 there"),
         ({"backbone": "micro"}, "backbone: micro here, mini there"),
         ({"data": "other"}, "data: other here, data there"),
@@ -188,6 +193,12 @@ def test_variants_of_a_metric_are_kept_apart_where_all_runs_state_them(tmp_path:
     assert "scorer of a: RougeL(words='scripts') here, RougeL(words='spaces') there" in second.apart
     made_run(tmp_path / "s", ("lora", "1", 2), scores(0.5))
     assert len(one(tmp_path).runs) == 3
+
+
+def test_what_an_earlier_version_did_not_record_is_its_default(study: Path) -> None:
+    text = {"truncation": "left", "template": "none", "max_prompt_length": None, "tokenization": "apart"}
+    made_run(study.parent / "t", ("lora", "1", 7), scores(0.9), text=text, carry_optimizer=False)
+    assert len(one(study, study.parent / "t").runs) == 7
 
 
 def test_seeds_with_models_of_their_own_stand_in_one_table(tmp_path: Path) -> None:

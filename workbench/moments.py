@@ -43,10 +43,11 @@ class Moments:
         Returns:
             How many parameters keep their state, begin without one, and have it dropped.
         """
-        self._given = self.named(parameters)
+        self._given, before = self.named(parameters), len(self._states)
+        self._states = {parameters[name]: state for name, state in self._given.items()}  # lets go of those that are gone
         trains = {name for name, parameter in parameters.items() if parameter.requires_grad}
         kept = len(trains & set(self._given))
-        return {"kept": kept, "begun": len(trains) - kept, "dropped": len(self._states) - kept}
+        return {"kept": kept, "begun": len(trains) - kept, "dropped": before - kept}
 
     def give(self, optimizer: Optimizer, trainable: Mapping[str, Tensor]) -> None:
         """Put the carried state into a fresh optimizer.
