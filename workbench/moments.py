@@ -44,7 +44,9 @@ class Moments:
             How many parameters keep their state, begin without one, and have it dropped.
         """
         self._given, before = self.named(parameters), len(self._states)
-        self._states = {parameters[name]: state for name, state in self._given.items()}  # lets go of those that are gone
+        self._states = {
+            parameters[name]: state for name, state in self._given.items()
+        }  # lets go of those that are gone
         trains = {name for name, parameter in parameters.items() if parameter.requires_grad}
         kept = len(trains & set(self._given))
         return {"kept": kept, "begun": len(trains) - kept, "dropped": before - kept}
