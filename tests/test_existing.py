@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 from small import study, write_tasks
 
 from workbench import existing
-from workbench.config import ConfigError, parse
+from workbench.config import ConfigError, load, parse
 from workbench.study import UNTOUCHED, Study
 
 Make = Callable[..., Study]
@@ -92,6 +95,141 @@ def test_test_rows_have_no_part_in_a_study_that_is_scored_on_validation_rows(mak
     second = make(data=data, seeds=[0, 1])  # goes on, and scores the untouched model once
     second.run()
     assert (second.folder / UNTOUCHED / "scores.csv").stat().st_mtime_ns == scores
+
+
+def begun(small: Study) -> Path:
+    """The folder of a study's one run, which is put back to where its first task had been scored."""
+    path = small.results(small.runs[0]).path
+    journal = path / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    kept = next(place for place, line in enumerate(lines) if b'"kind": "cell", "after": 1' in line)
+    journal.write_bytes(b"".join(lines[:kept]))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {"enable_progress_bar": True},
+        {"enable_model_summary": True, "log_every_n_steps": 7},
+        {"enable_checkpointing": True},
+        {"logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs"}}},
+        {"profiler": "simple"},
+        {"callbacks": [{"class_path": "lightning.pytorch.callbacks.TQDMProgressBar"}], "enable_progress_bar": True},
+    ],
+)
+def test_what_only_observes_a_training_refuses_no_resume(
+    make: Make, trainer: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = make()
+    first.run()
+    path = begun(first)
+    weights = (path / "model" / "model.safetensors").read_bytes()
+    again = make(trainer={"max_epochs": 1, "accelerator": "cpu", **trainer})
+    again.run()
+    assert again.failures == []
+    assert (path / "model" / "model.safetensors").read_bytes() == weights
+    assert load(path / "config.yaml").trainer == again.config.trainer  # the run's own config runs again as it was made
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"gradient_clip_val": 0.5}, r"trainer\.gradient_clip_val: nothing there, 0\.5 here"),
+        ({"precision": "bf16-true"}, r"trainer\.precision: nothing there, bf16-true here"),
+        (
+            {"callbacks": [{"class_path": "lightning.pytorch.callbacks.StochasticWeightAveraging",
+                            "init_args": {"swa_lrs": 0.1}}]},
+            r"trainer\.callbacks\.0\.class_path: nothing there",
+        ),
+    ],
+)  # fmt: skip
+def test_what_changes_a_training_still_does(make: Make, changes: dict[str, Any], told: str) -> None:
+    make().run()
+    with pytest.raises(ConfigError, match=told):
+        make(trainer={"max_epochs": 1, "accelerator": "cpu", **changes}).check_existing()
+
+
+def test_what_observes_one_strategy_or_one_task_is_no_difference(make: Make) -> None:
+    make().run()
+    watched = {"trainer": {"log_every_n_steps": 3}}
+    strategies = {"seqft": {"class_path": "strategies.SeqFT", **watched, "per_task": {"beta": watched}}}
+    make(strategies=strategies, per_task={"alpha": watched}).check_existing()
+
+
+def test_data_model_study_and_results_may_move(tasks: Path, model_folder: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(model_folder, tmp_path / "here" / "model"))
+    corpus = tmp_path / "here" / "corpus.txt"
+    corpus.write_text("once a cat runs\n" * 8, encoding="utf-8")
+
+    def built(model: Path, corpus: Path, tasks: Path, **changes: Any) -> Study:
+        pretrained = {"class_path": "strategies.ContinuedPretraining", "init_args": {"steps": 2, "corpus": str(corpus)}}
+        trace = {"class_path": "benchmarks.trace.Trace", "init_args": {"path": str(tasks), "max_new_tokens": 3}}
+        parts = {"benchmark": trace, "strategies": {"pretrained": pretrained}, **changes}
+        return Study(parse(study(model, tasks, Path(parts.pop("output", tmp_path / "runs")), **parts)))
+
+    first = built(model, corpus, tasks)
+    first.run()
+    weights = (begun(first) / "model" / "model.safetensors").read_bytes()
+    untouched = (first.folder / UNTOUCHED / "journal.jsonl").read_bytes()
+    there = tmp_path / "there"
+    shutil.move(tmp_path / "here", there)
+    shutil.move(tasks, there / "tasks")
+    shutil.move(first.folder, tmp_path / "other" / "renamed")
+    moved = {"name": "renamed", "output": tmp_path / "other"}
+    again = built(there / "model", there / "corpus.txt", there / "tasks", **moved)
+    assert len(again.run()) == 1
+    run = again.results(again.runs[0]).path
+    assert run == tmp_path / "other" / "renamed" / "pretrained" / "default" / "seed-0"
+    assert (run / "model" / "model.safetensors").read_bytes() == weights
+    assert (again.folder / UNTOUCHED / "journal.jsonl").read_bytes() == untouched  # row 0 is not scored again
+    (there / "corpus.txt").write_text("once a dog runs\n" * 8, encoding="utf-8")
+    with pytest.raises(ConfigError, match="another corpus or model of its strategy"):
+        built(there / "model", there / "corpus.txt", there / "tasks", **moved).run()
+    change_answers(there / "tasks")
+    with pytest.raises(ConfigError, match="another data"):
+        built(there / "model", there / "corpus.txt", there / "tasks", **moved).run()
+
+
+CODE = '''
+from workbench.strategy import ContinualStrategy
+
+
+class Mine(ContinualStrategy):
+    """{doc}"""
+
+    reference = "{reference}"
+'''
+
+
+def test_a_reworded_docstring_is_no_other_code_and_an_old_fingerprint_holds(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    file = tmp_path / "my_method_of_today.py"
+    strategies = {"mine": {"class_path": "my_method_of_today.Mine"}}
+
+    def write(doc: str, reference: str) -> None:
+        file.write_text(CODE.format(doc=doc, reference=reference), encoding="utf-8")
+
+    write("One.", "A")
+    first = make(strategies=strategies)
+    first.run()
+    write("Another word.", "A")
+    make(strategies=strategies).check_existing()
+    write("Another word.", "B")
+    with pytest.raises(ConfigError, match="another version of its strategy's code"):
+        make(strategies=strategies).check_existing()
+    run = first.results(first.runs[0])
+    as_it_was = hashlib.sha256(file.read_bytes()).hexdigest()[:16]  # of the whole file, as it was recorded before
+    run.write_environment(run.environment() | {"inputs": run.environment()["inputs"] | {"code": as_it_was}})
+    make(strategies=strategies).check_existing()
+    write("A third one.", "B")
+    with pytest.raises(ConfigError, match="another version of its strategy's code"):
+        make(strategies=strategies).check_existing()
 
 
 def test_other_versions_and_other_code_are_refused_with_the_difference(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -20,6 +21,7 @@ from workbench.frozen import constant_parts, states_size
 from workbench.memory import Memory, step_memory
 from workbench.module import accumulated_batches
 from workbench.sharding import Sharded
+from workbench.strategy import ContinualStrategy, trainable_parameters
 
 CALIBRATION_STEPS = 3
 CALIBRATION_TOKENS = 8
@@ -78,35 +80,53 @@ def optimizer_problems(
     return []
 
 
-def step_seconds(
-    assembly: Assembly, name: str, task: Task, parameters: Sequence[Parameter], warm: bool
-) -> tuple[float, Optimizer | None]:
-    """Seconds of a step, and the optimizer that made it; None where nothing trains.
+class Sample(NamedTuple):
+    """What is tried of an item: its first texts, the rows of a batch that they make, and a device's rows of a batch."""
 
-    Times real steps on an item's first rows; they change the model, which is put back after the strategy's estimate.
+    texts: int
+    rows: int
+    share: int
+
+
+def sample_of(assembly: Assembly, name: str, task: Task) -> Sample:
+    """How much of an item is tried to tell what its steps take."""
+    share = -(-_batches(assembly, task)[1] // assembly.trainer(name).world_size)
+    rows = min(share, SAMPLE_ROWS)
+    texts = SAMPLE_ROWS * rows if task.packed else rows  # a row may hold many of them
+    return Sample(min(texts, len(task.train)), rows, share)
+
+
+def step_seconds(
+    assembly: Assembly, strategy: ContinualStrategy, name: str, task: Task, sample: Sample, warm: bool
+) -> tuple[float, Optimizer | None, Any]:
+    """Seconds of a step, and the optimizer and the scheduler of the item; no optimizer where nothing trains.
+
+    Times real steps on an item's first rows, with the strategy's penalties and edits of the gradients; they change the
+    model, which is put back after the strategy's estimate.
 
     A step is as many batches as gradients are accumulated over; a large batch, one device's share of it, is carried
     over from a part.
     """
     backbone = assembly.backbone
-    share = -(-_batches(assembly, task)[1] // assembly.trainer(name).world_size)
-    size = min(share, SAMPLE_ROWS)
+    parameters = list(trainable_parameters(backbone, strategy).values())
     if not parameters:
-        return 0.0, None
-    optimizer, _ = assembly.optimizer_factory(name)(task.name, list(parameters), lambda: CALIBRATION_STEPS)
-    texts = SAMPLE_ROWS * size if task.packed else size  # a row may hold many of them
-    sample = task.train.select(range(min(texts, len(task.train))))
-    batch = backbone.collate(_encoded(assembly, task, sample).to_list()[:size]).to(backbone.device)
+        return 0.0, None, None
+    optimizer, scheduler = assembly.optimizer_factory(name)(task.name, parameters, lambda: CALIBRATION_STEPS)
+    rows = _encoded(assembly, task, task.train.select(range(sample.texts))).to_list()[: sample.rows]
+    batch = backbone.collate(rows).to(backbone.device)
     spent = 0.0
     for _ in range(1 if warm else CALIBRATION_STEPS):  # the first step of all also warms up
         started = time.monotonic()
         optimizer.zero_grad()
-        backbone(batch).loss.backward()
+        output = backbone(batch)
+        penalties = strategy.penalties(backbone, batch, output)
+        sum(penalties.values(), output.loss).backward()
+        strategy.edit_gradients(backbone)
         optimizer.step()
         _wait(backbone.device)
         spent = time.monotonic() - started
     accumulated = accumulated_batches(assembly.trainer(name, task), 0)
-    return spent * accumulated * share / size, optimizer
+    return spent * accumulated * sample.share / sample.rows, optimizer, scheduler
 
 
 def memory_of(assembly: Assembly, name: str, task: Task, optimizer: Optimizer) -> Memory:

@@ -104,6 +104,8 @@ def check(class_path: str, arguments: Overrides = None) -> None:
     testing = import_module("workbench.testing")
     import_module("workbench.display").quiet()
     try:
+        for sentence in testing.likely_mistakes(lambda: instantiate(component)):
+            print(f"warning: {sentence}", file=sys.stderr, flush=True)
         passed = testing.check_either(lambda: instantiate(component))
     except testing.ConformanceError as error:
         tell(error.failures)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 
 from workbench.backbone import Backbone
 from workbench.benchmark import Benchmark, Task
+from workbench.errors import describe_error
 from workbench.orders import benchmark_problems
-from workbench.strategy import ContinualStrategy
-from workbench.strategy_checks import STRATEGY_CHECKS
+from workbench.strategy import Composition, ContinualStrategy, answers_itself
+from workbench.strategy_checks import STRATEGY_CHECKS, weights_differ
 from workbench.tiny import VARIANTS, tiny_backbone
-from workbench.trial import Trial, Unfinished
+from workbench.trial import Trial, Unfinished, weights
+
+HOOKS = tuple(name for name, value in vars(ContinualStrategy).items() if callable(value) and name[0] != "_")
+CLOSE = 0.7
+"""How like a hook's name another has to be (difflib's ratio) to be taken for it."""
 
 
 class ConformanceError(AssertionError):
@@ -51,7 +57,7 @@ def check_strategy(
             except Unfinished:  # said once, by `runs`
                 continue
             except Exception as error:  # what a stranger's class may raise, and the other checks still say something
-                problems = [f"{type(error).__name__}: {error}"]
+                problems = [describe_error(error, named=True)]
             sentence = (check.__doc__ or "").strip()
             failures += [f"{sentence} {problem}" for problem in problems]
             passed += [] if problems else [sentence]
@@ -80,6 +86,49 @@ def check_on_variants(make: Callable[[], ContinualStrategy]) -> list[str]:
             where = f"on the variant {name!r}: " if changes else ""
             raise ConformanceError([where + failure for failure in error.failures]) from error
     return [*passed, f"All of it on {len(VARIANTS)} tiny models: {', '.join(VARIANTS)}."]
+
+
+def strategy_warnings(make: Callable[[], ContinualStrategy]) -> list[str]:
+    """What is no failure, and most likely a mistake: a method that is nearly a hook, a strategy that does nothing.
+
+    Args:
+        make: Gives a fresh strategy each time.
+
+    Returns:
+        A sentence each.
+    """
+    made = make()
+    members = [member for member in made.modules() if isinstance(member, ContinualStrategy)]
+    told = [sentence for member in members for sentence in _nearly_hooks(type(member))]
+    if made.bound is None and not answers_itself(made) and any(_own(type(member)) - {"setup"} for member in members):
+        told += _does_nothing(make)
+    return told
+
+
+def _nearly_hooks(kind: type[ContinualStrategy]) -> Iterator[str]:
+    own = _own(kind)
+    for name in sorted(own - set(dir(ContinualStrategy))):
+        close = get_close_matches(name.lower(), HOOKS, n=1, cutoff=CLOSE) if not name.startswith("_") else []
+        if close and close[0] not in own:
+            yield f"{kind.__name__}.{name} is no hook, so nobody calls it. Did you mean '{close[0]}'?"
+
+
+def _own(kind: type[ContinualStrategy]) -> set[str]:
+    """The functions that a class and its bases define, below `ContinualStrategy`."""
+    classes = [one for one in kind.__mro__ if issubclass(one, ContinualStrategy) and one is not ContinualStrategy]
+    return {name for one in classes if one is not Composition for name, value in vars(one).items() if callable(value)}
+
+
+def _does_nothing(make: Callable[[], ContinualStrategy]) -> list[str]:
+    """Compares the weights after two tiny tasks with those of plain fine-tuning, bit for bit."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial, plain = Trial(make, tiny_backbone, folder), Trial(ContinualStrategy, tiny_backbone, f"{folder}/plain")
+        if trial.failure:  # which the checks tell
+            return []
+        if weights_differ(weights(trial.learnt), weights(plain.learnt)):
+            return []
+    what = "after the two tasks of the trial the weights are those of plain fine-tuning, bit for bit"
+    return [f"{what}: the strategy has changed nothing. Look at the names and the conditions of its hooks."]
 
 
 def check_benchmark(benchmark: Benchmark) -> list[str]:

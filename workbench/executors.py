@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -80,7 +81,9 @@ class Workers:
             return []
         pool = Pool(study, min(self.count, len(runs)), self.threads or torch.get_num_threads(), display)
         try:
-            study.score_untouched(Lines("untouched model", display.note))  # while they import what they need
+            # while they import what they need
+            if why := study.score_untouched(Lines("untouched model", display.note)):
+                return _none_made(runs, why, display)
             study.release()
             pool.work(runs)
         finally:
@@ -146,7 +149,9 @@ class Ray:
         given = (self.ray.put(study), os.getcwd(), threads)
         self.tasks: dict[Any, Any] = {}
         try:
-            return self._work(task, given, [None], display) + self._work(task, given, runs, display)
+            if why := self._work(task, given, [None], display):
+                return _none_made(runs, why[0], display)
+            return self._work(task, given, runs, display)
         finally:
             for reference in self.tasks:
                 self.ray.cancel(reference, force=True)
@@ -195,6 +200,14 @@ class Ray:
             for line in lines[-1:]:
                 display.note(line)
         return failures
+
+
+def _none_made(runs: Sequence[Any], why: str, display: Display) -> list[str]:
+    """A sentence for each run of a study whose row 0 cannot be scored."""
+    failures = [f"{run.title} failed: {why}" for run in runs]
+    for failure in failures:
+        display.note(failure)
+    return failures
 
 
 def _far(study: Making, folder: str, threads: int, job: Any) -> tuple[str, Any, list[str]]:

@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from workbench.config import ConfigError, StudyConfig, for_seed, import_class, load, resolved
 from workbench.environment import describe_environment
-from workbench.fingerprint import fingerprint_code, fingerprint_named
+from workbench.fingerprint import fingerprint_code, fingerprint_named, fingerprint_source
 from workbench.results import RunFolder
 
 ADVICE = "Choose another `name`, or existing=replace to lose what is there."
 WORDS = {"files": "corpus or model of its strategy", "code": "version of its strategy's code"}
-NOT_COMPARED = ("output", "existing", "save_every_n_steps", "save_every_seconds", "data.num_workers", "executor")
+NOT_COMPARED = (
+    "name",
+    "output",
+    "existing",
+    "save_every_n_steps",
+    "save_every_seconds",
+    "data.num_workers",
+    "executor",
+    "prepare",  # what it makes is in the fingerprints of the data and the models
+)
+OBSERVES = (
+    "default_root_dir",
+    "detect_anomaly",
+    "enable_autolog_hparams",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "log_every_n_steps",
+    "logger",
+    "model_registry",
+    "profiler",
+)
+"""Arguments of a Trainer that watch a training and change no number of it."""
+WATCHERS = (
+    "DeviceStatsMonitor",
+    "LearningRateMonitor",
+    "ModelSummary",
+    "RichModelSummary",
+    "RichProgressBar",
+    "ThroughputMonitor",
+    "TQDMProgressBar",
+)
+"""Lightning's callbacks that do no more."""
 UNTOUCHED = ".untouched"  # a name that no strategy can have
 
 
@@ -62,12 +94,16 @@ def _run_problems(
     except ConfigError as error:
         return [f"{path}/config.yaml cannot be read ({error.problems[0]}). Delete {path} to make the run again."]
     advice = ADVICE if own else "Choose another `name`, or delete the folder."
-    if changes := differences(there, own or _as_it_would_be(config, there)):
-        return [f"{path} was made with another config ({'; '.join(changes)}). {advice}"]
+    here = own or _as_it_would_be(config, there)
     environment = run.environment()
-    inputs = {**inputs_of(there.seeds[0]), **own_inputs(there)}
-    recorded = environment.get("inputs", inputs)
-    if changed := [WORDS.get(name, name) for name, value in recorded.items() if inputs.get(name) != value]:
+    inputs = {**inputs_of(there.seeds[0]), **own_inputs(here)}
+    recorded = dict(environment.get("inputs", inputs))
+    if recorded.get("code") == source_code(here):
+        recorded["code"] = inputs["code"]
+    same = {name for name, value in environment.get("inputs", {}).items() if inputs.get(name) == value}
+    if changes := differences(there, here, same):
+        return [f"{path} was made with another config ({'; '.join(changes)}). {advice}"]
+    if changed := [str(WORDS.get(name, name)) for name, value in recorded.items() if inputs.get(name) != value]:
         return [f"{path} was made with another {' and another '.join(changed)}. {advice}"]
     if changed := _other_versions(environment, run.finished):
         return [f"{path} was made with other versions ({'; '.join(changed)}). {advice}"]
@@ -93,20 +129,69 @@ def own_inputs(config: StudyConfig) -> dict[str, str]:
     }
 
 
+def source_code(config: StudyConfig) -> str:
+    """Fingerprint of a run's "code" as earlier versions recorded it."""
+    components = [part for chosen in config.strategies.values() for part in chosen.components]
+    return fingerprint_source(import_class(part.class_path) for part in components)
+
+
 def _as_it_would_be(config: StudyConfig, there: StudyConfig) -> StudyConfig:
     """The config that a run there would have if it were made now."""
     strategies = {name: config.strategies.get(name, own) for name, own in there.strategies.items()}
     return for_seed(replace(config, strategies=strategies, orders=there.orders, seeds=there.seeds), there.seeds[0])
 
 
-def differences(there: StudyConfig, here: StudyConfig) -> list[str]:
-    """The keys in which two configs differ, with both values."""
-    old, new = dict(_leaves(resolved(there))), dict(_leaves(resolved(here)))
+def differences(there: StudyConfig, here: StudyConfig, same: Collection[str] = ()) -> list[str]:
+    """The keys in which two configs differ, with both values; what only observes a training is no difference.
+
+    Args:
+        there: What a run was made with.
+        here: What is asked for now.
+        same: Of which inputs ("data", "model", "files") the contents are known to be equal: where they lie is no
+            difference then.
+    """
+    old, new = (dict(_leaves(_identifying(resolved(config)))) for config in (there, here))
     return [
         f"{key}: {old.get(key, 'nothing')} there, {new.get(key, 'nothing')} here"
         for key in dict.fromkeys([*old, *new])
-        if old.get(key) != new.get(key) and not any(f"{key}.".startswith(f"{name}.") for name in NOT_COMPARED)
+        if old.get(key) != new.get(key)
+        and not any(f"{key}.".startswith(f"{name}.") for name in NOT_COMPARED)
+        and not _moved(key, old.get(key), new.get(key), same)
     ]
+
+
+def _moved(key: str, old: Any, new: Any, same: Collection[str]) -> bool:
+    """Whether both values are places of one content."""
+    inputs = {"backbone.path": "model", "benchmark.init_args": "data", "strategies": "files"}
+    of = next((name for start, name in inputs.items() if f"{key}.".startswith(f"{start}.")), None)
+    if of not in same or not (isinstance(old, str) and isinstance(new, str)):
+        return False
+    return of == "model" or Path(new).expanduser().exists()
+
+
+def _identifying(config: dict[str, Any]) -> dict[str, Any]:
+    """A resolved config without what only observes a training, in each of its `trainer` sections."""
+    sections = [config, *config["per_task"].values()]
+    for strategy in config["strategies"].values():
+        first = strategy[0] if isinstance(strategy, list) else strategy
+        sections += [first, *first.get("per_task", {}).values()]
+    for section in sections:
+        if given := section.get("trainer"):
+            section["trainer"] = {key: value for key, value in given.items() if key not in OBSERVES}
+            if callbacks := [part for part in _listed(given.get("callbacks")) if not _watches(part)]:
+                section["trainer"]["callbacks"] = callbacks
+            else:
+                section["trainer"].pop("callbacks", None)
+    return config
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _watches(callback: Any) -> bool:
+    package, _, name = str(callback["class_path"] if isinstance(callback, Mapping) else "").rpartition(".")
+    return package.startswith(("lightning.pytorch.callbacks", "pytorch_lightning.callbacks")) and name in WATCHERS
 
 
 def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:

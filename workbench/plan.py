@@ -10,12 +10,22 @@ from typing import Protocol
 import torch
 
 from workbench.assembly import Assembly
-from workbench.calibration import frozen_states, memory_of, optimizer_problems, scoring_seconds, step_seconds, steps_of
+from workbench.calibration import (
+    frozen_states,
+    memory_of,
+    optimizer_problems,
+    sample_of,
+    scoring_seconds,
+    step_seconds,
+    steps_of,
+)
 from workbench.config import ConfigError
 from workbench.course import describe_trainable
 from workbench.display import duration
+from workbench.errors import describe_error, remedy
 from workbench.frozen import too_large
 from workbench.memory import Memory, free_memory, size_of
+from workbench.rehearsal import AllRowsNeeded, Rehearsal, scorer_problems
 from workbench.scoring import Reach
 from workbench.seeding import seed_all, untouched_randomness
 from workbench.sharding import Sharded
@@ -109,10 +119,10 @@ class Plan:
 
 
 def make_plan(assembly: Assembly, runs: Sequence[PlannedRun]) -> Plan:
-    """Sets each strategy up once on the real model, times a few steps, and puts the model back.
+    """Sets each strategy up once on the real model, times a few steps, rehearses the rest, and puts the model back.
 
     Raises:
-        ConfigError: What the strategies and optimizers refuse, all at once.
+        ConfigError: What the strategies and optimizers refuse, and what would fail in a run later, all at once.
     """
     counts: dict[str, int] = {}
     for run in runs:
@@ -123,13 +133,16 @@ def make_plan(assembly: Assembly, runs: Sequence[PlannedRun]) -> Plan:
         raise ConfigError([*problems, *refused])
     misfit = bool(problems)
     with untouched_randomness():
+        problems += scorer_problems(data.tested)
         for name in assembly.config.strategies:
             try:
                 estimates[name] = _estimate_or_count(assembly, name, timed=not misfit)
             except ConfigError as error:
                 problems += error.problems
-            except (ValueError, TypeError, torch.OutOfMemoryError) as error:
+            except torch.OutOfMemoryError as error:
                 problems.append(f"strategies.{name}: {error}")
+            except Exception as error:  # a stranger's hook may raise anything
+                problems.append(f"strategies.{name}: {describe_error(error)}{remedy(error)}")
             assembly.backbone.restore()
     if problems:
         raise ConfigError(dict.fromkeys(problems))
@@ -138,30 +151,40 @@ def make_plan(assembly: Assembly, runs: Sequence[PlannedRun]) -> Plan:
 
 
 def _estimate_or_count(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
-    """As `_estimate`; where a model that is to be sharded does not fit on one device, no step is tried on it."""
+    """As `_estimate`; where a model that is to be sharded does not fit on one device, no step is tried on it.
+
+    A hook that fails on a few rows of each task gets them all before it is refused.
+    """
     sharded = isinstance(assembly.trainer(name).strategy, Sharded)
     mended = (torch.OutOfMemoryError,) if sharded else ()
     try:
         return _estimate(assembly, name, timed)
+    except AllRowsNeeded:
+        assembly.backbone.restore()
+        return _estimate(assembly, name, timed, whole=True)
     except mended:
         assembly.backbone.restore()
         return _estimate(assembly, name, timed=False)
 
 
-def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
+def _estimate(assembly: Assembly, name: str, timed: bool, whole: bool = False) -> StrategyEstimate:
     precision = assembly.trainer(name).precision_plugin
-    backbone = assembly.backbone.to(assembly.device)
-    precision.convert_module(backbone)
     seed_all(0, "plan")
-    strategy = assembly.strategy(name).to(backbone.device)
+    rehearsal = Rehearsal(assembly, name, whole)
+    backbone, strategy = rehearsal.backbone, rehearsal.strategy
     strategy.setup(backbone)
     data = assembly.data(next(iter(assembly.orders)), 0, name)
     training = [task for task in strategy.curriculum(data.tasks, data.general) if len(task.train)]
     steps, train, memory, problems, states = 0, 0.0, list[Memory](), dict[str, None](), [0]
+    optimizer = scheduler = None
     held = size_of([*backbone.parameters(), *backbone.buffers()])
     free, limit = free_memory(backbone.device), assembly.config.data.frozen_states_gb
     for position, task in enumerate(training):
-        strategy.before_task(backbone, task, [])
+        sample = sample_of(assembly, name, task)
+        if timed and not problems:
+            rehearsal.begin(position, task, sample.texts)
+        else:
+            strategy.before_task(backbone, task, [])
         count, again = steps_of(assembly, name, task)
         steps += count
         states.append(frozen_states(assembly, name, task) if again else 0)
@@ -169,17 +192,20 @@ def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
         problems |= dict.fromkeys(optimizer_problems(assembly, name, task, parameters, count))
         if timed and not problems:
             with precision.forward_context():
-                seconds, optimizer = step_seconds(assembly, name, task, parameters, warm=position > 0)
+                seconds, optimizer, scheduler = step_seconds(assembly, strategy, name, task, sample, position > 0)
                 train += count * seconds
                 kept = states[-1] if states[-1] <= limit * 1e9 else 0
                 memory += [replace(memory_of(assembly, name, task, optimizer), frozen_states=kept)] if optimizer else []
+            rehearsal.end()
     if problems:
         raise ConfigError(problems)
     train, score = (train, 0.0) if timed else (math.nan, math.nan)
+    trainable = describe_trainable(backbone, strategy)
     if timed:
         with precision.forward_context():
             score = (len(data.tasks) + 1) * scoring_seconds(assembly, data.tested)
+        rehearsal.finish(optimizer, scheduler)
     most = max(memory, key=lambda item: item.total, default=None)
     left = None if free is None else free + held
     told = too_large(max(states), limit) if max(states) > limit * 1e9 else ""
-    return StrategyEstimate(describe_trainable(backbone, strategy), steps, train, score, most, left, told)
+    return StrategyEstimate(trainable, steps, train, score, most, left, told)

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
@@ -19,6 +19,12 @@ import torch
 from workbench.display import Display, duration, number, quiet
 from workbench.processes import end_with
 
+UNGUARDED = 97
+"""The status of a process that a worker began with, because it ran the reader's script from its beginning."""
+GUARD = (
+    'Put what runs the study under `if __name__ == "__main__":` in your script: each worker imports the script first, '
+    "and would start the study again."
+)
 ATTEMPTS = 2
 """How often a run is begun, or gone on with, when its process is lost each time."""
 
@@ -36,8 +42,8 @@ class Making(Protocol):
     def make(self, run: Any, display: Display, place: str = "") -> str | None:
         """Makes a run, or goes on with it; says why it was given up, if it was."""
 
-    def score_untouched(self, display: Display) -> None:
-        """Scores row 0 of all runs, as far as it is not there."""
+    def score_untouched(self, display: Display) -> str | None:
+        """Scores row 0 of all runs, as far as it is not there; says why it cannot be scored, if it cannot."""
 
     def release(self) -> None:
         """Lets go of the model."""
@@ -73,8 +79,7 @@ def done(study: Making, job: Any, tell: Callable[[str], object]) -> tuple[str, A
     """
     try:
         if job is None:
-            study.score_untouched(Lines("untouched model", tell))
-            return "done", None
+            return "done", study.score_untouched(Lines("untouched model", tell))
         return "done", study.make(job, Lines(job.title, tell))
     except Exception as error:
         try:
@@ -87,6 +92,25 @@ def refuse(kind: str, content: Any) -> None:
     """Raises here what has stopped a study elsewhere, as `done` told it."""
     if kind == "error":
         raise content
+
+
+def leave_a_second_start() -> None:
+    """Ends this process at once where it is a worker that still imports the reader's script, which has no guard."""
+    if getattr(current_process(), "_inheriting", False):  # as multiprocessing itself knows it
+        os._exit(UNGUARDED)
+
+
+def refuse_unguarded(code: int) -> None:
+    """Ends the program where a worker came to the start of a study instead of its own work.
+
+    Args:
+        code: With which the worker's process ended.
+
+    Raises:
+        SystemExit: It did, with what the script has to have.
+    """
+    if code == UNGUARDED:
+        raise SystemExit(f"error: {GUARD}")
 
 
 @dataclass
@@ -152,6 +176,7 @@ class Pool:
         worker.process.join()
         worker.line.close()
         code = worker.process.exitcode or 0
+        refuse_unguarded(code)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         told = f"a worker {how}, which lack of memory may have caused"
         self._workers[place] = self._started(place)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from workbench.assembly import Assembly
-from workbench.components import Component
+from workbench.components import Component, ConfigError
 from workbench.config import StudyConfig, dump, for_seed
 from workbench.course import MakeTrainer, count_bytes
 from workbench.data import ContinualDataModule
 from workbench.display import Display
 from workbench.environment import PeakMemory, describe_environment
+from workbench.errors import describe_error, raised_by_reader
 from workbench.existing import own_inputs
+from workbench.files import write_whole
 from workbench.loop import learn_in_sequence
 from workbench.module import ContinualModule
 from workbench.moments import Moments
@@ -27,6 +33,10 @@ from workbench.results import RunFolder
 from workbench.saving import Intervals
 from workbench.schema import DEFAULT_EXECUTOR
 from workbench.untouched import untouched_path, untouched_row
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+FAILURE = "failure.txt"
+"""The traceback of what ended a run, in its folder until the run goes on."""
 
 
 @dataclass(frozen=True)
@@ -129,19 +139,21 @@ class Runs:
         if not results.journal.records:
             results.clear()
         display.run_begins(f"{place}{run.title}", *self.assembly_of(run.seed).tested_names(run.order))
-        try:
-            self._run(run, results, display)
-        except _given_up() as error:
-            failure = f"{run.title} failed: {error}"
-            display.note(failure)
-            return failure
-        display.run_ends(results.summary())
-        return None
+        if (error := what_ended(lambda: self._run(run, results, display))) is None:
+            display.run_ends(results.summary())
+            return None
+        failure = f"{run.title} failed: {_why(error)}"
+        if is_first():
+            write_whole(results.path / FAILURE, "".join(traceback.format_exception(error)))
+        display.note(failure)
+        return failure
 
     def _run(self, run: Run, results: RunFolder, display: Display) -> None:
         assembly = self.assembly_of(run.seed)
         module, data, make_trainer = self._parts(run)
         alone = self.narrowed(run)
+        if is_first():
+            (results.path / FAILURE).unlink(missing_ok=True)
         results.write_config(dump(alone))
         inputs = {**assembly.inputs, **own_inputs(alone)}
         stated = {"protocol": assembly.protocol(run.strategy, run.order, run.seed), "inputs": inputs}
@@ -169,14 +181,22 @@ class Runs:
         data = assembly.data(run.order, run.seed, run.strategy)
         return module, data, assembly.trainer_factory(run.strategy, self.path(run))
 
-    def score_untouched(self, display: Display) -> None:
-        """Scores row 0 of all runs that are not finished, as far as it is not there."""
+    def score_untouched(self, display: Display) -> str | None:
+        """Scores row 0 of all runs that are not finished, as far as it is not there.
+
+        Returns:
+            Why it cannot be scored, and so no run be made, if a scorer failed.
+        """
         seen = set()
         for run in sorted(self.waiting(Display()), key=lambda run: run.seed):
             path = self._untouched_path(run)
-            if (path, run.order) not in seen:
-                seen.add((path, run.order))
-                untouched_row(path, self.assembly_of(run.seed), *self._parts(run), display)
+            if (path, run.order) in seen:
+                continue
+            seen.add((path, run.order))
+            parts = (path, self.assembly_of(run.seed), *self._parts(run), display)
+            if error := what_ended(partial(untouched_row, *parts)):
+                return _why(error)
+        return None
 
     def _untouched_path(self, run: Run) -> Path:
         assembly = self.assembly_of(run.seed)
@@ -196,9 +216,40 @@ class Runs:
         return for_seed(alone, run.seed)
 
 
-def _given_up() -> tuple[type[Exception], ...]:
-    """What ends a run and not its study; where one of several processes has no memory left, the others wait for it."""
-    return (FloatingPointError, torch.OutOfMemoryError) if world() == 1 else (FloatingPointError,)
+def what_ended(work: Callable[[], object]) -> Exception | None:
+    """Do a run's work; an error that ends it and not its study is returned.
+
+    What a hook that failed has switched in torch is as before: the next run is made as if it stood alone.
+    """
+    gradients, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    try:
+        work()
+    except Exception as error:  # a stranger's hook or scorer may raise anything
+        if not ends_the_run(error):
+            raise
+        torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(dtype)
+        return error
+    return None
+
+
+def ends_the_run(error: Exception) -> bool:
+    """Whether an error ends one run and not its study.
+
+    Of several processes only what all of them raise alike does: the others would wait for one that is gone. A disk that
+    fails ends the study, as does a config that cannot be; not so a file that a strategy or a scorer itself asks for.
+    """
+    if world() > 1:
+        return isinstance(error, FloatingPointError)
+    if isinstance(error, OSError | SafetensorError):
+        return raised_by_reader(error) and getattr(error, "errno", None) not in DISK
+    return not isinstance(error, ConfigError)
+
+
+def _why(error: Exception) -> str:
+    """What is told of an error; a loss that is not finite and memory that ran out have words of their own."""
+    plain = isinstance(error, FloatingPointError | torch.OutOfMemoryError) and not raised_by_reader(error)
+    return str(error) if plain else f"{describe_error(error)}. Mend it; the same command goes on with this run"
 
 
 def _intervals(config: StudyConfig) -> Intervals:

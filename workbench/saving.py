@@ -210,4 +210,5 @@ class StateFile(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: Mapping[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """As `torch.save`; the caller makes it durable."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)  # of a ModelCheckpoint of the reader's
         torch.save(dict(checkpoint), path)

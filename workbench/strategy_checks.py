@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from workbench.backbone import Backbone
 from workbench.components import ConfigError
+from workbench.errors import describe_error
 from workbench.results import RunFolder
 from workbench.strategy import Composition, ContinualStrategy
 from workbench.trial import Trial, structure, weights
@@ -30,7 +31,7 @@ def cites_its_paper(trial: Trial) -> Iterator[str]:
 def runs(trial: Trial) -> Iterator[str]:
     """Two tasks are learnt in sequence, and every score of the last row is there."""
     if trial.failure:
-        yield f"{type(trial.failure).__name__}: {trial.failure}"
+        yield describe_error(trial.failure, named=True)
     elif not RunFolder(trial.folder / "watched").has_row(2):
         yield "There is none."
 
@@ -135,11 +136,11 @@ def repeats(trial: Trial) -> Iterator[str]:
     """Two runs with one seed end with the same weights, bit for bit, also where one is stopped and gone on with."""
     one = weights(trial.learnt)
     try:
-        problem = _difference(one, weights(trial.run_in_parts("in parts")))
+        problem = weights_differ(one, weights(trial.run_in_parts("in parts")))
     except ConfigError as error:
         problem = str(error)
     if problem:
-        unstopped = _difference(one, weights(trial.run(trial.make(), "again")))
+        unstopped = weights_differ(one, weights(trial.run(trial.make(), "again")))
         yield unstopped or f"{problem} Only where it is stopped: what changes has to be in buffers or extra state."
 
 
@@ -172,7 +173,8 @@ STRATEGY_CHECKS = (
 )
 
 
-def _difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
+def weights_differ(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
+    """In what two models differ, bit for bit, in a sentence; "" where they are the same."""
     if one.keys() != other.keys():
         return f"Only one has {min(one.keys() ^ other.keys())}."
     return next((f"{name} differs." for name in one if not torch.equal(one[name], other[name])), "")

@@ -28,6 +28,7 @@ from workbench.executors import Executor
 from workbench.existing import UNTOUCHED, existing_problems
 from workbench.files import only_process
 from workbench.plan import Plan, make_plan
+from workbench.pool import leave_a_second_start
 from workbench.processes import is_first, join, together
 from workbench.refusals import benchmark_refusal, built_problems
 from workbench.report import report_trouble
@@ -45,8 +46,9 @@ class Study(Runs):
         overrides: `key=value` each, laid over it.
 
     Attributes:
-        failures: The runs that `run` gave up, a sentence each: a loss that is not finite, or memory that ran out.
-            The others are made all the same.
+        failures: The runs that `run` gave up, a sentence each: a loss that is not finite, memory that ran out, or what
+            a strategy or a scorer raised, whose traceback is in the run's `failure.txt`. The others are made all the
+            same.
 
     Raises:
         ConfigError: All that is wrong, at once.
@@ -118,6 +120,7 @@ class Study(Runs):
             ConfigError: As `check_existing` and `plan`.
             BlockingIOError: Another process works on this study.
         """
+        leave_a_second_start()
         if not is_first():
             self._make_runs(Display())
             return []

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from workbench.benchmark import Benchmark
-from workbench.conformance import ConformanceError, check_benchmark, check_on_variants, check_strategy
+from workbench.conformance import (
+    ConformanceError,
+    check_benchmark,
+    check_on_variants,
+    check_strategy,
+    strategy_warnings,
+)
 from workbench.strategy import ContinualStrategy
 from workbench.tiny import VARIANTS, tiny_backbone, tiny_corpus, tiny_run, tiny_tasks
 
@@ -16,6 +22,8 @@ __all__ = [
     "check_either",
     "check_on_variants",
     "check_strategy",
+    "likely_mistakes",
+    "strategy_warnings",
     "tiny_backbone",
     "tiny_corpus",
     "tiny_run",
@@ -40,3 +48,12 @@ def check_either(make: Callable[[], object]) -> list[str]:
     raise ConformanceError(
         [f"{type(made).__name__} is neither a ContinualStrategy nor a Benchmark. Give one of these."]
     )
+
+
+def likely_mistakes(make: Callable[[], object]) -> list[str]:
+    """`strategy_warnings` of a strategy; nothing of anything else.
+
+    Args:
+        make: Gives a fresh strategy, or a benchmark, each time.
+    """
+    return strategy_warnings(make) if isinstance(make(), ContinualStrategy) else []  # type: ignore[arg-type]

@@ -13,15 +13,20 @@ from typing import Any
 import torch
 from bad_inputs import Place, Row
 from datasets import Dataset
+from small import study
 from torch import Tensor
 
+from workbench import rehearsal
 from workbench.backbone import Backbone, Batch
 from workbench.benchmark import Task
 from workbench.checkpoint import StateFolder
 from workbench.components import ConfigError
+from workbench.config import parse
 from workbench.conformance import ConformanceError
 from workbench.files import write_whole
+from workbench.pool import UNGUARDED, refuse_unguarded
 from workbench.strategy import ContinualStrategy
+from workbench.study import Study
 from workbench.tiny import Stopped, tiny_backbone, tiny_run
 from workbench.trial import Trial, Unfinished
 
@@ -30,7 +35,7 @@ STUDY = "run small.yaml"
 
 
 class Ends(ContinualStrategy):
-    """Is told to stop in its first batch.
+    """Is told to stop in the first batch of its run; in the plan there is no folder yet.
 
     Args:
         how: The name of a signal; "nan": the loss is not finite; "full": the disk has no more room.
@@ -41,6 +46,8 @@ class Ends(ContinualStrategy):
         self.how = how
 
     def penalties(self, backbone: Any, batch: Any, output: Any) -> dict[str, Tensor]:
+        if not (Path("runs").exists() or Path("run").exists()):
+            return {}
         if self.how == "nan":
             return {"nothing": torch.tensor(float("nan"))}
         if self.how == "full":
@@ -87,6 +94,43 @@ class Interrupted(ContinualStrategy):
 class Fails(ContinualStrategy):
     def setup(self, backbone: Backbone) -> None:
         raise ZeroDivisionError("halves")
+
+
+class EndsBadly(ContinualStrategy):
+    """Fails where a task ends, which the plan finds."""
+
+    def after_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
+        raise KeyError("fisher")
+
+
+class NoRoom(ContinualStrategy):
+    """Has no memory left where answers are given."""
+
+    def answer(self, backbone: Backbone, task: Task, prompts: Any) -> list[str]:
+        raise torch.OutOfMemoryError("no room for answers. Choose a smaller data.eval_batch_size")
+
+
+class Unplain(ContinualStrategy):
+    """Has a state that no resumed run can load."""
+
+    def get_extra_state(self) -> Any:
+        return Path("memory")
+
+
+def planned(kind: type[ContinualStrategy], *says: str) -> Row:
+    """A study that is refused by its plan."""
+    strategies = {"mine": {"class_path": f"table_ends.{kind.__name__}"}}
+    return command(f"{kind.__name__} is planned", STUDY, lambda place: place.config(strategies=strategies), *says)
+
+
+def full(place: Place) -> object:
+    """A study whose disk has no room for its results."""
+    usage = rehearsal.shutil.disk_usage
+    rehearsal.shutil.disk_usage = lambda path: usage(path)._replace(free=9)
+    try:
+        return Study(parse(study(place.model, place.tasks, place.folder / "runs"))).plan()
+    finally:
+        rehearsal.shutil.disk_usage = usage
 
 
 def ends(how: str) -> Callable[[Place], None]:
@@ -261,4 +305,18 @@ ENDS = [
         error=ConformanceError,
     ),
 ]
-ROWS = [*RESUMED, *ENDS]
+PLANNED = [
+    planned(EndsBadly, "strategies.mine: KeyError: 'fisher' (", "in after_task). Mend it"),
+    planned(NoRoom, "strategies.mine: no room for answers. Choose a smaller data.eval_batch_size"),
+    planned(
+        Unplain, "strategies.mine: its state cannot be saved: it holds more than tensors", "Give `get_extra_state`"
+    ),
+    Row("no room for results", ("output: a run needs about", "Make room, or choose another disk."), full),
+    Row(
+        "a script without a guard",
+        ('Put what runs the study under `if __name__ == "__main__":`',),
+        lambda _: refuse_unguarded(UNGUARDED),
+        error=SystemExit,
+    ),
+]
+ROWS = [*RESUMED, *ENDS, *PLANNED]

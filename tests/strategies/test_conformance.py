@@ -44,8 +44,16 @@ from workbench import strategy_checks as checks
 from workbench.backbone import Backbone
 from workbench.batch import Batch
 from workbench.benchmark import Task
+from workbench.cli import app, guarded
 from workbench.strategy import Composition, ContinualStrategy
-from workbench.testing import VARIANTS, ConformanceError, check_on_variants, check_strategy, tiny_backbone
+from workbench.testing import (
+    VARIANTS,
+    ConformanceError,
+    check_on_variants,
+    check_strategy,
+    strategy_warnings,
+    tiny_backbone,
+)
 from workbench.trial import Trial
 
 ARGUMENTS: dict[str, dict[str, Any]] = {  # for a model of 4 layers
@@ -202,7 +210,10 @@ def test_what_a_check_itself_meets_is_a_failure_of_it(monkeypatch: pytest.Monkey
     monkeypatch.setattr(conformance, "STRATEGY_CHECKS", (checks.runs, checks.rebuilds))
     with pytest.raises(ConformanceError) as caught:
         check_strategy(CannotBeReplayed)
-    assert caught.value.failures == [f"{SENTENCES[11]} ValueError: no batch"]
+    (failure,) = caught.value.failures
+    assert failure.startswith(f"{SENTENCES[11]} ValueError: no batch (")
+    line = CannotBeReplayed.before_task.__code__.co_firstlineno + 2
+    assert failure.endswith(f"test_conformance.py, line {line}, in before_task)")
 
 
 def test_the_variants_are_gone_through_until_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +225,8 @@ def test_the_variants_are_gone_through_until_one_fails(monkeypatch: pytest.Monke
     monkeypatch.setattr(conformance, "STRATEGY_CHECKS", (checks.runs,))
     with pytest.raises(ConformanceError) as caught:
         check_on_variants(AddsToBiases)
-    assert caught.value.failures == [f"on the variant 'biased': {SENTENCES[1]} ValueError: no biases, please"]
+    (failure,) = caught.value.failures
+    assert failure.startswith(f"on the variant 'biased': {SENTENCES[1]} ValueError: no biases, please (")
     with pytest.raises(ConformanceError, match=r"^Two tasks"):
         check_on_variants(Raises)
     monkeypatch.setattr(conformance, "STRATEGY_CHECKS", (checks.cites_its_paper,))
@@ -237,3 +249,56 @@ def test_buffers_of_its_own_are_no_reference_to_the_backbone(tmp_path: Path) -> 
             self.own = nn.Linear(2, 2)
 
     assert list(checks.keeps_no_backbone(Trial(Snapshot, tiny_backbone, tmp_path))) == []
+
+
+class Misnamed(SeqFT):
+    """Two hooks under names that nobody calls."""
+
+    reference = "none"
+
+    def penalty(self, backbone: Backbone, batch: Batch, output: Any) -> dict[str, torch.Tensor]:
+        return {"size": backbone.model.lm_head.weight.square().sum()}
+
+    def beforeTask(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:  # noqa: N802
+        raise AssertionError("never called")
+
+
+class HelpsItself(SeqFT):
+    """A helper that is called by the hook of nearly the same name."""
+
+    def penalties(self, backbone: Backbone, batch: Batch, output: Any) -> dict[str, torch.Tensor]:
+        return self.penalty(backbone)
+
+    def penalty(self, backbone: Backbone) -> dict[str, torch.Tensor]:
+        return {"size": backbone.model.lm_head.weight.square().sum()}
+
+
+NOTHING = (
+    "after the two tasks of the trial the weights are those of plain fine-tuning, bit for bit: the strategy has changed "
+    "nothing. Look at the names and the conditions of its hooks."
+)
+
+
+def test_a_method_that_is_nearly_a_hook_and_a_strategy_that_does_nothing_are_warned_of() -> None:
+    assert strategy_warnings(Misnamed) == [
+        "Misnamed.beforeTask is no hook, so nobody calls it. Did you mean 'before_task'?",
+        "Misnamed.penalty is no hook, so nobody calls it. Did you mean 'penalties'?",
+        NOTHING,
+    ]
+    assert strategy_warnings(lambda: Composition([SeqFT(), Misnamed()])) == strategy_warnings(Misnamed)
+    assert strategy_warnings(HelpsItself) == []
+
+
+@pytest.mark.parametrize("name", strategies.__all__)
+def test_a_shipped_strategy_is_not_warned_of(name: str) -> None:
+    assert strategy_warnings(lambda: getattr(strategies, name)(**ARGUMENTS.get(name, {}))) == []
+
+
+def test_the_command_prints_warnings_and_ends_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(conformance, "STRATEGY_CHECKS", (checks.cites_its_paper,))
+    assert guarded(lambda: app(["check", "test_conformance.Misnamed"], standalone_mode=True)) == 0
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1] == f"warning: {NOTHING}"
+    assert told.out.startswith("ok: The strategy cites its paper")
