@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
+from torch.optim import Optimizer, SparseAdam
 
 from workbench.backbone import Backbone
 from workbench.benchmark import Benchmark, Task, published_protocol
 from workbench.callbacks import averaging_problems, in_order
 from workbench.checks import STEP_ARGUMENTS
-from workbench.config import Component, ConfigError, StudyConfig, TaskSettings, import_class, instantiate
+from workbench.config import Component, ConfigError, StudyConfig, TaskSettings, build, import_class, instantiate
 from workbench.course import MakeTrainer, count_parameters
 from workbench.data import ContinualDataModule
 from workbench.encoding import TextPolicy
@@ -30,12 +31,19 @@ from workbench.orders import chosen_orders
 from workbench.processes import world
 from workbench.scoring import Reach, reach
 from workbench.strategy import Composition, ContinualStrategy, needs_task_id
-from workbench.trainer_arguments import TRAINER_DEFAULTS, loggers, trainer_arguments
+from workbench.trainer_arguments import (
+    TRAINER_DEFAULTS,
+    callback_problems,
+    logger_problems,
+    loggers,
+    trainer_arguments,
+)
 
 SMALL_MODEL = 20_000_000
 """Parameters below which more than one thread costs more than it brings."""
 UNMIXED = ("32-true", "32", "bf16-true", "16-true", "64-true", "64", "None")
 """Values of `trainer.precision` with which gradients are neither scaled nor cast."""
+SCHEDULER_PARTS = ("optimizer", "step", "state_dict", "load_state_dict")
 
 
 class Assembly:
@@ -255,13 +263,17 @@ class Assembly:
         def make(task: str, parameters: list[Any], steps: Callable[[], int]) -> tuple[Any, Any]:
             settings = self.config.settings(strategy, task)
             fused = {"fused": True} if _fuses(settings, parameters) else {}
-            optimizer = _constructed("optimizer", settings.optimizer, params=parameters, **fused)
+            optimizer = build(settings.optimizer, "optimizer", params=parameters, **fused)
+            if told := optimizer_refusal(optimizer):
+                raise ConfigError([told])
             if settings.scheduler is None:
                 return optimizer, None
-            known = inspect.signature(import_class(settings.scheduler.class_path)).parameters
-            wanted = [name for name in STEP_ARGUMENTS if name in known and name not in settings.scheduler.init_args]
-            filled_in = {name: steps() for name in wanted}
-            return optimizer, _constructed("scheduler", settings.scheduler, optimizer=optimizer, **filled_in)
+            filled_in = {name: steps() for name in counting_arguments(settings.scheduler)}
+            scheduler = build(settings.scheduler, "scheduler", optimizer=optimizer, **filled_in)
+            if missing := [name for name in SCHEDULER_PARTS if not hasattr(scheduler, name)]:
+                told = f"scheduler: {settings.scheduler.class_path} makes no scheduler: it has no {missing[0]!r}."
+                raise ConfigError([f"{told} Give a class such as torch.optim.lr_scheduler.LinearLR."])
+            return optimizer, scheduler
 
         return make
 
@@ -303,16 +315,27 @@ class Assembly:
         return replace(task, max_epochs=epochs if epochs > 0 else None)
 
     def trainer_problems(self) -> list[str]:
-        """What Lightning itself refuses in the `trainer` sections: an accelerator that is not there, a precision."""
+        """What cannot be in `trainer` sections: callbacks and loggers that do not fit, what Lightning refuses."""
         problems, processes = [], set()
         for strategy in self.config.strategies:
             for task in (None, *map(self.tasks.get, self.config.tasks(strategy))):
+                given = self.config.settings(strategy, task.name if task else None).trainer
                 try:
-                    trainer = Trainer(**self._trainer_arguments(strategy, task))
-                    processes.add(trainer.world_size)
-                    problems += averaging_problems(trainer)
-                except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
-                    problems.append(f"trainer: {error} Mend the section `trainer`.")
+                    arguments = self._trainer_arguments(strategy, task)
+                    if found := [
+                        *logger_problems(given.get("logger")),
+                        *callback_problems(arguments.get("callbacks"), given.get("logger")),
+                    ]:
+                        problems += found
+                    else:
+                        trainer = Trainer(**arguments)
+                        processes.add(trainer.world_size)
+                        problems += averaging_problems(trainer)
+                except ConfigError as error:
+                    problems += error.problems
+                except Exception as error:
+                    text = " ".join(str(error).split()).rstrip(".")
+                    problems.append(f"trainer: {text or type(error).__name__}. Mend the section `trainer`.")
         if len(processes) > 1:
             told = f"{' and '.join(map(str, sorted(processes)))} in one study"
             problems.append(f"trainer.devices: {told}. Give all strategies and tasks the same number.")
@@ -354,10 +377,24 @@ def _fuses(settings: TaskSettings, parameters: Sequence[Any]) -> bool:
     return known and not said and not mixed and plain
 
 
-def _constructed(section: str, component: Component, **extra: Any) -> Any:
-    """Builds an optimizer or a scheduler, whose refusal is the config's fault."""
-    try:
-        return instantiate(component, **extra)
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        told = f"{section}: {component.class_path}: {str(error).rstrip('.')}. Mend its init_args."
-        raise ConfigError([told]) from error
+def counting_arguments(scheduler: Component) -> list[str]:
+    """The arguments of a scheduler that are a task's number of steps, where the config does not say them."""
+    known = inspect.signature(import_class(scheduler.class_path)).parameters
+    return [name for name in STEP_ARGUMENTS if name in known and name not in scheduler.init_args]
+
+
+def optimizer_refusal(optimizer: Any) -> str:
+    """Why an object cannot be a task's optimizer; "" where it can."""
+    name = type(optimizer).__name__
+    if not isinstance(optimizer, Optimizer):
+        return f"optimizer: {name} is no torch.optim.Optimizer. Give a class that is one."
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    remedy = "Choose another, such as torch.optim.AdamW."
+    if closure is not None and closure.default is closure.empty:
+        return f"optimizer: {name} computes the loss several times in a step, which a strategy's hooks forbid. {remedy}"
+    if isinstance(optimizer, SparseAdam):
+        return f"optimizer: {name} works on sparse gradients, and those of a language model are dense. {remedy}"
+    for group in optimizer.param_groups:
+        if not math.isfinite(rate := float(group.get("lr", 0.0))):
+            return f"optimizer.init_args.lr: {rate} is out of range; it has to be finite."
+    return ""

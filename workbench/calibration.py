@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,28 +11,37 @@ import torch
 from datasets import Dataset
 from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from workbench.adapters import merged_to_score
-from workbench.assembly import Assembly
+from workbench.assembly import Assembly, counting_arguments
 from workbench.backbone import Backbone
 from workbench.batches import EpochBatches
 from workbench.benchmark import Task
-from workbench.config import ConfigError
+from workbench.config import ConfigError, in_words
 from workbench.frozen import constant_parts, states_size
 from workbench.memory import Memory, step_memory
 from workbench.module import accumulated_batches
 from workbench.sharding import Sharded
-from workbench.strategy import ContinualStrategy, trainable_parameters
+from workbench.strategy import ContinualStrategy, checked_penalties, trainable_parameters
 
 CALIBRATION_STEPS = 3
 CALIBRATION_TOKENS = 8
 SAMPLE_ROWS = 64
 LONGEST_ROWS = 8
+TRIED_ROWS = 4
+MOST_TRIED = 10_000  # steps of a scheduler: a fraction of a second
 
 
 def steps_of(assembly: Assembly, name: str, task: Task) -> tuple[int, bool]:
-    """Optimizer steps of an item, whose texts count as many rows as they have parts; and whether rows come again."""
-    trainer, batches = assembly.trainer(name, task), _batches(assembly, task)[0]
+    """Optimizer steps of an item, whose texts count as many rows as they have parts; and whether rows come again.
+
+    Raises:
+        ConfigError: `limit_train_batches` leaves no batch.
+    """
+    trainer = assembly.trainer(name, task)
+    limit = assembly.config.settings(name, task.name).trainer.get("limit_train_batches")
+    batches = _limited(_batches(assembly, task)[0], limit, task.name)
     epochs, most = assembly.length(name, task)
     per_epoch = [-(-batches // accumulated_batches(trainer, epoch)) for epoch in range(max(epochs, 1))]
     total = sum(per_epoch) if epochs > 0 else max(most, per_epoch[0])
@@ -64,6 +74,15 @@ def _batches(assembly: Assembly, task: Task) -> tuple[int, int]:
     return batches, data.batch_size if data.batch_tokens is None else -(-rows // batches)
 
 
+def _limited(batches: int, limit: Any, task: str) -> int:
+    """Batches of an epoch that are trained on: at most so many, or a share of them."""
+    limited = batches if limit is None else min(batches, limit if isinstance(limit, int) else int(batches * limit))
+    if not limited:
+        told = f"trainer.limit_train_batches: {limit} of the {batches} batches of {task} is less than one"
+        raise ConfigError([f"{told}. Choose at least {1 / batches:.2g}, or a number of batches."])
+    return limited
+
+
 def _encoded(assembly: Assembly, task: Task, rows: Dataset) -> Dataset:
     return assembly.backbone.encode(rows, task.max_new_tokens, task.packed)
 
@@ -71,12 +90,28 @@ def _encoded(assembly: Assembly, task: Task, rows: Dataset) -> Dataset:
 def optimizer_problems(
     assembly: Assembly, name: str, task: Task, parameters: Sequence[Parameter], steps: int
 ) -> list[str]:
-    """Builds an item's optimizer and scheduler once, so that a wrong one is known before a folder is made."""
+    """Builds an item's optimizer and scheduler once, and steps the scheduler as often as the item will, at most.
+
+    So what is wrong with them is known before a folder is made.
+    """
+    chosen = assembly.config.settings(name, task.name).scheduler
+    epochs, most = assembly.length(name, task)
+    if chosen and epochs < 0 and most < 0 and (counted := counting_arguments(chosen)):
+        told = f"{counted[0]} is the number of a task's steps, which nobody knows where max_time alone limits them"
+        return [f"scheduler: {told}. Give scheduler.init_args.{counted[0]}, or trainer.max_steps."]
+    if not parameters:
+        return []
     try:
-        if parameters:
-            assembly.optimizer_factory(name)(task.name, list(parameters), lambda: steps)
+        _, scheduler = assembly.optimizer_factory(name)(task.name, list(parameters), lambda: steps)
     except ConfigError as error:
         return error.problems
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nothing steps the optimizer
+            for _ in range(min(steps, MOST_TRIED) if scheduler else 0):
+                scheduler.step(*([0.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
+    except Exception as error:
+        return in_words(error, "scheduler", chosen.class_path if chosen else "")
     return []
 
 
@@ -119,14 +154,25 @@ def step_seconds(
         started = time.monotonic()
         optimizer.zero_grad()
         output = backbone(batch)
-        penalties = strategy.penalties(backbone, batch, output)
+        penalties = checked_penalties(strategy, strategy.penalties(backbone, batch, output))
         sum(penalties.values(), output.loss).backward()
         strategy.edit_gradients(backbone)
-        optimizer.step()
+        _step(assembly, name, task, optimizer)
         _wait(backbone.device)
         spent = time.monotonic() - started
     accumulated = accumulated_batches(assembly.trainer(name, task), 0)
     return spent * accumulated * sample.share / sample.rows, optimizer, scheduler
+
+
+def _step(assembly: Assembly, name: str, task: Task, optimizer: Optimizer) -> None:
+    """Steps an optimizer, whose failure is the config's fault unless there is too little memory."""
+    try:
+        optimizer.step()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        class_path = assembly.config.settings(name, task.name).optimizer.class_path
+        raise ConfigError(in_words(error, "optimizer", class_path)) from error
 
 
 def memory_of(assembly: Assembly, name: str, task: Task, optimizer: Optimizer) -> Memory:

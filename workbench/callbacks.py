@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, WeightAveraging
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from workbench.batch import Batch
 from workbench.benchmark import Task
@@ -26,6 +27,7 @@ from workbench.saving import Progress, Saver
 from workbench.scoring import TaskScore, score_task
 from workbench.seeding import seed_all, untouched_randomness
 from workbench.sharding import Sharded
+from workbench.strategy import HookError
 
 SECONDS_BETWEEN_WRITES = 15.0
 SECONDS_BETWEEN_SHOWN = 0.25
@@ -195,7 +197,10 @@ class StrategyHooks(Callback):
 
 
 class TrainingCurve(Callback):
-    """Writes the loss and each penalty of every optimizer step, and shows them.
+    """Writes the loss and each penalty of every optimizer step, shows them, and gives them to whoever waits for them.
+
+    Other callbacks find them in `trainer.callback_metrics` as "train/loss" and so on, loggers get them under the same
+    names, and a scheduler that waits for a plateau is stepped with the loss.
 
     Args:
         results: Where `train.csv` is.
@@ -228,6 +233,7 @@ class TrainingCurve(Callback):
         progress.steps = trainer.global_step
         means, self._parts = _summed(self._parts), []
         self._waiting.append({"step": progress.steps_before + progress.steps, "item": self.item, **means})
+        self._tell(trainer, module, means)
         total = optimizer_steps(trainer)
         now = time.monotonic()
         if now - self._shown > SECONDS_BETWEEN_SHOWN or progress.steps == total:
@@ -246,6 +252,25 @@ class TrainingCurve(Callback):
         """Writes what is left, if that is not what failed: who looks for the reason looks at the curve."""
         with suppress(OSError):
             self.write()
+
+    def _tell(self, trainer: Trainer, module: LightningModule, means: dict[str, Any]) -> None:
+        """Gives a step's loss and its parts to callbacks, loggers and schedulers; as tensors, so that no GPU waits.
+
+        Raises:
+            HookError: A callback stops early by something that is not among them.
+        """
+        measured = {f"train/{name}": value for name, value in means.items()}
+        trainer.callback_metrics.update(measured)
+        if trainer.loggers:
+            step = float(self.progress.steps_before + self.progress.steps - 1)
+            module.log_dict({**measured, "step": step})
+        for callback in trainer.early_stopping_callbacks:
+            if isinstance(callback, EarlyStopping) and callback.strict and callback.monitor not in measured:
+                told = f"EarlyStopping monitors {callback.monitor!r}, and {self.item} has {', '.join(measured)}"
+                raise HookError(f"trainer.callbacks: {told}. Choose one of these.")
+        for config in trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                config.scheduler.step(means["loss"])
 
     def write(self) -> None:
         """Writes the steps that wait; a state that is saved counts on them."""

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -120,6 +121,8 @@ class StateFolder:
             sync_file(partial)
         except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError when the disk is full
             partial.unlink(missing_ok=True)
+            if not _of_the_disk(error):
+                raise
             raise OSError(
                 f"{self.path}: the state could not be saved ({error}). Make room there, or give the right to write"
             ) from error
@@ -138,6 +141,13 @@ class StateFolder:
     def _files(self) -> list[tuple[int, Path]]:
         found = [(NAME.fullmatch(file.name), file) for file in self.path.glob("state-*.ckpt")]
         return sorted((int(match.group(1)), file) for match, file in found if match)
+
+
+def _of_the_disk(error: OSError | RuntimeError) -> bool:
+    """Whether writing a file failed: not what a broken connection, another process or a device raises meanwhile."""
+    if isinstance(error, OSError):
+        return not isinstance(error, ConnectionError | ChildProcessError | TimeoutError)
+    return traceback.extract_tb(error.__traceback__)[-1].filename == torch.serialization.__file__
 
 
 class ReplayedWeights:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,24 @@ from workbench.schema import DEFAULT_OPTIMIZER, Changes, StudyConfig, combined, 
 
 STEP_ARGUMENTS = ("T_max", "total_steps", "total_iters", "num_training_steps")
 """What schedulers call the number of steps; supplied with the task's own where a config does not say."""
+
+NO_VALIDATION = (
+    "asks for validation, and there is none in a task. Leave it out; score_every_n_steps scores in mid-task."
+)
+UNFIT: dict[str, tuple[tuple[Any, ...], str]] = {
+    "enable_checkpointing": (
+        (None, False),
+        "would save what no run can be resumed from. Leave it out: a run saves its own state "
+        "(save_every_n_steps, save_every_seconds), and its model at the end (`model/`).",
+    ),
+    "overfit_batches": (
+        (None, 0),
+        "would not give each epoch the same batches: each has an order of its own. Set limit_train_batches.",
+    ),
+    "val_check_interval": ((None, 1.0), NO_VALIDATION),
+    "check_val_every_n_epoch": ((None, 1), NO_VALIDATION),
+}
+"""Arguments of a Trainer, the values with which they may stand in a config, and what is told of all others."""
 
 
 def check(config: StudyConfig, trainer: Callable[..., Any] | None = None) -> list[str]:
@@ -44,7 +63,10 @@ def check_surroundings(config: StudyConfig) -> list[str]:
     paths = [] if config.prepare else [for_seed(config, seed).backbone.path for seed in config.seeds]
     problems = [f"backbone.path: {problem}" for path in dict.fromkeys(paths) for problem in check_folder(path)]
     output = Path(config.output).expanduser().absolute()
-    nearest = next(parent for parent in (output, *output.parents) if parent.exists())
+    try:
+        nearest = next(parent for parent in (output, *output.parents) if parent.exists())
+    except OSError as error:  # such as a name that is too long
+        return [*problems, f"output: {error.strerror}. Choose another."]
     if not nearest.is_dir():
         problems.append(f"output: {nearest} is a file; results need a folder. Choose another.")
     elif not os.access(nearest, os.W_OK | os.X_OK):
@@ -82,7 +104,7 @@ def check_parts(raw: Mapping[str, Any], trainer: Callable[..., Any] | None = Non
 
 
 def check_limits(trainer: Mapping[str, Any], where: str) -> list[str]:
-    """Tell the arguments that a Trainer would take and that would train nothing, or never end."""
+    """Tell the arguments that a Trainer would take and that would train nothing, never end, or not be resumed."""
     problems = []
     epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps")
     if isinstance(epochs, int) and epochs < 1:
@@ -92,7 +114,28 @@ def check_limits(trainer: Mapping[str, Any], where: str) -> list[str]:
             problems.append(f"{joined(where, 'max_epochs')}: {epochs} is out of range. {remedy}")
     if isinstance(steps, int) and steps < 1 and steps != -1:
         problems.append(f"{joined(where, 'max_steps')}: {steps} is out of range; it has to be at least 1.")
-    return problems
+    for name, least in (("accumulate_grad_batches", 1), ("gradient_clip_val", 0)):
+        value = trainer.get(name)
+        if isinstance(value, int | float) and not value >= least:
+            problems.append(f"{joined(where, name)}: {value} is out of range; it has to be at least {least}.")
+    if trainer.get("limit_train_batches") == 0 and trainer.get("limit_train_batches") is not None:
+        remedy = "It has to be more than 0."
+        problems.append(f"{joined(where, 'limit_train_batches')}: 0 would leave nothing to train on. {remedy}")
+    if trainer.get("max_time") is not None and not _lasts(trainer["max_time"]):
+        remedy = "It has to be more than 0 seconds."
+        problems.append(f"{joined(where, 'max_time')}: {trainer['max_time']} would train nothing. {remedy}")
+    return problems + [
+        f"{joined(where, name)}: {trainer[name]} {told}"
+        for name, (allowed, told) in UNFIT.items()
+        if name in trainer and trainer[name] not in allowed
+    ]
+
+
+def _lasts(limit: Any) -> bool:
+    """Tell whether a `max_time` is longer than nothing; what is no time is Lightning's to refuse."""
+    if isinstance(limit, str):
+        return re.fullmatch(r"[0:]+", limit.strip()) is None
+    return not isinstance(limit, Mapping) or sum(part for part in limit.values() if isinstance(part, int)) > 0
 
 
 def _check_layers(layers: list[tuple[str, Changes]], trainer: Callable[..., Any] | None) -> list[str]:

@@ -167,7 +167,7 @@ def going_on() -> Iterator[None]:
         print(f"terminated. {KEPT}", file=sys.stderr)
         raise typer.Exit(error.code if isinstance(error.code, int) else FAILED) from error
     except failures() as error:
-        tell([f"{str(error).splitlines()[0]}. {KEPT}"])
+        tell([f"{(str(error) or type(error).__name__).splitlines()[0]}. {KEPT}"])
         raise typer.Exit(FAILED) from error
 
 

@@ -7,6 +7,8 @@ misspelt argument is told in words, with its key, before any model is loaded.
 from __future__ import annotations
 
 import inspect
+import re
+import traceback
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +16,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from workbench.annotations import Produced, accepts, choices, described
+from workbench.errors import SHIPPED, is_readers, readers_line
 from workbench.imports import ConfigError as ConfigError
 from workbench.imports import did_you_mean as did_you_mean
 from workbench.imports import import_class
 
 KEYS = ("class_path", "init_args")
+LONGEST_TEXT = 400
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,67 @@ def instantiate(component: Component | Mapping[str, Any], **extra: Any) -> Any:
         ConfigError: There is no such class. What the class itself raises is passed on as it is.
     """
     component = as_component(component)
-    return import_class(component.class_path)(**_built(component.init_args), **extra)
+    return import_class(component.class_path)(**_built(component.init_args, lambda part, _: instantiate(part)), **extra)
+
+
+def build(component: Component | Mapping[str, Any], where: str, **extra: Any) -> Any:
+    """Build a component as `instantiate` does; whatever its class raises becomes a sentence with its key.
+
+    Args:
+        component: What to build.
+        where: Its key, dotted.
+        extra: Arguments that no file can hold.
+
+    Raises:
+        ConfigError: There is no such class, or it cannot be built from these arguments.
+    """
+    component = as_component(component, where)
+    arguments = _built(component.init_args, build, joined(where, "init_args"))
+    try:
+        target = import_class(component.class_path)
+    except ConfigError as error:
+        raise ConfigError([joined(where, problem) for problem in error.problems]) from error
+    try:
+        return target(**arguments, **extra)
+    except Exception as error:
+        raise ConfigError(in_words(error, where, component.class_path)) from error
+
+
+def in_words(error: Exception, where: str, who: str = "") -> list[str]:
+    """Say what a class raised, with its key and with the place in the reader's own code.
+
+    A ValueError that the class worded itself, in a `raise` of its own, stays as it is.
+
+    Args:
+        error: What was raised.
+        where: The key of the component, dotted.
+        who: What raised it.
+    """
+    text, place = " ".join(str(error).split()), readers_line(error)
+    text = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
+    if isinstance(error, ImportError):
+        return [f"{where}: {who} needs a package that is not installed: {_package(error, text)}"]
+    if isinstance(error, ValueError) and text and _own_words(error):
+        return [f"{where}: {line}" for line in str(error).splitlines()]
+    named = text and (isinstance(error, ValueError | TypeError) or type(error).__module__ != "builtins")
+    kind = "" if named else type(error).__name__
+    told = ": ".join(part for part in (where, who, kind, text.rstrip(".")) if part)
+    return [f"{told} ({place}). Mend the class, or its init_args." if place else f"{told}. Mend its init_args."]
+
+
+def _own_words(error: Exception) -> bool:
+    """Tell whether a class, not a library that it calls, raised an error on purpose."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    owned = last.filename.startswith(SHIPPED) or is_readers(last.filename)
+    return owned and re.search(r"\braise\b", last.line or "") is not None
+
+
+def _package(error: ImportError, text: str) -> str:
+    """Say how to get what an import lacks."""
+    wanted = re.search(r"pip install (?:-\S+ )?([^`]+)", text)
+    if wanted or error.name:
+        return f"pip install {wanted[1].strip() if wanted else str(error.name).partition('.')[0]}"
+    return f"{text.rstrip('.')}. Get it, or choose another class."
 
 
 def check_component(value: Any, where: str, extra: Collection[str] = ()) -> list[str]:
@@ -178,13 +242,15 @@ def _check_nested(value: object, where: str) -> list[str]:
     return [problem for key, item in items for problem in _check_nested(item, joined(where, key))]
 
 
-def _built(value: Any) -> Any:
-    """Build the components that a value holds and leave all else as it is."""
+def _built(value: Any, make: Callable[[Any, str], Any], where: str = "") -> Any:
+    """Make the components that a value holds and leave all else as it is."""
     if is_component(value):
-        return instantiate(value)
+        return make(value, where)
     if isinstance(value, Mapping):
-        return {key: _built(item) for key, item in value.items()}
-    return type(value)(map(_built, value)) if type(value) in (list, tuple) else value
+        return {key: _built(item, make, joined(where, key)) for key, item in value.items()}
+    if type(value) not in (list, tuple):
+        return value
+    return type(value)(_built(item, make, joined(where, index)) for index, item in enumerate(value))
 
 
 def _produced(value: Any) -> Any:

@@ -6,6 +6,7 @@ no time, and `check` at the classes they name, which takes as long as importing 
 
 from __future__ import annotations
 
+import os
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped, unused-ignore]
 
 from workbench.checks import check, check_parts, check_surroundings
-from workbench.components import Component, check_arguments, check_component, instantiate, joined
+from workbench.components import Component, build, check_arguments, check_component, in_words, instantiate, joined
 from workbench.imports import ConfigError, did_you_mean, import_class, reach
 from workbench.parsing import parse
 from workbench.schema import (
@@ -41,6 +42,7 @@ __all__ = [
     "StudyConfig",
     "TaskSettings",
     "arguments",
+    "build",
     "check",
     "check_arguments",
     "check_component",
@@ -49,6 +51,7 @@ __all__ = [
     "dump",
     "for_seed",
     "import_class",
+    "in_words",
     "instantiate",
     "load",
     "parse",
@@ -57,6 +60,9 @@ __all__ = [
 ]
 
 READ_ELSEWHERE = re.compile(r"(?<!\\)(?:\\\\)*(\$\{\s*(?:oc\.)?env\s*:(?!\s*WORKBENCH_)[^,}]*)")
+
+VARIABLE = re.compile(r"(?<!\\)(?:\\\\)*\$\{\s*(?:oc\.)?env\s*:\s*(WORKBENCH_\w+)\s*\}")
+"""A variable that has to be set: nothing stands in for it."""
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
@@ -74,8 +80,8 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     reach(path.parent.resolve())
     raw = _read(path)
     problems = _override(raw, overrides)
-    if secrets := list(_secrets(raw, "")):
-        raise ConfigError(problems + secrets)
+    if unread := [*_secrets(raw, ""), *_unset(raw, "")]:
+        raise ConfigError(problems + unread)
     try:
         raw = typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(raw), resolve=True))
     except OmegaConfBaseException as error:
@@ -227,6 +233,18 @@ def _secrets(value: Any, where: str) -> Iterator[str]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         yield from _secrets(item, joined(where, key))
+
+
+def _unset(value: Any, where: str) -> Iterator[str]:
+    """Tell the variables of the environment that a config asks for and that are not set, each with how to set it."""
+    for variable in VARIABLE.findall(value) if isinstance(value, str) else ():
+        if variable not in os.environ:
+            example = f"/path/to/{variable.partition('_')[2].lower()}" if where.endswith(("path", "folder")) else "…"
+            told = f"the variable {variable} of the environment is not set"
+            yield f"{where}: {told}. Give it by: export {variable}={example}"
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _unset(item, joined(where, key))
 
 
 def _members(strategy: StrategyConfig) -> Any:

@@ -36,7 +36,7 @@ from workbench.processes import is_first, together
 from workbench.results import RunFolder
 from workbench.saving import Intervals, Progress, Saver
 from workbench.seeding import seed_all
-from workbench.strategy import OWN, ContinualStrategy, trainable_parameters
+from workbench.strategy import OWN, ContinualStrategy, checked_rows, trainable_parameters
 
 MakeTrainer = Callable[[Task, list[Callback]], Trainer]
 TERMINATED = 143
@@ -187,7 +187,7 @@ class Course:
 
     def _choose_rows(self, position: int, item: Task) -> Dataset:
         seed_all(self.data.seed, "rows", position)
-        rows = self.strategy.training_data(item, item.train)
+        rows = checked_rows(self.strategy, item, self.strategy.training_data(item, item.train))
         self.rows = {"rows": len(rows), "replay_rows": count_strange(rows, item.train)}
         self.data.begin(self.backbone, position, item, rows)
         return rows
@@ -234,6 +234,11 @@ def _fit(trainer: Trainer, module: ContinualModule, data: ContinualDataModule, s
             trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
     except SIGTERMException as error:
         raise SystemExit(TERMINATED) from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        told = "data.num_workers: a process that makes batches was lost, which lack of memory may have caused"
+        raise ChildProcessError(f"{told} ({' '.join(str(error).split())}). Lower data.num_workers") from error
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise

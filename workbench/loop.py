@@ -15,6 +15,7 @@ from workbench.saving import Intervals
 from workbench.scorers import described
 from workbench.scoring import majority_answer
 from workbench.seeding import seed_all
+from workbench.strategy import checked_items
 
 
 def learn_in_sequence(
@@ -49,7 +50,7 @@ def learn_in_sequence(
     score_untouched(module, data, make_trainer, results, course.display)
     seed_all(data.seed, "setup")
     course.strategy.setup(course.backbone)
-    items = course.strategy.curriculum(data.tasks, data.general)
+    items = checked_items(course.strategy, course.strategy.curriculum(data.tasks, data.general))
     for position, (item, row) in enumerate(zip(items, scored_rows(items, data.tasks), strict=True)):
         if saved and position < saved.stamp.position:
             course.replay(position, item)

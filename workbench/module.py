@@ -12,13 +12,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from workbench.backbone import Backbone
 from workbench.batch import Batch, Output
 from workbench.data import ContinualDataModule
 from workbench.moments import Moments
 from workbench.processes import gathered, total, world
-from workbench.strategy import ContinualStrategy, all_parameters, trainable_parameters
+from workbench.strategy import ContinualStrategy, all_parameters, checked_penalties, trainable_parameters
 
 
 class OptimizerFactory(Protocol):
@@ -107,20 +108,18 @@ class ContinualModule(LightningModule):
 
         Raises:
             FloatingPointError: The loss is not finite; the weights are those of the step before.
+            HookError: The penalties are no scalars by name.
         """
         with self.known_states(batch):
             output = self.backbone(batch)
         penalties = self.continual_strategy.penalties(self.backbone, batch, output)
+        penalties = checked_penalties(self.continual_strategy, penalties)
         shown, part = self._over_all_processes(batch, output, penalties)
         self.step_share = self._share_of_step(batch_index)
         # Lightning divides by the number of batches in a full step and averages the gradients of processes.
         weight = part * (self.step_share * self.trainer.accumulate_grad_batches)
         if not torch.isfinite(sum(shown.values(), torch.zeros(()))).all():
             raise FloatingPointError(self._not_finite(shown, batch))
-        if self.trainer.loggers:
-            logged = {"loss": sum(shown.values()), **shown}
-            step = float(self.steps_before + self.trainer.global_step)
-            self.log_dict({**{f"train/{name}": value for name, value in logged.items()}, "step": step})
         return {"loss": (output.loss + sum(penalties.values())) * weight, **shown}
 
     def _over_all_processes(
@@ -195,7 +194,16 @@ class ContinualModule(LightningModule):
             self.carried.give(optimizer, trainable)
         if scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        each_step = {"scheduler": scheduler, "interval": "step", "reduce_on_plateau": False}
+        return {"optimizer": optimizer, "lr_scheduler": each_step}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Steps a scheduler; one that waits for a plateau gets the loss of each step from `TrainingCurve`.
+
+        Lightning would step it only after a state has been saved, so that a resumed run would lose a step.
+        """
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Completes a state for a callback that averages weights: what a replay gives is not in the file."""

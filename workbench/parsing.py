@@ -28,6 +28,7 @@ Problems = list[str]
 Reader = Callable[[Any, str, Problems], Any]
 Section = TypeVar("Section", BackboneConfig, DataConfig)
 
+LONGEST_NAME = 255  # bytes, on nearly all file systems
 CHANGE_KEYS = ("optimizer", "scheduler", "trainer")
 
 
@@ -66,7 +67,7 @@ def _section(cls: type[Section], value: Any, where: str, problems: Problems) -> 
         key, given = joined(where, spec.name), raw[spec.name]
         found = check_plain(given, hints[spec.name], key)
         least = spec.metadata.get("least")
-        if not found and least is not None and given is not None and given < least:
+        if not found and least is not None and given is not None and not given >= least:
             found = [f"{key}: {given} is out of range; it has to be at least {least}."]
         problems += found
         if not found:
@@ -104,6 +105,8 @@ def _name(value: Any, where: str, problems: Problems) -> Any:
     if not found and not re.fullmatch(r"\w([\w.+=@, -]*[\w+=@-])?", value):
         advice = "Begin with a letter or a digit, and leave out slashes."
         found = [f"{where}: {value!r} is no plain folder name. {advice}"]
+    if not found and (size := len(value.encode())) > LONGEST_NAME:
+        found = [f"{where}: a folder's name of {size} bytes is too long; it has to be at most {LONGEST_NAME}."]
     problems += found
     return value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -29,7 +29,7 @@ from workbench.rehearsal import AllRowsNeeded, Rehearsal, scorer_problems
 from workbench.scoring import Reach
 from workbench.seeding import seed_all, untouched_randomness
 from workbench.sharding import Sharded
-from workbench.strategy import trainable_parameters
+from workbench.strategy import OWN, checked_items, trainable_parameters
 
 
 class PlannedRun(Protocol):
@@ -167,6 +167,14 @@ def _estimate_or_count(assembly: Assembly, name: str, timed: bool) -> StrategyEs
         return _estimate(assembly, name, timed=False)
 
 
+def _unsharded(assembly: Assembly, name: str, trainable: Iterable[str]) -> list[str]:
+    """Parameters of a strategy's own, whose gradients nobody would sum where the backbone alone is sharded."""
+    own = [parameter for parameter in trainable if parameter.startswith(f"{OWN}.")]
+    if not own or not isinstance(assembly.trainer(name).strategy, Sharded):
+        return []
+    return [f"strategies.{name}: {own[0]} is the strategy's own and is not sharded. Give trainer.strategy=ddp."]
+
+
 def _estimate(assembly: Assembly, name: str, timed: bool, whole: bool = False) -> StrategyEstimate:
     precision = assembly.trainer(name).precision_plugin
     seed_all(0, "plan")
@@ -174,7 +182,8 @@ def _estimate(assembly: Assembly, name: str, timed: bool, whole: bool = False) -
     backbone, strategy = rehearsal.backbone, rehearsal.strategy
     strategy.setup(backbone)
     data = assembly.data(next(iter(assembly.orders)), 0, name)
-    training = [task for task in strategy.curriculum(data.tasks, data.general) if len(task.train)]
+    items = checked_items(strategy, strategy.curriculum(data.tasks, data.general))
+    training = [task for task in items if len(task.train)]
     steps, train, memory, problems, states = 0, 0.0, list[Memory](), dict[str, None](), [0]
     optimizer = scheduler = None
     held = size_of([*backbone.parameters(), *backbone.buffers()])
@@ -188,7 +197,9 @@ def _estimate(assembly: Assembly, name: str, timed: bool, whole: bool = False) -
         count, again = steps_of(assembly, name, task)
         steps += count
         states.append(frozen_states(assembly, name, task) if again else 0)
-        parameters = list(trainable_parameters(backbone, strategy).values())
+        named = trainable_parameters(backbone, strategy)
+        problems |= dict.fromkeys(_unsharded(assembly, name, named))
+        parameters = list(named.values())
         problems |= dict.fromkeys(optimizer_problems(assembly, name, task, parameters, count))
         if timed and not problems:
             with precision.forward_context():

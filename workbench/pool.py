@@ -199,11 +199,15 @@ class Pool:
 
     def _started(self, place: int) -> _Worker:
         context = get_context("spawn")
-        ours, theirs = context.Pipe()
-        given = (self.study, theirs, os.getpid(), self.threads, _device(place))
-        process = context.Process(target=_serve, args=given)
-        with _no_interrupts():
-            process.start()
+        try:
+            ours, theirs = context.Pipe()
+            given = (self.study, theirs, os.getpid(), self.threads, _device(place))
+            process = context.Process(target=_serve, args=given)
+            with _no_interrupts():
+                process.start()
+        except OSError as error:
+            told = f"executor: a worker could not be started ({error}), which lack of memory may have caused"
+            raise ChildProcessError(f"{told}. Give executor.init_args.count a lower number") from error
         theirs.close()
         return _Worker(process, ours)
 
@@ -235,9 +239,6 @@ def _serve(study: Making, line: Connection, parent: int, threads: int, device: s
         os.environ["CUDA_VISIBLE_DEVICES"] = device  # nothing has looked at them yet
     torch.set_num_threads(threads)
     quiet()
-    while True:
-        try:
-            job = line.recv()
-        except EOFError:
-            return
-        line.send(done(study, job, lambda text: line.send(("line", text))))
+    with suppress(EOFError, ConnectionError):  # whoever asked is gone
+        while True:
+            line.send(done(study, line.recv(), lambda text: line.send(("line", text))))

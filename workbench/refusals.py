@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any
 
-from workbench.benchmark import Benchmark, published_protocol
-from workbench.config import Component, StudyConfig, for_seed, instantiate
+from workbench.benchmark import Benchmark, Task, published_protocol
+from workbench.config import Component, ConfigError, StudyConfig, build, for_seed, in_words
 from workbench.encoding import TextPolicy
 from workbench.imports import did_you_mean
 from workbench.orders import benchmark_problems, order_problems
-from workbench.strategy import Composition, ContinualStrategy
+from workbench.strategy import Composition, ContinualStrategy, checked_items
 
 
 def built_problems(config: StudyConfig, known: Sequence[str]) -> list[str]:
@@ -39,18 +39,23 @@ def benchmark_refusal(component: Component | Mapping[str, Any]) -> list[str]:
 
 def _built(component: Component | Mapping[str, Any]) -> tuple[Any, list[str]]:
     """A benchmark, and why it cannot be used."""
-    benchmark: Any = None
     try:
-        benchmark = instantiate(component)
-        for index in range(len(benchmark) if isinstance(benchmark, Sized) else 0):
-            benchmark[index]
+        benchmark: Any = build(component, "benchmark")
+    except ConfigError as error:
+        return None, error.problems
+    name = type(benchmark).__name__
+    try:
+        if isinstance(benchmark, Sized):
+            held: Any = benchmark
+            items = [held[index] for index in range(len(held))]
+            if strange := [item for item in items if not isinstance(item, Task)]:
+                told = f"{name} holds an object of type {type(strange[0]).__name__}. Give tasks alone."
+                return benchmark, [f"benchmark: {told}"]
         if not isinstance(benchmark, Benchmark):  # last, as to ask for a property may be to make its rows
-            told = f"{type(benchmark).__name__} is no Benchmark. Give a class that has all that one has."
-            return benchmark, [f"benchmark: {told}"]
-        problems = benchmark_problems(benchmark)
-    except (ValueError, OSError) as error:
-        problems = str(error).splitlines()
-    return benchmark, [f"benchmark: {line}" for line in problems]
+            return benchmark, [f"benchmark: {name} is no Benchmark. Give a class that has all that one has."]
+        return benchmark, [f"benchmark: {line}" for line in benchmark_problems(benchmark)]
+    except Exception as error:
+        return benchmark, in_words(error, "benchmark", name)
 
 
 def _benchmark_problems(config: StudyConfig) -> list[str]:
@@ -76,18 +81,14 @@ def _benchmark_problems(config: StudyConfig) -> list[str]:
 
 def _inserted(config: StudyConfig, strategy: str, benchmark: Benchmark, problems: list[str]) -> list[str]:
     """The items that a strategy puts among the tasks; what it refuses of them goes to the problems."""
-    components = config.strategies[strategy].components
     tasks = [benchmark[index] for index in range(len(benchmark))]
     try:
-        members = [instantiate(component) for component in components]
-    except ValueError:  # told by `_strategy_problems`
+        made = _strategy(config, strategy)
+        items = checked_items(made, made.curriculum(tasks, benchmark.general))
+    except ConfigError:  # told by `_strategy_problems`
         return []
-    if not all(isinstance(member, ContinualStrategy) for member in members):
-        return []
-    try:
-        items = Composition(members).curriculum(tasks, benchmark.general)
-    except ValueError as error:
-        problems.append(f"strategies.{strategy}: {error}")
+    except Exception as error:
+        problems += in_words(error, f"strategies.{strategy}", f"{type(made).__name__}.curriculum")
         return []
     names = {task.name for task in tasks}
     return [item.name for item in items if item.name not in names]
@@ -126,9 +127,9 @@ def _split_problems(config: StudyConfig, benchmark: Benchmark) -> list[str]:
 def _executor_problems(component: Component) -> list[str]:
     """What the executor refuses as it is built, or that it is none."""
     try:
-        executor = instantiate(component)
-    except (ValueError, TypeError) as error:
-        return [f"executor: {error}"]
+        executor = build(component, "executor")
+    except ConfigError as error:
+        return error.problems
     known = hasattr(executor, "make") and hasattr(executor, "several_devices")
     remedy = "Give one such as workbench.executors.Workers."
     return [] if known else [f"executor: {component.class_path} makes no runs. {remedy}"]
@@ -137,16 +138,30 @@ def _executor_problems(component: Component) -> list[str]:
 def _strategy_problems(config: StudyConfig) -> list[str]:
     """What the strategies refuse as they are built."""
     problems = []
-    for name, strategy in config.strategies.items():
+    for name in config.strategies:
         try:
-            members = [instantiate(component) for component in strategy.components]
-            wrong = [member for member in members if not isinstance(member, ContinualStrategy)]
-            if wrong:
-                problems.append(
-                    f"strategies.{name}: {type(wrong[0]).__name__} is no ContinualStrategy. Give a class that is one."
-                )
-            elif len(members) > 1:
-                Composition(members)
-        except ValueError as error:
-            problems.append(f"strategies.{name}: {error}")
+            _strategy(config, name)
+        except ConfigError as error:
+            problems += error.problems
     return problems
+
+
+def _strategy(config: StudyConfig, name: str) -> ContinualStrategy:
+    """A strategy of the config, built.
+
+    Raises:
+        ConfigError: It cannot be built, or is none.
+    """
+    at, components = f"strategies.{name}", config.strategies[name].components
+    places = [at] if len(components) == 1 else [f"{at}.{index}" for index in range(len(components))]
+    members = [build(component, place) for component, place in zip(components, places, strict=True)]
+    for member, place in zip(members, places, strict=True):
+        kind = type(member).__name__
+        if not isinstance(member, ContinualStrategy):
+            raise ConfigError([f"{place}: {kind} is no ContinualStrategy. Give a class that is one."])
+        if "_modules" not in vars(member):
+            raise ConfigError([f"{place}: {kind}.__init__ does not call super().__init__(). Mend the class."])
+    try:
+        return members[0] if len(members) == 1 else Composition(members)
+    except ValueError as error:
+        raise ConfigError([f"{at}: {error}"]) from error

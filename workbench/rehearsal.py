@@ -32,7 +32,7 @@ from workbench.memory import size_of
 from workbench.module import ContinualModule
 from workbench.results import RunFolder
 from workbench.scoring import judge, score_task
-from workbench.strategy import trainable_parameters
+from workbench.strategy import checked_rows, trainable_parameters
 from workbench.weights import load_weights
 
 SAVED_WHOLE = 2_000_000_000
@@ -81,7 +81,8 @@ class Rehearsal:
         self.data.batch_size = self.data.batch_size if self.whole else -(-rows // 2)
         self.module.to(self.assembly.device)
         with self._on_few_rows():
-            chosen = self.strategy.training_data(self.task, self.task.train)
+            given = self.strategy.training_data(self.task, self.task.train)
+            chosen = checked_rows(self.strategy, self.task, given)
             self.data.begin(self.backbone, position, self.task, chosen)
             self.strategy.before_task(self.backbone, self.task, self.data.batches())
         self.module.train()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
 
 from workbench.assembly import Assembly
@@ -32,6 +33,7 @@ from workbench.processes import is_first, one_after_the_other, world
 from workbench.results import RunFolder
 from workbench.saving import Intervals
 from workbench.schema import DEFAULT_EXECUTOR
+from workbench.strategy import HookError
 from workbench.untouched import untouched_path, untouched_row
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -240,7 +242,7 @@ def ends_the_run(error: Exception) -> bool:
     fails ends the study, as does a config that cannot be; not so a file that a strategy or a scorer itself asks for.
     """
     if world() > 1:
-        return isinstance(error, FloatingPointError)
+        return isinstance(error, FloatingPointError | HookError | MisconfigurationException)
     if isinstance(error, OSError | SafetensorError):
         return raised_by_reader(error) and getattr(error, "errno", None) not in DISK
     return not isinstance(error, ConfigError)
@@ -248,7 +250,7 @@ def ends_the_run(error: Exception) -> bool:
 
 def _why(error: Exception) -> str:
     """What is told of an error; a loss that is not finite and memory that ran out have words of their own."""
-    plain = isinstance(error, FloatingPointError | torch.OutOfMemoryError) and not raised_by_reader(error)
+    plain = isinstance(error, FloatingPointError | HookError | torch.OutOfMemoryError) and not raised_by_reader(error)
     return str(error) if plain else f"{describe_error(error)}. Mend it; the same command goes on with this run"
 
 

@@ -18,7 +18,7 @@ from workbench.backbone import Backbone
 from workbench.benchmark import LIKELIEST_OPTION, NATS_PER_BYTE, Task
 from workbench.processes import gathered, share
 from workbench.scorers import RowMean
-from workbench.strategy import ContinualStrategy
+from workbench.strategy import ContinualStrategy, checked_answers
 
 
 @dataclass(frozen=True)
@@ -214,14 +214,7 @@ def _answers(
         started = time.perf_counter()
         predictions = strategy.answer(backbone, task, own) if own else []
         seconds = time.perf_counter() - started
-    if strange := [answer for answer in predictions if not isinstance(answer, str)]:
-        told = f"{task.name}: {strange[0]!r:.60} came back as an answer ({type(strange[0]).__name__})"
-        raise ValueError(f"{told}. Give a list of texts.")
-    if isinstance(predictions, str) or len(predictions) != len(own):
-        came = "a single text" if isinstance(predictions, str) else f"{len(predictions)} answers"
-        told = f"{task.name}: {came} came back for {len(own)} prompts"
-        raise ValueError(f"{told}. Give one for each.")
-    return gathered(predictions), seconds
+    return gathered(checked_answers(strategy, task, predictions, len(own))), seconds
 
 
 def _chosen(backbone: Backbone, task: Task, prompts: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from workbench.config import (
     check_parts,
     check_surroundings,
     for_seed,
+    in_words,
     instantiate,
     load,
 )
@@ -96,13 +97,18 @@ class Study(Runs):
         """
         for seed in self.config.seeds:
             for component in for_seed(self.config, seed).prepare:
+                at = f"prepare: {component.class_path}"
                 try:
                     made = instantiate(component)
-                    if not callable(made):
-                        raise ValueError("it cannot be called. Give a class whose objects are called with the display.")
+                except Exception as error:
+                    raise ConfigError(in_words(error, at)) from error
+                if not callable(made):
+                    told = "it cannot be called. Give a class whose objects are called with the display."
+                    raise ConfigError([f"{at}: {told}"])
+                try:
                     made(display)
                 except ValueError as error:
-                    raise ConfigError([f"prepare: {component.class_path}: {error}"]) from error
+                    raise ConfigError([f"{at}: {error}"]) from error
         if self.config.prepare and (problems := check_surroundings(replace(self.config, prepare=[]))):
             raise ConfigError(problems)
 

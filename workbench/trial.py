@@ -15,7 +15,13 @@ from torch import Tensor
 from workbench.backbone import Backbone
 from workbench.batch import Batch, Output
 from workbench.benchmark import Task
-from workbench.strategy import ContinualStrategy
+from workbench.strategy import (
+    ContinualStrategy,
+    checked_answers,
+    checked_items,
+    checked_penalties,
+    checked_rows,
+)
 from workbench.tiny import Stopped, tiny_corpus, tiny_run, tiny_tasks
 
 
@@ -127,14 +133,14 @@ class Watch(ContinualStrategy):
         self._frozen: dict[str, Tensor] = {}
 
     def curriculum(self, tasks: Sequence[Task], general: Task | None) -> Sequence[Task]:
-        return self.watched.curriculum(tasks, general)
+        return checked_items(self.watched, self.watched.curriculum(tasks, general))
 
     def setup(self, backbone: Backbone) -> None:
         with self._left_as_found("setup", backbone):
             self.watched.setup(backbone)
 
     def training_data(self, task: Task, rows: Dataset) -> Dataset:
-        return self.watched.training_data(task, rows)
+        return checked_rows(self.watched, task, self.watched.training_data(task, rows))
 
     def before_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
         with self._left_as_found("before_task", backbone):
@@ -146,7 +152,7 @@ class Watch(ContinualStrategy):
         with self._left_as_found("penalties", backbone):
             penalties = self.watched.penalties(backbone, batch, output)
         self.penalties_wrong += _wrong_penalties(penalties)
-        return penalties
+        return checked_penalties(self.watched, penalties)
 
     def edit_gradients(self, backbone: Backbone) -> None:
         felt = {name for name, value in backbone.model.named_parameters() if value.grad is not None}
@@ -167,7 +173,8 @@ class Watch(ContinualStrategy):
 
     def answer(self, backbone: Backbone, task: Task, prompts: Sequence[str]) -> list[str]:
         with self._left_as_found("answer", backbone):
-            return self.watched.answer(backbone, task, prompts)
+            answers = self.watched.answer(backbone, task, prompts)
+        return checked_answers(self.watched, task, answers, len(prompts))
 
     @contextmanager
     def _left_as_found(self, hook: str, backbone: Backbone) -> Iterator[None]:

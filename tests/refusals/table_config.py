@@ -256,6 +256,248 @@ COMPONENTS = [
         **prepared("torch.nn.Identity"),
     ),
 ]
+HOOK = "strategies.it: Returns"
+LINE = "broken_parts.py, line"
+BUILT = [
+    run(
+        "strategies.seqft.init_args.rnak=4",
+        "strategies.seqft.init_args.rnak: LoRA has no argument 'rnak'. Did you mean 'rank'?",
+        strategies={"seqft": {"class_path": "strategies.LoRA"}},
+    ),
+    run(
+        "",
+        "strategies.it: broken_parts.Fails: KeyError: 'none' (",
+        LINE,
+        strategies=one("broken_parts.Fails", key="none"),
+    ),
+    run(
+        "",
+        "strategies.it: broken_parts.Asserts: AssertionError (",
+        LINE,
+        strategies=one("broken_parts.Asserts", rank=4),
+    ),
+    run(
+        "",
+        "strategies.it: broken_parts.Parses: invalid literal for int() with base 10: 'ten' (",
+        LINE,
+        strategies=one("broken_parts.Parses", number="ten"),
+    ),
+    run("", "strategies.it: Bare.__init__ does not call super().__init__(). Mend", strategies=one("broken_parts.Bare")),
+    run(
+        "",
+        "strategies.it.1: broken_parts.Fails: KeyError: 'b' (",
+        LINE,
+        strategies={"it": [one("strategies.SeqFT")["it"], one("broken_parts.Fails", key="b")["it"]]},
+    ),
+    run(
+        "executor.class_path=broken_parts.Refuses",
+        "executor: broken_parts.Refuses: KeyError: 'no_such_queue' (",
+        LINE,
+        "Mend",
+    ),
+    run(
+        "benchmark={class_path: broken_parts.Refuses}",
+        "benchmark: broken_parts.Refuses: KeyError: 'no_such_queue'",
+        "Mend",
+    ),
+    run("benchmark={class_path: broken_parts.Rows}", "benchmark: Rows holds an object of type dict. Give tasks alone."),
+    run("benchmark={class_path: broken_parts.Absent}", "benchmark: Absent: KeyError: 'no_such_task' (", LINE, "Mend"),
+    run(
+        "optimizer.class_path=broken_parts.Refuses",
+        "optimizer: broken_parts.Refuses: Refuses.__init__() got an unexpected",
+    ),
+    run(
+        "optimizer={class_path: broken_parts.Fails, init_args: {key: a}}", "optimizer: broken_parts.Fails: ", "'params'"
+    ),
+    run("optimizer={class_path: plain.Still, init_args: {folder: a}}", "optimizer: plain.Still: ", "'params'"),
+    run("optimizer.class_path=broken_parts.Broken", "optimizer: broken_parts.Broken: AttributeError: ", "(", "Mend"),
+    run("optimizer.class_path=broken_parts.Hungry", "strategies.seqft: no memory is left. Choose a smaller model."),
+    run(
+        "scheduler={class_path: broken_parts.Still}",
+        "scheduler: broken_parts.Still makes no scheduler: it has no 'optimizer'. Give",
+    ),
+]
+LONG = [
+    run(f"name={'n' * 256}", "name: a folder's name of 256 bytes is too long; it has to be at most 255."),
+    run(
+        f"strategies.{'é' * 128}={{class_path: strategies.SeqFT}}",
+        "name of 256 bytes is too long; it has to be at most",
+    ),
+    run(f"output={'o' * 300}", "output: File name too long. Choose another."),
+    run("data.frozen_states_gb=.nan", "data.frozen_states_gb: nan is out of range; it has to be at least 0."),
+    run(
+        "prepare={class_path: broken_parts.Refuses}",
+        "prepare: broken_parts.Refuses: KeyError: 'no_such_queue' (",
+        LINE,
+        "Mend",
+    ),
+    run("prepare={class_path: broken_parts.Fetches}", "prepare: broken_parts.Fetches: nothing is there. Choose"),
+]
+OPTIMIZERS = [
+    run("optimizer.class_path=torch.optim.SparseAdam", "optimizer: SparseAdam works on sparse gradients", "Choose"),
+    run(
+        "optimizer.class_path=torch.optim.LBFGS", "optimizer: LBFGS computes the loss several times in a step", "Choose"
+    ),
+    run("optimizer.init_args.lr=.inf", "optimizer.init_args.lr: inf is out of range; it has to be finite."),
+    run("optimizer={class_path: builtins.dict}", "optimizer: dict is no torch.optim.Optimizer. Give"),
+    *(
+        run(
+            f"scheduler={{class_path: torch.optim.lr_scheduler.{name}, init_args: {arguments}}}",
+            f"scheduler: {argument} is the number of a task's steps, which nobody knows where max_time alone limits",
+            f"Give scheduler.init_args.{argument}, or trainer.max_steps.",
+            trainer={"max_epochs": -1, "max_time": "00:00:00:02", "accelerator": "cpu"},
+        )
+        for name, arguments, argument in (
+            ("OneCycleLR", "{max_lr: 0.1}", "total_steps"),
+            ("CosineAnnealingLR", "{}", "T_max"),
+        )
+    ),
+    run(
+        "scheduler={class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 0}}",
+        "scheduler: torch.optim.lr_scheduler.StepLR: ZeroDivisionError",
+        "Mend its init_args.",
+    ),
+    run(
+        "scheduler={class_path: torch.optim.lr_scheduler.OneCycleLR, init_args: {max_lr: 0.1, total_steps: 1}}",
+        "scheduler: torch.optim.lr_scheduler.OneCycleLR: Tried to step 2 times",
+        "Mend its init_args.",
+    ),
+]
+CALLBACK = "trainer.callbacks=[{{class_path: lightning.pytorch.callbacks.{}}}]".format
+TRAINER = [
+    run(
+        "trainer.accumulate_grad_batches=0",
+        "trainer.accumulate_grad_batches: 0 is out of range; it has to be at least 1.",
+    ),
+    run("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val: -1 is out of range; it has to be at least 0."),
+    run("trainer.gradient_clip_val=.nan", "trainer.gradient_clip_val: nan is out of range; it has to be at least 0."),
+    run(
+        "trainer.limit_train_batches=0", "trainer.limit_train_batches: 0 would leave nothing to train on. It has to be"
+    ),
+    run(
+        "trainer.limit_train_batches=0.1",
+        "trainer.limit_train_batches: 0.1 of the 2 batches of alpha is less than one. Choose at least 0.5, or a number",
+    ),
+    run(
+        "trainer.overfit_batches=1",
+        "trainer.overfit_batches: 1 would not give each epoch the same batches",
+        "Set limit",
+    ),
+    run("trainer.val_check_interval=0.5", "trainer.val_check_interval: 0.5 asks for validation", "Leave it out"),
+    run("trainer.check_val_every_n_epoch=2", "trainer.check_val_every_n_epoch: 2 asks for validation", "Leave it out"),
+    run("trainer.max_time=00:00:00:00", "trainer.max_time: 00:00:00:00 would train nothing. It has to be more than 0"),
+    run(
+        "trainer.max_time={seconds: 0}",
+        "trainer.max_time: {'seconds': 0} would train nothing. It has to be more than 0",
+    ),
+    run(
+        "trainer.enable_checkpointing=true", "trainer.enable_checkpointing: True would save what no run", "Leave it out"
+    ),
+    run(CALLBACK("ModelCheckpoint"), "trainer.callbacks.0: ModelCheckpoint would save what no run", "Leave it out"),
+    run(
+        CALLBACK("LearningRateFinder"),
+        "trainer.callbacks.0: LearningRateFinder trains the model before",
+        "Leave it out",
+    ),
+    run(CALLBACK("BatchSizeFinder"), "trainer.callbacks.0: BatchSizeFinder trains the model before", "Leave it out"),
+    run(CALLBACK("BackboneFinetuning"), "trainer.callbacks.0: BackboneFinetuning freezes weights", "Leave it out"),
+    run(
+        CALLBACK("ModelPruning, init_args: {pruning_fn: l1_unstructured}"),
+        "trainer.callbacks.0: ModelPruning replaces parameters",
+        "Leave it out",
+    ),
+    run(
+        CALLBACK("GradientAccumulationScheduler, init_args: {scheduling: {0: 2}}"),
+        "trainer.callbacks.0: GradientAccumulationScheduler leaves the number of steps unknown. Leave it out",
+    ),
+    run(
+        CALLBACK("EarlyStopping, init_args: {monitor: val_loss}"),
+        "trainer.callbacks.0: EarlyStopping monitors 'val_loss', which is not measured. Choose 'train/loss'",
+    ),
+    run(
+        CALLBACK("EarlyStopping, init_args: {monitor: train/loss, mode: low}"),
+        "trainer.callbacks.0: lightning.pytorch.callbacks.EarlyStopping: `mode` can be",
+        "Mend its init_args.",
+    ),
+    *(
+        run(CALLBACK(name), f"trainer.callbacks.0: {name} writes to a logger, and there is none. Give trainer.logger")
+        for name in ("LearningRateMonitor", "DeviceStatsMonitor")
+    ),
+    run(
+        "trainer.callbacks={class_path: broken_parts.number}",
+        "trainer.callbacks: an object of type int is no Callback",
+        "Give",
+    ),
+    run(
+        "trainer.callbacks=[{class_path: broken_parts.Halves, init_args: {every: 0}}]",
+        "trainer.callbacks.0: broken_parts.Halves: ZeroDivisionError: integer division or modulo by zero (",
+        LINE,
+        "Mend",
+    ),
+    run(
+        "trainer.logger=[{class_path: broken_parts.number}]",
+        "trainer.logger.0: an object of type int is no Logger",
+        "Give",
+    ),
+    run(
+        "trainer.logger={class_path: broken_parts.Lacks}",
+        "trainer.logger: broken_parts.Lacks needs a package that is not installed: pip install 'trackers>=2'",
+    ),
+    run(
+        "trainer.logger={class_path: broken_parts.Imports}",
+        "trainer.logger: broken_parts.Imports needs a package that is not installed: pip install no_such_tracker",
+    ),
+    run(
+        "trainer.logger={class_path: broken_parts.Odd}",
+        "trainer.logger: broken_parts.Odd: KeyError: 'no_such_project' (",
+        LINE,
+    ),
+]
+RETURNED = [
+    run(
+        "",
+        f"{HOOK}.{hook} returned {told}",
+        advice,
+        strategies=one("broken_parts.Returns", hook=hook.partition("(")[0], what=what),
+    )
+    for hook, what, told, advice in (
+        ("curriculum", "none", "None; expected a list of tasks.", "Return `tasks`"),
+        ("curriculum", "word", "an object of type str; expected a list of tasks.", "Return `tasks`"),
+        (
+            "curriculum",
+            "words",
+            "an object of type list, which holds an object of type str; expected",
+            "Return `tasks`",
+        ),
+        ("training_data('alpha')", "none", "None; expected a datasets.Dataset.", "Return `rows`"),
+        ("training_data('alpha')", "words", "an object of type list; expected a datasets.Dataset.", "Return `rows`"),
+        (
+            "training_data('alpha')",
+            "question",
+            "an object of type Dataset",
+            "columns are question (string), answer (string)",
+        ),
+        (
+            "training_data('alpha')",
+            "numbers",
+            "an object of type Dataset",
+            "columns are prompt (int64), answer (string)",
+        ),
+        ("penalties", "none", "None; expected a dict of scalar tensors by name.", "Return {} where"),
+        ("penalties", "floats", "an object of type dict", "The value of 'ewc' is of type float. Return a scalar"),
+        ("penalties", "vector", "an object of type dict", "of type Tensor of shape (3,). Return a scalar"),
+        ("answer('alpha')", "none", "None; expected a list of texts for 4 prompts.", "Give one text"),
+        ("answer('alpha')", "words", "1 answers for 4 prompts.", "Give one text"),
+    )
+] + [
+    run(
+        "",
+        f"strategies.it: {who}ZeroDivisionError: division by zero (",
+        LINE,
+        strategies=one("broken_parts.Returns", hook=hook, what="halves"),
+    )
+    for hook, who in (("setup", ""), ("training_data", ""), ("curriculum", "Returns.curriculum: "))
+]
 OTHERS = [
     file("a broken list", b"name: a\nseeds: [0\ndata: {}\n", "bad.yaml, line 3: did not find expected ',' or ']'."),
     file("a list", b"- a\n", "bad.yaml: expected a mapping of keys, got a list."),
@@ -269,4 +511,4 @@ OTHERS = [
         lay=Place.config,
     ),
 ]
-ROWS = [*NAMES, *TEXTS, *RANGES, *COMPONENTS, *OTHERS]
+ROWS = [*NAMES, *TEXTS, *RANGES, *COMPONENTS, *BUILT, *LONG, *OPTIMIZERS, *TRAINER, *RETURNED, *OTHERS]

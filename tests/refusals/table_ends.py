@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import count
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from workbench.study import Study
 from workbench.tiny import Stopped, tiny_backbone, tiny_run
 from workbench.trial import Trial, Unfinished
 
+EARLY = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "train/ewc"}}
 AGAIN = "to make the run again"
 STUDY = "run small.yaml"
 
@@ -179,6 +183,35 @@ def unwritable(_: Path) -> None:
     raise OSError(28, "No space left on device")
 
 
+def broken(_: Path) -> None:
+    raise ConnectionResetError(104, "Connection reset by peer")
+
+
+class Loses(ContinualStrategy):
+    """Loses the process that makes its batches."""
+
+    def penalties(self, backbone: Any, batch: Any, output: Any) -> dict[str, Tensor]:
+        for process in active_children():
+            process.kill()
+            process.join()
+            time.sleep(1.0)  # until the data loader has noticed
+        return {}
+
+
+def foreign(place: Place) -> None:
+    """Plans a study whose strategy is installed, and fails in a way that it does not word."""
+    folder = place.folder / "site-packages"
+    folder.mkdir()
+    text = "class It(ContinualStrategy):\n    def setup(self, backbone):\n        raise LookupError('Nothing is there. Mend it.')\n"
+    (folder / "foreign.py").write_text(f"from workbench.strategy import ContinualStrategy\n{text}", encoding="utf-8")
+    sys.path.insert(0, str(folder))
+    try:
+        strategies = {"it": {"class_path": "foreign.It"}}
+        Study(parse(study(place.model, place.tasks, place.folder / "runs", strategies=strategies))).plan()
+    finally:
+        sys.path.remove(str(folder))
+
+
 def trial(what: Callable[[Trial], object], strategy: type[ContinualStrategy]) -> Callable[[Place], object]:
     return lambda place: what(Trial(strategy, tiny_backbone, place.folder / "trial"))
 
@@ -217,6 +250,13 @@ RESUMED = [
         ("checkpoint: the state could not be saved", "Make room there"),
         lambda place: StateFolder(place.folder / "checkpoint").publish(unwritable),
         error=OSError,
+        lay=lambda place: (place.folder / "checkpoint").mkdir(),
+    ),
+    Row(
+        "a state that another process did not help to save",
+        ("Connection reset by peer",),
+        lambda place: StateFolder(place.folder / "checkpoint").publish(broken),
+        error=ConnectionResetError,
         lay=lambda place: (place.folder / "checkpoint").mkdir(),
     ),
     Row(
@@ -262,6 +302,39 @@ ENDS = [
         "No space left on device",
         "give the same command to go on",
         status=1,
+        leaves=True,
+    ),
+    command(
+        "penalties that are none after the first task",
+        STUDY,
+        lambda place: place.config(strategies={"it": {"class_path": "broken_parts.Late"}}),
+        "it, order default, seed 0 failed: Late.penalties returned None; expected a dict of scalar tensors by name.",
+        status=1,
+        leaves=True,
+    ),
+    command(
+        "an early stop by what is not measured",
+        STUDY,
+        lambda place: place.config(trainer={"max_epochs": 1, "accelerator": "cpu", "callbacks": [EARLY]}),
+        "failed: trainer.callbacks: EarlyStopping monitors 'train/ewc', and alpha has train/loss, train/nats",
+        "Choose one of these.",
+        status=1,
+        leaves=True,
+    ),
+    command(
+        "a process lost that makes batches",
+        f"{STUDY} data.num_workers=1",
+        lambda place: place.config(strategies={"it": {"class_path": "table_ends.Loses"}}),
+        "data.num_workers: a process that makes batches was lost, which lack of memory may have caused (Data",
+        "Lower data.num_workers",
+        status=1,
+        leaves=True,
+    ),
+    Row(
+        "a plan that an installed strategy breaks",
+        ("Nothing is there. Mend it.",),
+        foreign,
+        error=LookupError,
         leaves=True,
     ),
     Row(

@@ -271,7 +271,7 @@ STRATEGIES = [
     row(
         "too few answers",
         lambda: score_task(tiny_backbone(), Answers(), tiny_tasks()[0]),
-        "task_0: 1 answers came back for 12 prompts. Give one",
+        "Answers.answer('task_0') returned 1 answers for 12 prompts. Give one text for each",
     ),
     row(
         "an answer of None",

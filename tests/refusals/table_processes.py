@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
+from contextlib import suppress
 
 from bad_inputs import Place, Row
 from small import trainer
 
 from workbench.components import ConfigError
+from workbench.display import Display
 from workbench.executors import Ray
-from workbench.pool import refuse
+from workbench.pool import Pool, refuse
 from workbench.processes import join
 
 
@@ -35,7 +38,29 @@ def without_ray(_: Place) -> None:
         sys.modules.pop("ray") if there is None else sys.modules.update(ray=there)
 
 
+def without_files(place: Place) -> None:
+    """Starts a worker where no more files can be opened."""
+    opened = max(map(int, os.listdir("/proc/self/fd"))) + 1
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened, limits[1]))
+    taken = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        Pool(None, 1, 1, Display())  # type: ignore[arg-type]
+    finally:
+        list(map(os.close, taken))
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 ELSEWHERE = [
+    Row(
+        "a worker that cannot be started",
+        ("executor: a worker could not be started ([Errno 24]", "Give executor.init_args.count a lower number"),
+        without_files,
+        error=ChildProcessError,
+    ),
     Row("no ray", ("Ray is not installed. Get it by: pip install 'continual-workbench[ray]'",), without_ray),
     Row(
         "what stopped a study in a worker",

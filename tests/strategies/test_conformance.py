@@ -259,7 +259,7 @@ class Misnamed(SeqFT):
     def penalty(self, backbone: Backbone, batch: Batch, output: Any) -> dict[str, torch.Tensor]:
         return {"size": backbone.model.lm_head.weight.square().sum()}
 
-    def beforeTask(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:  # noqa: N802
+    def beforeTask(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
         raise AssertionError("never called")
 
 
