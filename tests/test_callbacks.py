@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -12,17 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
-from small import column, learn, same, sgd, weights
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, WeightAveraging
+from small import column, learn, same, sgd, trainer, weights
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from strategies import LoRA
 from workbench.backbone import Backbone
+from workbench.benchmark import Task
 from workbench.callbacks import ForgettingMonitor, SeedBatches, in_order
 from workbench.components import ConfigError
 from workbench.data import ContinualDataModule
 from workbench.files import read_csv
+from workbench.loop import learn_in_sequence
 from workbench.module import ContinualModule
 from workbench.results import RunFolder
 from workbench.saving import Intervals
@@ -285,3 +290,80 @@ def test_an_average_that_cannot_be_resumed_or_sharded_is_refused(make: Any) -> N
         study = make(trainer={"max_epochs": 1, "accelerator": "cpu", **sharded, **trainer})
         with pytest.raises(ConfigError, match=told):
             study.plan()
+
+
+def early(folder: Path, stop_after: int | None) -> tuple[dict[str, Tensor], list[dict[str, str]], list[float]]:
+    """Two tasks by a scheduler that waits for a plateau, each stopped early; as often as it takes where it is killed.
+
+    Returns:
+        The weights, the rows of train.csv, and the rates that each attempt ended with.
+    """
+    rates: list[float] = []
+
+    def optimizer(_: str, parameters: list[Any], __: Callable[[], int]) -> tuple[Any, Any]:
+        made = torch.optim.SGD(parameters, lr=0.1)
+        return made, ReduceLROnPlateau(made, factor=0.5, patience=0, threshold=0.02, threshold_mode="abs")
+
+    class Rate(Callback):
+        def on_train_end(self, trainer: Trainer, module: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    while True:
+        stops = StopsAfter(stop_after)
+
+        def make(_: Task, given: list[Callback], stops: Callback = stops) -> Trainer:
+            stopping = EarlyStopping("train/loss", min_delta=0.01, patience=1)
+            return trainer(folder, [*given, stopping, Rate(), stops], max_epochs=6)
+
+        module = ContinualModule(tiny_backbone(), ContinualStrategy(), optimizer)
+        data = ContinualDataModule(tiny_tasks(), batch_size=4, seed=0)
+        with suppress(Stopped):
+            results = RunFolder(folder)
+            learn_in_sequence(module, data, make, results, intervals=Intervals(save_every_n_steps=1))
+            return weights(module.backbone), read_csv(folder / "train.csv"), rates
+
+
+def test_an_early_stop_and_a_plateau_are_resumed_bit_for_bit(tmp_path: Path) -> None:
+    whole, curve, rates = early(tmp_path / "whole", None)
+    assert 2 * 3 < len(curve) < 2 * 6 * 3, "both tasks were stopped early, and after an epoch"
+    assert len(rates) == 2
+    assert max(rates) < 0.1
+    parts, same_curve, same_rates = early(tmp_path / "parts", 2)
+    assert same(whole, parts)
+    assert same_curve == curve
+    assert same_rates == rates
+
+
+def test_a_plateau_is_told_the_loss_of_the_curve(tmp_path: Path) -> None:
+    """Of each optimizer step: the mean over the batches that it accumulates."""
+    heard: list[float] = []
+
+    class Hears(ReduceLROnPlateau):
+        def step(self, metrics: Any, epoch: int | None = None) -> None:
+            heard.append(float(metrics))
+            super().step(metrics, epoch)
+
+    def optimizer(_: str, parameters: list[Any], __: Callable[[], int]) -> tuple[Any, Any]:
+        made = torch.optim.SGD(parameters, lr=0.1)
+        return made, Hears(made)
+
+    seen: list[float] = []
+
+    class Sees(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            seen.append(float(trainer.callback_metrics.get("train/loss", math.nan)))
+
+    module = ContinualModule(tiny_backbone(), ContinualStrategy(), optimizer)
+    learn(
+        ContinualStrategy(),
+        tmp_path,
+        tasks=tiny_tasks(1),
+        module=module,
+        extra=lambda given: [*given, Sees()],
+        max_epochs=2,
+        accumulate_grad_batches=2,
+    )
+    losses = [float(loss) for loss in column(tmp_path / "train.csv", "loss")]
+    assert heard == pytest.approx(losses, rel=1e-6)
+    assert len(losses) == 4
+    assert [seen[batch] for batch in (1, 2, 4, 5)] == pytest.approx(losses, rel=1e-6)

@@ -11,8 +11,11 @@ import torch
 
 from workbench.components import (
     Component,
+    ConfigError,
+    build,
     check_arguments,
     check_component,
+    in_words,
     instantiate,
 )
 
@@ -143,3 +146,36 @@ def test_instantiate_builds_the_inner_ones_first() -> None:
 def test_an_error_from_a_constructor_is_passed_on() -> None:
     with pytest.raises(ValueError, match="Invalid learning rate: -1"):
         instantiate(Component("torch.optim.SGD", {"lr": -1}), params=[torch.nn.Parameter(torch.zeros(1))])
+
+
+def test_a_sentence_in_place_of_an_error_from_a_constructor() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    with pytest.raises(ConfigError) as caught:
+        build({"class_path": "torch.optim.SGD", "init_args": {"lr": -1}}, "optimizer", params=parameters)
+    assert caught.value.problems == ["optimizer: torch.optim.SGD: Invalid learning rate: -1. Mend its init_args."]
+    inner = {"class_path": "torch.nn.Linear", "init_args": {"in_features": "a", "out_features": 2}}
+    with pytest.raises(ConfigError) as caught:
+        build({"class_path": "methods.Open", "init_args": {"many": [1, {"one": inner}]}}, "strategies.it")
+    assert caught.value.problems[0].startswith("strategies.it.init_args.many.1.one: torch.nn.Linear: ")
+
+
+def test_the_place_in_the_readers_own_code_where_an_error_is_in_another_library() -> None:
+    def convert(text: str) -> int:
+        return int(text)
+
+    def refuse(text: str) -> int:
+        raise ValueError(f"{text} is no number. Choose one.")
+
+    told = []
+    for call in (convert, refuse):
+        try:
+            call("ten")
+        except ValueError as error:
+            told += in_words(error, "strategies.it", "mine.Method")
+    line = convert.__code__.co_firstlineno + 1
+    place = Path(__file__).relative_to(Path.cwd()) if Path(__file__).is_relative_to(Path.cwd()) else Path(__file__)
+    assert told == [
+        "strategies.it: mine.Method: invalid literal for int() with base 10: 'ten' "
+        f"({place}, line {line}). Mend the class, or its init_args.",
+        "strategies.it: ten is no number. Choose one.",
+    ]

@@ -249,3 +249,27 @@ def test_shipped_configs_are_found_by_name(folder: Path, monkeypatch: pytest.Mon
         "there is no file 'quikstart', nor a shipped config. Did you mean 'quickstart'? "
         "Give a path, or choose from quickstart, trace/small."
     )
+
+
+def test_all_variables_that_are_not_set_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORKBENCH_MODEL", "WORKBENCH_TRACE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError) as caught:
+        load("trace")
+    told = "of the environment is not set. Give it by: export"
+    assert caught.value.problems == [
+        f"backbone.path: the variable WORKBENCH_MODEL {told} WORKBENCH_MODEL=/path/to/model",
+        f"benchmark.init_args.path: the variable WORKBENCH_TRACE {told} WORKBENCH_TRACE=/path/to/trace",
+    ]
+
+
+def test_a_variable_with_something_in_its_stead_need_not_be_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORKBENCH_NAME", raising=False)
+    file = tmp_path / "study.yaml"
+    file.write_text(YAML.replace("name: again", "name: ${oc.env:WORKBENCH_NAME,other}"), encoding="utf-8")
+    assert load(file).name == "other"
+    file.write_text(YAML.replace("name: again", "name: ${oc.env:WORKBENCH_NAME}"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="Give it by: export WORKBENCH_NAME=…"):
+        load(file)

@@ -40,7 +40,7 @@ FLOORS = (
     ("schema", "sweeps", "bounds", "checks", "parsing", "config"),
     ("journal", "checkpoint", "records", "processes"),
     ("batches", "backbone", "measured", "results", "fingerprint"),
-    ("strategy",),
+    ("returned", "strategy"),
     ("scoring",),
     ("data", "module", "moments", "sharding", "memory", "frozen"),
     ("saving",),

@@ -32,6 +32,9 @@ Make = Callable[..., Study]
         ({"max_epochs": 3, "max_steps": 5}, 10),
         ({"max_steps": 7}, 14),
         ({"max_epochs": -1, "max_steps": 3}, 6),
+        ({"max_epochs": 3, "limit_train_batches": 1}, 6),
+        ({"max_epochs": 3, "limit_train_batches": 0.5}, 6),
+        ({"max_epochs": 2, "limit_train_batches": 9}, 8),
     ],
 )
 def test_the_plan_counts_the_steps_that_are_made(make: Make, trainer: dict[str, Any], steps: int) -> None:
@@ -100,6 +103,14 @@ def test_answers_that_cannot_be_given_are_told_before_the_first_step(
         "rows": 3, "cannot_be_produced": 1, "compared_as_written": 1,
     }  # fmt: skip
     assert stated[1]["best_accuracy"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("name", ["ReduceLROnPlateau", "CosineAnnealingLR"])
+def test_a_scheduler_is_tried_and_then_steps_once_a_step(make: Make, name: str) -> None:
+    small = make(scheduler={"class_path": f"torch.optim.lr_scheduler.{name}"})
+    small.run()
+    made = column(small.results(small.runs[0]).path / "costs.csv", "steps")
+    assert list(map(int, made)) == [2, 2]
 
 
 def test_a_plan_changes_nothing(make: Make) -> None:

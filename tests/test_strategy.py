@@ -15,6 +15,7 @@ from strategies import BlockExpansion, DepthUpScaling, DownProjectionMoE, LoRA
 from workbench.backbone import Backbone
 from workbench.batch import Batch, Output
 from workbench.benchmark import Task
+from workbench.returned import HookError
 from workbench.strategy import Composition, ContinualStrategy, needs_task_id
 from workbench.testing import tiny_backbone, tiny_tasks
 
@@ -213,3 +214,40 @@ def test_members_that_freeze_one_another_are_refused() -> None:
     backbone = tiny_backbone()
     Composition([ContinualStrategy(), LoRA(rank=2)]).setup(backbone)
     assert all("lora_" in name for name in backbone.trainable())
+
+
+class Wrong(ContinualStrategy):
+    """Returns nothing from any hook."""
+
+    def curriculum(self, tasks: Sequence[Task], general: Task | None) -> Any:
+        return None
+
+    def training_data(self, task: Task, rows: Dataset) -> Any:
+        return None
+
+    def penalties(self, backbone: Backbone, batch: Batch, output: Output) -> Any:
+        return None
+
+    def answer(self, backbone: Backbone, task: Task, prompts: Sequence[str]) -> Any:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("hook", "arguments", "told"),
+    [
+        ("curriculum", (TASKS, None), "Wrong.curriculum returned None; expected a list of tasks."),
+        (
+            "training_data",
+            (TASKS[0], TASKS[0].train),
+            "Wrong.training_data('task_0') returned None; expected a datasets",
+        ),
+        ("penalties", (NOTHING, NOTHING, NOTHING), "Wrong.penalties returned None; expected a dict of scalar tensors"),
+        ("answer", (NOTHING, TASKS[0], ["a"]), "Wrong.answer('task_0') returned None; expected a list of texts"),
+    ],
+)
+def test_a_composition_names_the_member_that_returned_what_it_may_not(
+    hook: str, arguments: tuple[Any, ...], told: str
+) -> None:
+    with pytest.raises(HookError) as caught:
+        getattr(Composition([ContinualStrategy(), Wrong(), ContinualStrategy()]), hook)(*arguments)
+    assert str(caught.value).startswith(told)

@@ -22,8 +22,9 @@ from workbench.config import ConfigError, in_words
 from workbench.frozen import constant_parts, states_size
 from workbench.memory import Memory, step_memory
 from workbench.module import accumulated_batches
+from workbench.returned import checked_penalties
 from workbench.sharding import Sharded
-from workbench.strategy import ContinualStrategy, checked_penalties, trainable_parameters
+from workbench.strategy import ContinualStrategy, trainable_parameters
 
 CALIBRATION_STEPS = 3
 CALIBRATION_TOKENS = 8

@@ -23,11 +23,11 @@ from workbench.frozen import FrozenStates, constant_parts, states_size, too_larg
 from workbench.module import ContinualModule, accumulated_batches, optimizer_steps
 from workbench.processes import world
 from workbench.results import RunFolder
+from workbench.returned import HookError
 from workbench.saving import Progress, Saver
 from workbench.scoring import TaskScore, score_task
 from workbench.seeding import seed_all, untouched_randomness
 from workbench.sharding import Sharded
-from workbench.strategy import HookError
 
 SECONDS_BETWEEN_WRITES = 15.0
 SECONDS_BETWEEN_SHOWN = 0.25

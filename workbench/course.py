@@ -34,9 +34,10 @@ from workbench.files import sync_tree
 from workbench.module import ContinualModule
 from workbench.processes import is_first, together
 from workbench.results import RunFolder
+from workbench.returned import checked_rows
 from workbench.saving import Intervals, Progress, Saver
 from workbench.seeding import seed_all
-from workbench.strategy import OWN, ContinualStrategy, checked_rows, trainable_parameters
+from workbench.strategy import OWN, ContinualStrategy, trainable_parameters
 
 MakeTrainer = Callable[[Task, list[Callback]], Trainer]
 TERMINATED = 143

@@ -11,11 +11,11 @@ from workbench.data import ContinualDataModule
 from workbench.display import Display
 from workbench.module import ContinualModule
 from workbench.results import RunFolder
+from workbench.returned import checked_items
 from workbench.saving import Intervals
 from workbench.scorers import described
 from workbench.scoring import majority_answer
 from workbench.seeding import seed_all
-from workbench.strategy import checked_items
 
 
 def learn_in_sequence(

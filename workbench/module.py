@@ -19,7 +19,8 @@ from workbench.batch import Batch, Output
 from workbench.data import ContinualDataModule
 from workbench.moments import Moments
 from workbench.processes import gathered, total, world
-from workbench.strategy import ContinualStrategy, all_parameters, checked_penalties, trainable_parameters
+from workbench.returned import checked_penalties
+from workbench.strategy import ContinualStrategy, all_parameters, trainable_parameters
 
 
 class OptimizerFactory(Protocol):

@@ -26,10 +26,11 @@ from workbench.errors import describe_error, remedy
 from workbench.frozen import too_large
 from workbench.memory import Memory, free_memory, size_of
 from workbench.rehearsal import AllRowsNeeded, Rehearsal, scorer_problems
+from workbench.returned import checked_items
 from workbench.scoring import Reach
 from workbench.seeding import seed_all, untouched_randomness
 from workbench.sharding import Sharded
-from workbench.strategy import OWN, checked_items, trainable_parameters
+from workbench.strategy import OWN, trainable_parameters
 
 
 class PlannedRun(Protocol):

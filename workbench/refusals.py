@@ -10,7 +10,8 @@ from workbench.config import Component, ConfigError, StudyConfig, build, for_see
 from workbench.encoding import TextPolicy
 from workbench.imports import did_you_mean
 from workbench.orders import benchmark_problems, order_problems
-from workbench.strategy import Composition, ContinualStrategy, checked_items
+from workbench.returned import checked_items
+from workbench.strategy import Composition, ContinualStrategy
 
 
 def built_problems(config: StudyConfig, known: Sequence[str]) -> list[str]:

@@ -31,8 +31,9 @@ from workbench.errors import describe_error
 from workbench.memory import size_of
 from workbench.module import ContinualModule
 from workbench.results import RunFolder
+from workbench.returned import checked_rows
 from workbench.scoring import judge, score_task
-from workbench.strategy import checked_rows, trainable_parameters
+from workbench.strategy import trainable_parameters
 from workbench.weights import load_weights
 
 SAVED_WHOLE = 2_000_000_000

@@ -31,9 +31,9 @@ from workbench.moments import Moments
 from workbench.orders import Entry
 from workbench.processes import is_first, one_after_the_other, world
 from workbench.results import RunFolder
+from workbench.returned import HookError
 from workbench.saving import Intervals
 from workbench.schema import DEFAULT_EXECUTOR
-from workbench.strategy import HookError
 from workbench.untouched import untouched_path, untouched_row
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)

@@ -17,8 +17,9 @@ from workbench.adapters import merged_to_score
 from workbench.backbone import Backbone
 from workbench.benchmark import LIKELIEST_OPTION, NATS_PER_BYTE, Task
 from workbench.processes import gathered, share
+from workbench.returned import checked_answers
 from workbench.scorers import RowMean
-from workbench.strategy import ContinualStrategy, checked_answers
+from workbench.strategy import ContinualStrategy
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,9 @@ def loggers(given: Any, version: str) -> Any:
     Args:
         given: One, a list of them, or what Lightning takes in their place.
         version: Tells a run's logger from those of others, where the config does not.
+
+    Raises:
+        ConfigError: One cannot be built, or is none.
     """
     many = isinstance(given, list)
     places = [f"trainer.logger.{place}" if many else "trainer.logger" for place in range(len(_listed(given)))]

@@ -15,13 +15,8 @@ from torch import Tensor
 from workbench.backbone import Backbone
 from workbench.batch import Batch, Output
 from workbench.benchmark import Task
-from workbench.strategy import (
-    ContinualStrategy,
-    checked_answers,
-    checked_items,
-    checked_penalties,
-    checked_rows,
-)
+from workbench.returned import checked_answers, checked_items, checked_penalties, checked_rows
+from workbench.strategy import ContinualStrategy
 from workbench.tiny import Stopped, tiny_corpus, tiny_run, tiny_tasks
 
 

@@ -34,6 +34,14 @@ from workbench.tiny import Stopped, tiny_backbone, tiny_run
 from workbench.trial import Trial, Unfinished
 
 EARLY = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "train/ewc"}}
+FOREIGN = """
+from workbench.strategy import ContinualStrategy
+
+
+class It(ContinualStrategy):
+    def setup(self, backbone):
+        raise LookupError("Nothing is there. Mend it.")
+"""
 AGAIN = "to make the run again"
 STUDY = "run small.yaml"
 
@@ -202,8 +210,7 @@ def foreign(place: Place) -> None:
     """Plans a study whose strategy is installed, and fails in a way that it does not word."""
     folder = place.folder / "site-packages"
     folder.mkdir()
-    text = "class It(ContinualStrategy):\n    def setup(self, backbone):\n        raise LookupError('Nothing is there. Mend it.')\n"
-    (folder / "foreign.py").write_text(f"from workbench.strategy import ContinualStrategy\n{text}", encoding="utf-8")
+    (folder / "foreign.py").write_text(FOREIGN, encoding="utf-8")
     sys.path.insert(0, str(folder))
     try:
         strategies = {"it": {"class_path": "foreign.It"}}
