@@ -176,6 +176,6 @@ def test_the_place_in_the_readers_own_code_where_an_error_is_in_another_library(
     place = Path(__file__).relative_to(Path.cwd()) if Path(__file__).is_relative_to(Path.cwd()) else Path(__file__)
     assert told == [
         "strategies.it: mine.Method: invalid literal for int() with base 10: 'ten' "
-        f"({place}, line {line}). Mend the class, or its init_args.",
+        f"({place}, line {line}, in convert). Mend the class, or its init_args.",
         "strategies.it: ten is no number. Choose one.",
     ]

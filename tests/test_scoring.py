@@ -140,8 +140,14 @@ def test_right_answers_that_cannot_be_given_are_counted() -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["ab"], r"^one: 1 answers came back for 2 prompts\. Give one for each\.$"),
-        (["a", None], r"^one: None came back as an answer \(NoneType\)\. Give a list of texts\.$"),
+        (
+            ["ab"],
+            r"^Says\.answer\('one'\) returned 1 answers for 2 prompts\. Give one text for each, in their order\.$",
+        ),
+        (
+            ["a", None],
+            r"^Says\.answer\('one'\) returned .*NoneType; expected a list of texts for 2 prompts\. Give one text",
+        ),
     ],
 )
 def test_answers_that_are_no_list_of_texts(given: list[Any], told: str) -> None:
@@ -155,7 +161,9 @@ def test_one_text_for_two_prompts_is_no_answer() -> None:
     rows = Dataset.from_dict({"prompt": ["?", "?"], "answer": ["a", "b"]})
     strategy = Says()
     strategy.answers = "ab"  # type: ignore[assignment]
-    with pytest.raises(ValueError, match=r"^one: a single text came back for 2 prompts\. Give one for each\.$"):
+    with pytest.raises(
+        ValueError, match=r"^Says\.answer\('one'\) returned an object of type str; expected a list of texts"
+    ):
         score_task(
             tiny_backbone(num_hidden_layers=1), strategy, Task("one", test=rows, scorers={"accuracy": ExactMatch()})
         )

@@ -212,6 +212,10 @@ def all_parameters(backbone: Backbone, strategy: ContinualStrategy) -> dict[str,
     """All parameters: the backbone's by their name in the model, the strategy's own as "strategy.<name>".
 
     A parameter that the strategy has installed in the backbone is the backbone's, and counts once.
+
+    Args:
+        backbone: What learns.
+        strategy: How.
     """
     named = dict(backbone.model.named_parameters())
     installed = set(map(id, named.values()))
@@ -220,7 +224,12 @@ def all_parameters(backbone: Backbone, strategy: ContinualStrategy) -> dict[str,
 
 
 def trainable_parameters(backbone: Backbone, strategy: ContinualStrategy) -> dict[str, nn.Parameter]:
-    """The parameters that train, named as in `all_parameters`."""
+    """The parameters that train, named as in `all_parameters`.
+
+    Args:
+        backbone: What learns.
+        strategy: How.
+    """
     return {name: value for name, value in all_parameters(backbone, strategy).items() if value.requires_grad}
 
 

@@ -274,8 +274,8 @@ class HelpsItself(SeqFT):
 
 
 NOTHING = (
-    "after the two tasks of the trial the weights are those of plain fine-tuning, bit for bit: the strategy has changed "
-    "nothing. Look at the names and the conditions of its hooks."
+    "after the two tasks of the trial the weights are those of plain fine-tuning, bit for bit: the strategy has "
+    "changed nothing. Look at the names and the conditions of its hooks."
 )
 
 
