@@ -317,7 +317,9 @@ BUILT = [
         "scheduler: broken_parts.Still makes no scheduler: it has no 'optimizer'. Give",
     ),
 ]
+TWO = [one("broken_parts.Returns", hook="none", what="none")["it"]] * 2
 LONG = [
+    run("", "strategies.it: ", "combine at most one", strategies={"it": TWO}),
     run(f"name={'n' * 256}", "name: a folder's name of 256 bytes is too long; it has to be at most 255."),
     run(
         f"strategies.{'é' * 128}={{class_path: strategies.SeqFT}}",

@@ -50,7 +50,8 @@ class Ends(ContinualStrategy):
     """Is told to stop in the first batch of its run; in the plan there is no folder yet.
 
     Args:
-        how: The name of a signal; "nan": the loss is not finite; "full": the disk has no more room.
+        how: The name of a signal; "nan": the loss is not finite; "full": the disk has no more room; "jammed":
+            a device fails.
     """
 
     def __init__(self, how: str) -> None:
@@ -58,14 +59,17 @@ class Ends(ContinualStrategy):
         self.how = how
 
     def penalties(self, backbone: Any, batch: Any, output: Any) -> dict[str, Tensor]:
+        begun = Path("runs").exists() or Path("run").exists()
+        return {"nothing": torch.tensor(float("nan"))} if self.how == "nan" and begun else {}
+
+    def edit_gradients(self, backbone: Any) -> None:
         if not (Path("runs").exists() or Path("run").exists()):
-            return {}
-        if self.how == "nan":
-            return {"nothing": torch.tensor(float("nan"))}
+            return
         if self.how == "full":
             raise OSError(28, "No space left on device")
+        if self.how == "jammed":
+            raise RuntimeError("A device does not answer. Wait for it.")
         os.kill(os.getpid(), getattr(signal, self.how))
-        return {}
 
 
 class Forgetful(ContinualStrategy):
@@ -335,6 +339,13 @@ ENDS = [
         "data.num_workers: a process that makes batches was lost, which lack of memory may have caused (Data",
         "Lower data.num_workers",
         status=1,
+        leaves=True,
+    ),
+    Row(
+        "a device that fails",
+        ("A device does not answer. Wait for it.",),
+        lambda place: tiny_run(Ends("jammed"), place.folder / "run"),
+        error=RuntimeError,
         leaves=True,
     ),
     Row(
