@@ -90,7 +90,7 @@ class Stops(ContinualStrategy):
 
     def penalties(self, backbone: Any, batch: Any, output: Any) -> dict[str, Tensor]:
         self.batches += 1
-        if self.batches == 3:
+        if self.batches == 3 and Path("runs").exists():  # the plan has made no folder yet
             os.kill(os.getpid(), getattr(signal, self.name))
         return {}
 
