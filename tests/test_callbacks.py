@@ -279,17 +279,31 @@ def test_scores_within_a_task_are_those_of_the_average(tmp_path: Path) -> None:
     assert within == ends
 
 
-def test_an_average_that_cannot_be_resumed_or_sharded_is_refused(make: Any) -> None:
-    for callback, told in (
-        ("StochasticWeightAveraging", "Give lightning.pytorch.callbacks.WeightAveraging"),
-        ("EMAWeightAveraging", "cannot average sharded weights"),
-    ):
-        arguments = {"swa_lrs": 0.1} if callback.startswith("S") else {}
-        trainer = {"callbacks": [{"class_path": f"lightning.pytorch.callbacks.{callback}", "init_args": arguments}]}
-        sharded = {} if arguments else {"strategy": "fsdp"}
-        study = make(trainer={"max_epochs": 1, "accelerator": "cpu", **sharded, **trainer})
-        with pytest.raises(ConfigError, match=told):
-            study.plan()
+@pytest.mark.parametrize(
+    ("callback", "trainer", "told"),
+    [
+        ("StochasticWeightAveraging", {}, "trainer.callbacks.0: StochasticWeightAveraging adds an epoch"),
+        ("EMAWeightAveraging", {"strategy": "fsdp"}, "EMAWeightAveraging cannot average sharded weights"),
+        ("GradientAccumulationScheduler", {"accumulate_grad_batches": 2}, "both say how many batches make a step"),
+    ],
+)
+def test_callbacks_that_do_not_fit_are_refused(make: Any, callback: str, trainer: Any, told: str) -> None:
+    arguments = {"StochasticWeightAveraging": {"swa_lrs": 0.1}, "GradientAccumulationScheduler": {"scheduling": {0: 2}}}
+    part = {"class_path": f"lightning.pytorch.callbacks.{callback}", "init_args": arguments.get(callback, {})}
+    study = make(trainer={"max_epochs": 1, "accelerator": "cpu", **trainer, "callbacks": [part]})
+    with pytest.raises(ConfigError, match=told):
+        study.plan()
+
+
+def test_a_schedule_of_accumulation_is_taken_from_a_config(make: Any) -> None:
+    part = {
+        "class_path": "lightning.pytorch.callbacks.GradientAccumulationScheduler",
+        "init_args": {"scheduling": {1: 2}},
+    }
+    small = make(trainer={"max_epochs": 2, "accelerator": "cpu", "callbacks": [part]})
+    assert small.plan().estimates["seqft"].steps == 2 * (2 + 1)
+    small.run()
+    assert column(small.results(small.runs[0]).path / "costs.csv", "steps") == ["3", "3"]
 
 
 def early(folder: Path, stop_after: int | None) -> tuple[dict[str, Tensor], list[dict[str, str]], list[float]]:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer, SparseAdam
 
 from workbench.backbone import Backbone
 from workbench.benchmark import Benchmark, Task, published_protocol
-from workbench.callbacks import averaging_problems, in_order
+from workbench.callbacks import in_order, misfits
 from workbench.checks import STEP_ARGUMENTS
 from workbench.config import Component, ConfigError, StudyConfig, TaskSettings, build, import_class, instantiate
 from workbench.course import MakeTrainer, count_parameters
@@ -330,7 +330,7 @@ class Assembly:
                     else:
                         trainer = Trainer(**arguments)
                         processes.add(trainer.world_size)
-                        problems += averaging_problems(trainer)
+                        problems += misfits(trainer)
                 except ConfigError as error:
                     problems += error.problems
                 except Exception as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, WeightAveraging
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -131,19 +131,18 @@ def averaging(trainer: Trainer) -> list[WeightAveraging]:
     return [one for one in trainer.callbacks if isinstance(one, WeightAveraging)]  # type: ignore[attr-defined]
 
 
-def averaging_problems(trainer: Trainer) -> list[str]:
-    """Why averaged weights would not be those that are scored, saved and carried on."""
+def misfits(trainer: Trainer) -> list[str]:
+    """What does not go together among a Trainer's callbacks, strategy and accumulation."""
     problems = []
-    if any(isinstance(one, StochasticWeightAveraging) for one in trainer.callbacks):  # type: ignore[attr-defined]
-        problems.append(
-            "trainer.callbacks: StochasticWeightAveraging adds an epoch and replaces the scheduler, so that a task "
-            "could not be resumed exactly. Give lightning.pytorch.callbacks.WeightAveraging, which averages too."
-        )
     if averaging(trainer) and isinstance(trainer.strategy, Sharded):
         name = type(averaging(trainer)[0]).__name__
         problems.append(
             f"trainer.callbacks: {name} cannot average sharded weights. Leave it out, or give strategy=ddp."
         )
+    scheduled = any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks)  # type: ignore[attr-defined]
+    if scheduled and trainer.accumulate_grad_batches != 1:
+        told = "GradientAccumulationScheduler and trainer.accumulate_grad_batches both say how many batches make a step"
+        problems.append(f"trainer.callbacks: {told}. Leave one of them out.")
     return problems
 
 

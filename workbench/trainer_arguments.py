@@ -114,8 +114,9 @@ def _callback_refusal(item: Any, logs: bool) -> str:
         return f"{name} replaces parameters, so that the model could not be saved. Leave it out, or write a strategy."
     if isinstance(item, callbacks.BaseFinetuning):
         return f"{name} freezes weights, which a strategy decides. Leave it out, or write a strategy."
-    if isinstance(item, callbacks.GradientAccumulationScheduler):
-        return f"{name} leaves the number of steps unknown. Leave it out: set accumulate_grad_batches, or per_task."
+    if isinstance(item, callbacks.StochasticWeightAveraging):
+        advice = "Give lightning.pytorch.callbacks.WeightAveraging, which averages too."
+        return f"{name} adds an epoch and replaces the scheduler, so that no task could be resumed exactly. {advice}"
     if isinstance(item, callbacks.EarlyStopping) and not str(item.monitor).startswith("train/"):
         return (
             f"{name} monitors {item.monitor!r}, which is not measured. Choose 'train/loss', or 'train/nats_per_token'."

@@ -409,8 +409,9 @@ TRAINER = [
         "Leave it out",
     ),
     run(
-        CALLBACK("GradientAccumulationScheduler, init_args: {scheduling: {0: 2}}"),
-        "trainer.callbacks.0: GradientAccumulationScheduler leaves the number of steps unknown. Leave it out",
+        CALLBACK("StochasticWeightAveraging, init_args: {swa_lrs: 0.1}"),
+        "trainer.callbacks.0: StochasticWeightAveraging adds an epoch",
+        "Give lightning.pytorch.callbacks.WeightAveraging",
     ),
     run(
         CALLBACK("EarlyStopping, init_args: {monitor: val_loss}"),
