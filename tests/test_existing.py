@@ -114,6 +114,12 @@ def begun(small: Study) -> Path:
         {"enable_progress_bar": True},
         {"enable_model_summary": True, "log_every_n_steps": 7},
         {"enable_checkpointing": True},
+        {
+            "callbacks": [
+                {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"monitor": "train/loss"}}
+            ],
+            "enable_checkpointing": True,
+        },
         {"logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs"}}},
         {"profiler": "simple"},
         {"callbacks": [{"class_path": "lightning.pytorch.callbacks.TQDMProgressBar"}], "enable_progress_bar": True},

@@ -19,11 +19,6 @@ NO_VALIDATION = (
     "asks for validation, and there is none in a task. Leave it out; score_every_n_steps scores in mid-task."
 )
 UNFIT: dict[str, tuple[tuple[Any, ...], str]] = {
-    "enable_checkpointing": (
-        (None, False),
-        "would save what no run can be resumed from. Leave it out: a run saves its own state "
-        "(save_every_n_steps, save_every_seconds), and its model at the end (`model/`).",
-    ),
     "overfit_batches": (
         (None, 0),
         "would not give each epoch the same batches: each has an order of its own. Set limit_train_batches.",

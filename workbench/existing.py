@@ -40,6 +40,7 @@ OBSERVES = (
 WATCHERS = (
     "DeviceStatsMonitor",
     "LearningRateMonitor",
+    "ModelCheckpoint",
     "ModelSummary",
     "RichModelSummary",
     "RichProgressBar",

@@ -18,7 +18,6 @@ from workbench.config import ConfigError, build, import_class
 from workbench.saving import StateFile
 from workbench.sharding import chosen
 
-OWN_STATES = "a run saves its own state (save_every_n_steps, save_every_seconds), and its model at the end (`model/`)."
 TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
     "logger": False,
@@ -105,8 +104,6 @@ def _callback_refusal(item: Any, logs: bool) -> str:
     name = type(item).__name__
     if not isinstance(item, Callback):
         return f"an object of type {name} is no Callback of Lightning's. Give one."
-    if isinstance(item, callbacks.Checkpoint):
-        return f"{name} would save what no run can be resumed from. Leave it out: {OWN_STATES}"
     if isinstance(item, SEARCHES):
         advice = "Leave it out, and compare values in a study of their own, by `sweep`."
         return f"{name} trains the model before the run does, and changes settings that are not recorded. {advice}"

@@ -393,10 +393,6 @@ TRAINER = [
         "trainer.max_time: {'seconds': 0} would train nothing. It has to be more than 0",
     ),
     run(
-        "trainer.enable_checkpointing=true", "trainer.enable_checkpointing: True would save what no run", "Leave it out"
-    ),
-    run(CALLBACK("ModelCheckpoint"), "trainer.callbacks.0: ModelCheckpoint would save what no run", "Leave it out"),
-    run(
         CALLBACK("LearningRateFinder"),
         "trainer.callbacks.0: LearningRateFinder trains the model before",
         "Leave it out",
