@@ -150,7 +150,7 @@ class Rehearsal:
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            told = f"strategies.{self.name}: {what}: {describe_error(error)}"
+            told = f"strategies.{self.name}: {what}: {describe_error(error).rstrip('.')}"
             raise ConfigError([f"{told}. Mend it: a run would fail there after its training."]) from error
 
 

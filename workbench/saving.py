@@ -161,8 +161,8 @@ class Saver(Callback):
         if self._scored not in (None, fingerprint(module) if self._scored else None):
             raise ConfigError(
                 [
-                    f"trainer.callbacks: one of {self._late} changed the weights after they were scored. "
-                    f"Let it change them in on_train_end, and not in {' or '.join(LATE)}."
+                    f"trainer.callbacks: one of {self._late} changed the weights after they were scored, in "
+                    f"{' or '.join(LATE)}. Use on_train_end, which comes before scoring."
                 ]
             )
 

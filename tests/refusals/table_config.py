@@ -256,7 +256,6 @@ COMPONENTS = [
         **prepared("torch.nn.Identity"),
     ),
 ]
-HOOK = "strategies.it: Returns"
 LINE = "broken_parts.py, line"
 BUILT = [
     run(
@@ -455,7 +454,8 @@ TRAINER = [
 RETURNED = [
     run(
         "",
-        f"{HOOK}.{hook} returned {told}",
+        "strategies.it: ",
+        f"Returns.{hook} returned {told}",
         advice,
         strategies=one("broken_parts.Returns", hook=hook.partition("(")[0], what=what),
     )
@@ -485,8 +485,8 @@ RETURNED = [
         ("penalties", "none", "None; expected a dict of scalar tensors by name.", "Return {} where"),
         ("penalties", "floats", "an object of type dict", "The value of 'ewc' is of type float. Return a scalar"),
         ("penalties", "vector", "an object of type dict", "of type Tensor of shape (3,). Return a scalar"),
-        ("answer('alpha')", "none", "None; expected a list of texts for 4 prompts.", "Give one text"),
-        ("answer('alpha')", "words", "1 answers for 4 prompts.", "Give one text"),
+        ("answer('alpha')", "none", "None; expected a list of texts for 2 prompts.", "Give one text"),
+        ("answer('alpha')", "words", "1 answers for 2 prompts.", "Give one text"),
     )
 ] + [
     run(

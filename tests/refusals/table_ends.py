@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from bad_inputs import Place, Row
 from datasets import Dataset
-from small import study
+from lightning.pytorch import Callback
+from small import learn, study
 from torch import Tensor
 
 from workbench import rehearsal
 from workbench.backbone import Backbone, Batch
 from workbench.benchmark import Task
+from workbench.callbacks import in_order
 from workbench.checkpoint import StateFolder
 from workbench.components import ConfigError
 from workbench.config import parse
@@ -223,6 +225,17 @@ def foreign(place: Place) -> None:
         sys.path.remove(str(folder))
 
 
+class Late(Callback):
+    """Changes a weight when it has been scored."""
+
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
+        next(module.parameters()).data.add_(1.0)
+
+
+def too_late(place: Place) -> None:
+    learn(ContinualStrategy(), place.folder / "run", extra=lambda given: in_order(given, [Late()]))
+
+
 def trial(what: Callable[[Trial], object], strategy: type[ContinualStrategy]) -> Callable[[Place], object]:
     return lambda place: what(Trial(strategy, tiny_backbone, place.folder / "trial"))
 
@@ -319,9 +332,9 @@ ENDS = [
         "penalties that are none after the first task",
         STUDY,
         lambda place: place.config(strategies={"it": {"class_path": "broken_parts.Late"}}),
-        "it, order default, seed 0 failed: Late.penalties returned None; expected a dict of scalar tensors by name.",
-        status=1,
-        leaves=True,
+        "strategies.it: Late.penalties returned None; expected a dict of scalar tensors by name.",
+        "Return {} where nothing is added.",
+        status=2,
     ),
     command(
         "an early stop by what is not measured",
@@ -349,10 +362,17 @@ ENDS = [
         leaves=True,
     ),
     Row(
+        "a callback that changes weights after scoring",
+        ("one of Late changed the weights after they were scored", "Use on_train_end"),
+        too_late,
+        error=ConfigError,
+        leaves=True,
+    ),
+    Row(
         "a plan that an installed strategy breaks",
-        ("Nothing is there. Mend it.",),
+        ("strategies.it: LookupError: Nothing is there.", "Mend it."),
         foreign,
-        error=LookupError,
+        error=ConfigError,
         leaves=True,
     ),
     Row(

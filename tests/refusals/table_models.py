@@ -276,7 +276,8 @@ STRATEGIES = [
     row(
         "an answer of None",
         lambda: score_task(tiny_backbone(), Answers([None] * 12), tiny_tasks()[0]),
-        "task_0: None came back as an answer (NoneType). Give a list of texts.",
+        "Answers.answer('task_0') returned an object of type list, which holds an object of type NoneType",
+        "Give one text for each",
     ),
 ]
 SCORES = [
