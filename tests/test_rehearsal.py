@@ -106,7 +106,10 @@ class Draws(ContinualStrategy):
             r"^strategies\.mine: its state cannot be saved: it holds more than tensors, numbers, texts, lists and "
             r"dicts: a collections\.defaultdict\. Give `get_extra_state`",
         ),
-        (Short, r"^strategies\.mine: scoring alpha failed: alpha: 1 answers came back for 2 prompts\."),
+        (
+            Short,
+            r"^strategies\.mine: scoring alpha failed: Short\.answer\('alpha'\) returned 1 answers for 2 prompts\.",
+        ),
         (Unwritable, r"^strategies\.mine: its model cannot be saved: TypeError: .*Linear is not JSON serializable"),
         (Shared, r"^strategies\.mine: its model cannot be saved: RuntimeError: .* contained shared tensors "),
     ],

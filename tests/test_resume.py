@@ -83,7 +83,7 @@ def test_the_old_state_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
 
     def fails(file: Path) -> None:
         file.write_text("half")
-        raise RuntimeError("enforce fail")  # as torch says when the disk is full
+        torch.save(torch.zeros(100_000), "/dev/full")  # torch raises a RuntimeError where the disk is full
 
     with pytest.raises(OSError, match="the state could not be saved"):
         states.publish(fails)

@@ -196,7 +196,7 @@ def test_a_run_that_fails_is_told_once_and_the_other_checks_still_say_something(
         check_strategy(penalizing({"ewc": torch.zeros(2)}))
     assert caught.value.failures == [
         f"{SENTENCES[1]} HookError: Penalizes.penalties returned an object of type dict; expected a dict of scalar "
-        "tensors by name. The value of 'ewc' is of type Tensor of shape (2,). Return a scalar in nats.",
+        "tensors by name. The value of 'ewc' is of type Tensor of shape (2,). Return a scalar in nats",
         f"{SENTENCES[6]} 'ewc' has the shape (2,), not ().",
     ]
     assert str(caught.value) == "\n".join(caught.value.failures)

@@ -99,6 +99,9 @@ class Passes(Joint):
 
     seen: ClassVar[Counter[str]] = Counter()
 
+    def setup(self, backbone: Any) -> None:
+        self.seen.clear()  # of what the plan tried
+
     def penalties(self, backbone: Any, batch: Any, output: Any) -> dict[str, Tensor]:
         texts = backbone.tokenizer.batch_decode(batch.input_ids, skip_special_tokens=True)
         self.seen.update(text.strip().partition(":")[0] for text in texts)
@@ -144,7 +147,6 @@ def test_every_row_is_passed_over_as_often_as_in_the_sequence(
     data = {"batch_size": 4, "max_length": 64, "max_prompt_length": 32}
     small = Study(parse(study(model_folder, tasks, tmp_path, strategies=strategies, data=data, **changes)))
     planned = small.plan().estimates
-    Passes.seen.clear()
     small.run()
     seqft, joint = (read_csv(small.path(run) / "costs.csv") for run in small.runs)
     assert [(row["item"], row["rows"], row["replay_rows"]) for row in seqft] == [(name, "8", "0") for name in NAMES]
