@@ -66,7 +66,7 @@ class Looks(Callback):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if isinstance(module, ContinualModule):
             if module.carried is not None:
-                module.carried.take(trainer.optimizers[0], module.all_parameters())
+                module.carried.take(trainer.optimizers[0], dict(module.named_parameters()))
             plain = all(type(parameter) is torch.nn.Parameter for parameter in module.backbone.parameters())
             self.found |= {"plain": plain, "answers": module.backbone.generate(self.prompts, 3)}
 
@@ -88,7 +88,7 @@ def fit(
     )
     module.begin(task.name, 0)
     if module.carried is not None:
-        module.carried.prepare(module.all_parameters())
+        module.carried.prepare(dict(module.named_parameters()))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
         trainer.fit(module, DataLoader(mine, batch_size=None), ckpt_path=saved, weights_only=True)

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,11 @@ from workbench.files import read_csv
 from workbench.loop import learn_in_sequence
 from workbench.module import ContinualModule, optimizer_steps
 from workbench.results import RunFolder
+from workbench.saving import Intervals
 from workbench.scorers import ExactMatch
 from workbench.strategy import Composition, ContinualStrategy
 from workbench.testing import tiny_backbone, tiny_run, tiny_tasks
-from workbench.tiny import Stopped
+from workbench.tiny import Stopped, StopsAfter
 
 
 def ragged(rows: int) -> Task:
@@ -118,6 +121,31 @@ def test_so_it_is_under_a_schedule_of_accumulation(tmp_path: Path) -> None:
     strategy, _ = run(tmp_path, 12, 2, callbacks=lambda: [GradientAccumulationScheduler({0: 2, 1: 4})], max_epochs=3)
     assert_steps(strategy, [2, 2, 2, 4, 2, 4, 2])
     assert len(read_csv(tmp_path / "train.csv")) == 7
+
+
+def test_a_schedule_of_accumulation_is_resumed_exactly(tmp_path: Path) -> None:
+    def end(folder: str, *stops: int | None) -> dict[str, Tensor]:
+        for stop in stops:
+            backbone, strategy = tiny_backbone(), ContinualStrategy()
+            module = ContinualModule(backbone, strategy, sgd)
+            data = ContinualDataModule([ragged(24)], batch_size=2, seed=0)
+            others = [GradientAccumulationScheduler({0: 2, 1: 4}), StopsAfter(stop)]
+            make = partial(trainer, tmp_path / folder, max_epochs=3)
+            results, intervals = RunFolder(tmp_path / folder), Intervals(save_every_n_steps=1)
+            with suppress(Stopped):
+                learn_in_sequence(
+                    module,
+                    data,
+                    lambda _, given, make=make, others=others: make(in_order(given, others)),
+                    results,
+                    intervals=intervals,
+                )
+        return weights(backbone)
+
+    whole = end("whole", None)
+    again = end("stopped", 18, 6, None)  # twice within an epoch whose steps are of four batches
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert len(read_csv(tmp_path / "stopped" / "train.csv")) == 6 + 3 + 3
 
 
 def test_the_curve_of_a_ragged_step_is_its_mean_over_tokens(tmp_path: Path) -> None:

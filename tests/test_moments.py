@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from small import QUIET, same, weights
 from test_resume import made_of
+from torch import nn
 
 from strategies import BlockExpansion, LoRA, PerTaskFT, SeqFT
 from workbench.backbone import Backbone
@@ -106,6 +107,26 @@ def test_a_stopped_run_ends_as_one_that_was_not(make: Any, stops: list[int], tmp
     assert counts(tmp_path / "stopped") == counts(tmp_path / "alone")
 
 
+class Gated(SeqFT):
+    """Scales what the last block adds by a number of its own, which trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.ones(()))
+
+    def setup(self, backbone: Any) -> None:
+        backbone.decoder.layers[-1].register_forward_hook(lambda _, given, made: made * self.gate)
+
+
+def test_a_strategy_s_own_parameter_keeps_its_moments_too(tmp_path: Path) -> None:
+    alone = learnt(Gated(), tmp_path / "alone")[0]
+    stopped = in_parts(Gated, tmp_path / "stopped", [3, 2])  # between two tasks, and in the middle of one
+    assert same(weights(stopped), weights(alone))
+    parameters = len(list(alone.model.parameters()))
+    assert counts(tmp_path / "alone")["task_1"] == {"kept": parameters + 1, "begun": 0, "dropped": 0}
+    assert counts(tmp_path / "stopped") == counts(tmp_path / "alone")
+
+
 class Fails(SeqFT):
     """Stops the run where the second task has been trained and is not over."""
 
@@ -121,7 +142,7 @@ def test_a_run_that_stops_after_training_a_task_keeps_its_moments(tmp_path: Path
     assert saved is not None
     assert saved.stamp.stage == "trained"
     assert {int(state["step"]) for state in saved.moments.values()} == {2 * STEPS}
-    assert saved.moments.keys() == tiny_backbone().trainable().keys()
+    assert saved.moments.keys() == {f"backbone.model.{name}" for name in tiny_backbone().trainable()}
     again = learnt(SeqFT(), tmp_path / "stopped")[0]
     assert same(weights(again), weights(learnt(SeqFT(), tmp_path / "alone")[0]))
 
@@ -168,7 +189,7 @@ def test_moments_of_another_structure_are_refused(tmp_path: Path) -> None:
     states = StateFolder(tmp_path / "checkpoint")
     (file,) = states.path.iterdir()
     content = torch.load(file, weights_only=True)
-    content["moments"]["model.layers.9.weight"] = next(iter(content["moments"].values()))
+    content["moments"]["backbone.model.model.layers.9.weight"] = next(iter(content["moments"].values()))
     states.publish(lambda place: torch.save(content, place))
     with pytest.raises(ConfigError, match=r"backbone\.model\.model\.layers\.9\.weight does not fit the model"):
         learnt(SeqFT(), tmp_path)

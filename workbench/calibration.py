@@ -30,7 +30,6 @@ CALIBRATION_STEPS = 3
 CALIBRATION_TOKENS = 8
 SAMPLE_ROWS = 64
 LONGEST_ROWS = 8
-TRIED_ROWS = 4
 MOST_TRIED = 10_000  # steps of a scheduler: a fraction of a second
 
 

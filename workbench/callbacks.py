@@ -185,7 +185,7 @@ class StrategyHooks(Callback):
         if isinstance(module, ContinualModule):
             self.frozen.put_back(module)
             if module.carried is not None:
-                module.carried.take(trainer.optimizers[0], module.all_parameters())
+                module.carried.take(trainer.optimizers[0], dict(module.named_parameters()))
             self.saver.between(module, "trained")
             self.after_task(module)
 
@@ -283,9 +283,11 @@ def averaged(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Puts averaged weights in the place of the model's for a while, as they will be at the end of training."""
     for callback in averaging(trainer):
         callback.on_validation_epoch_start(trainer, module)
-    yield
-    for callback in averaging(trainer):
-        callback.on_validation_epoch_end(trainer, module)
+    try:
+        yield
+    finally:
+        for callback in averaging(trainer):
+            callback.on_validation_epoch_end(trainer, module)
 
 
 class ForgettingMonitor(Callback):

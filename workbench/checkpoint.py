@@ -25,7 +25,6 @@ KEY = "workbench"
 PARTIAL = "partial.ckpt"
 NAME = re.compile(r"state-(\d+)-([0-9a-f]{16})\.ckpt")
 OWN = "continual_strategy."
-MODEL = "backbone.model."
 MOMENTS = "moments"
 TIMES_ITS_COST = 40
 """How many times as long as the last save took the next has to wait, so that saving stays below 3 % of the time."""
@@ -207,7 +206,7 @@ def load_tensors(module: nn.Module, saved: Saved, run: Path) -> None:
         for name, value in saved.state.items()
         if name not in own or (isinstance(value, Tensor) and own[name].shape != value.shape)
     ]
-    strange += [f"{MODEL}{name}" for name in saved.moments if f"{MODEL}{name}" not in own]
+    strange += [name for name in saved.moments if name not in own]
     if strange:
         told = f"{strange[0]} does not fit the model as `setup` and `before_task` make it."
         raise ConfigError([f"{saved.file}: {told} {remedy}"])

@@ -111,7 +111,7 @@ class Course:
             self.saver.weights.note(self.module)
             load_tensors(self.module, saved, self.results.path)
             if self.module.carried is not None:
-                self.module.carried.load(self.module.all_parameters(), saved.moments)
+                self.module.carried.load(dict(self.module.named_parameters()), saved.moments)
             self._choose_rows(position, item)
             if saved.stamp.rows != self.data.fingerprint:
                 told = f"{item.name} was begun with other rows than the strategy gives now"
@@ -196,7 +196,7 @@ class Course:
     def _carry(self, item: Task, saved: Saved | None) -> None:
         if self.module.carried is None:
             return
-        counts = self.module.carried.prepare(self.module.all_parameters())
+        counts = self.module.carried.prepare(dict(self.module.named_parameters()))
         if saved is None and self.data.rows is not None:
             self.results.add_to_environment("carried_optimizer_state", {item.name: counts})
 

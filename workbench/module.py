@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -20,7 +20,7 @@ from workbench.data import ContinualDataModule
 from workbench.moments import Moments
 from workbench.processes import gathered, total, world
 from workbench.returned import checked_penalties
-from workbench.strategy import ContinualStrategy, all_parameters, trainable_parameters
+from workbench.strategy import ContinualStrategy, trainable_parameters
 
 
 class OptimizerFactory(Protocol):
@@ -85,10 +85,6 @@ class ContinualModule(LightningModule):
         self.step_share = 1.0
         self.strict_loading = False  # a state holds what may have changed, and no more
         self.scoring_context: Callable[[], AbstractContextManager[None]] = nullcontext
-
-    def all_parameters(self) -> dict[str, nn.Parameter]:
-        """The backbone's and the strategy's own, by name."""
-        return all_parameters(self.backbone, self.continual_strategy)
 
     def adopt_precision(self, trainer: Trainer) -> None:
         """Takes on the precision that training will have, so that every row is scored in the same one, row 0 too.
@@ -181,8 +177,7 @@ class ContinualModule(LightningModule):
         Raises:
             ValueError: Nothing trains.
         """
-        trainable = trainable_parameters(self.backbone, self.continual_strategy)
-        parameters = list(trainable.values())
+        parameters = list(trainable_parameters(self.backbone, self.continual_strategy).values())
         if not parameters:
             raise ValueError(
                 f"{type(self.continual_strategy).__name__} left nothing to train for {self.task_name!r}: "
@@ -192,7 +187,7 @@ class ContinualModule(LightningModule):
             self.task_name, parameters, lambda: int(optimizer_steps(self.trainer))
         )
         if self.carried is not None:
-            self.carried.give(optimizer, trainable)
+            self.carried.give(optimizer, dict(self.named_parameters()))
         if scheduler is None:
             return optimizer
         each_step = {"scheduler": scheduler, "interval": "step", "reduce_on_plateau": False}

@@ -44,24 +44,22 @@ class Moments:
             How many parameters keep their state, begin without one, and have it dropped.
         """
         self._given, before = self.named(parameters), len(self._states)
-        self._states = {
-            parameters[name]: state for name, state in self._given.items()
-        }  # lets go of those that are gone
+        self.load(parameters, self._given)  # lets go of parameters that are gone
         trains = {name for name, parameter in parameters.items() if parameter.requires_grad}
         kept = len(trains & set(self._given))
         return {"kept": kept, "begun": len(trains) - kept, "dropped": before - kept}
 
-    def give(self, optimizer: Optimizer, trainable: Mapping[str, Tensor]) -> None:
+    def give(self, optimizer: Optimizer, parameters: Parameters) -> None:
         """Put the carried state into a fresh optimizer.
 
         Args:
             optimizer: Over the trainable parameters, in whatever groups.
-            trainable: They, by name.
+            parameters: All, by name; under sharding those that are sharded.
         """
-        self._names = {parameter: name for name, parameter in trainable.items()}
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._names = {parameter: name for name, parameter in parameters.items()}
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state = {}
-        for index, parameter in enumerate(parameters):
+        for index, parameter in enumerate(trained):
             given = self._given.get(self._names[parameter], {})
             if given:
                 state[index] = {key: split(value, parameter) for key, value in given.items()}

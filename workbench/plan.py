@@ -182,7 +182,7 @@ def _estimate(assembly: Assembly, name: str, timed: bool, whole: bool = False) -
     rehearsal = Rehearsal(assembly, name, whole)
     backbone, strategy = rehearsal.backbone, rehearsal.strategy
     strategy.setup(backbone)
-    data = assembly.data(next(iter(assembly.orders)), 0, name)
+    data = rehearsal.data
     items = checked_items(strategy, strategy.curriculum(data.tasks, data.general))
     training = [task for task in items if len(task.train)]
     steps, train, memory, problems, states = 0, 0.0, list[Memory](), dict[str, None](), [0]

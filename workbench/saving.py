@@ -158,7 +158,7 @@ class Saver(Callback):
         Raises:
             ConfigError: One has.
         """
-        if self._scored not in (None, fingerprint(module) if self._scored else None):
+        if self._scored is not None and self._scored != fingerprint(module):
             raise ConfigError(
                 [
                     f"trainer.callbacks: one of {self._late} changed the weights after they were scored, in "
@@ -170,7 +170,7 @@ class Saver(Callback):
         """Saves between the parts of a task, if it is time."""
         if is_first() and self._due(None):
             names, unchanged = self._chosen(module)
-            moments = module.carried.named(module.all_parameters()) if module.carried else {}
+            moments = module.carried.named(dict(module.named_parameters())) if module.carried else {}
             self._publish(save_tensors(module, names, self._stamp(stage, unchanged), moments))
 
     def _due(self, step: int | None) -> bool:

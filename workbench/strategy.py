@@ -208,8 +208,8 @@ class Composition(ContinualStrategy):
         return super().answer(backbone, task, prompts)
 
 
-def all_parameters(backbone: Backbone, strategy: ContinualStrategy) -> dict[str, nn.Parameter]:
-    """All parameters: the backbone's by their name in the model, the strategy's own as "strategy.<name>".
+def trainable_parameters(backbone: Backbone, strategy: ContinualStrategy) -> dict[str, nn.Parameter]:
+    """The parameters that train: the backbone's by their name in the model, the strategy's own as "strategy.<name>".
 
     A parameter that the strategy has installed in the backbone is the backbone's, and counts once.
 
@@ -217,20 +217,13 @@ def all_parameters(backbone: Backbone, strategy: ContinualStrategy) -> dict[str,
         backbone: What learns.
         strategy: How.
     """
-    named = dict(backbone.model.named_parameters())
-    installed = set(map(id, named.values()))
-    own = {f"{OWN}.{name}": value for name, value in strategy.named_parameters() if id(value) not in installed}
-    return {**named, **own}
-
-
-def trainable_parameters(backbone: Backbone, strategy: ContinualStrategy) -> dict[str, nn.Parameter]:
-    """The parameters that train, named as in `all_parameters`.
-
-    Args:
-        backbone: What learns.
-        strategy: How.
-    """
-    return {name: value for name, value in all_parameters(backbone, strategy).items() if value.requires_grad}
+    installed = set(map(id, backbone.model.parameters()))
+    own = {
+        f"{OWN}.{name}": value
+        for name, value in strategy.named_parameters()
+        if value.requires_grad and id(value) not in installed
+    }
+    return {**backbone.trainable(), **own}
 
 
 def needs_task_id(strategy: ContinualStrategy) -> bool:
