@@ -11,32 +11,11 @@ from workbench.config import ConfigError, StudyConfig, for_seed, import_class, l
 from workbench.environment import describe_environment
 from workbench.fingerprint import fingerprint_code, fingerprint_named, fingerprint_source
 from workbench.results import RunFolder
+from workbench.schema import KEEPS_NUMBERS, OBSERVES
 
 ADVICE = "Choose another `name`, or existing=replace to lose what is there."
 WORDS = {"files": "corpus or model of its strategy", "code": "version of its strategy's code"}
-NOT_COMPARED = (
-    "name",
-    "output",
-    "existing",
-    "save_every_n_steps",
-    "save_every_seconds",
-    "data.num_workers",
-    "executor",
-    "prepare",  # what it makes is in the fingerprints of the data and the models
-)
-OBSERVES = (
-    "default_root_dir",
-    "detect_anomaly",
-    "enable_autolog_hparams",
-    "enable_checkpointing",
-    "enable_model_summary",
-    "enable_progress_bar",
-    "log_every_n_steps",
-    "logger",
-    "model_registry",
-    "profiler",
-)
-"""Arguments of a Trainer that watch a training and change no number of it."""
+NOT_COMPARED = (*KEEPS_NUMBERS, "prepare")  # what `prepare` makes is in the fingerprints of the data and the models
 WATCHERS = (
     "DeviceStatsMonitor",
     "LearningRateMonitor",

@@ -17,6 +17,17 @@ DEFAULT_EXECUTOR = "workbench.executors.InProcess"
 SEED = "{seed}"
 """Where it stands in a text of a config, each run puts its own seed; alone it becomes the number."""
 
+KEEPS_NUMBERS = (
+    *("name", "output", "existing", "executor"),
+    *("save_every_n_steps", "save_every_seconds", "data.num_workers"),
+)
+"""Keys that change no number: where a run is written, who makes it, how often it is saved."""
+OBSERVES = (
+    *("default_root_dir", "detect_anomaly", "enable_autolog_hparams", "enable_checkpointing", "enable_model_summary"),
+    *("enable_progress_bar", "log_every_n_steps", "logger", "model_registry", "profiler"),
+)
+"""Arguments of a Trainer that watch a training and change no number of it."""
+
 
 class Changes(TypedDict, total=False):
     """What a strategy or a task does otherwise than the study; a key that is absent changes nothing.

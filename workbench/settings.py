@@ -12,14 +12,10 @@ import yaml  # type: ignore[import-untyped, unused-ignore]
 from workbench.components import Component, ConfigError
 from workbench.parsing import parse
 from workbench.results import RunFolder
-from workbench.schema import Changes, StudyConfig
+from workbench.schema import KEEPS_NUMBERS, OBSERVES, Changes, StudyConfig
 
-OBSERVING = (
-    *("name", "output", "existing", "executor", "save_every_n_steps", "save_every_seconds", "score_every_n_steps"),
-    *("data.num_workers", "trainer.logger", "trainer.log_every_n_steps", "trainer.enable_progress_bar"),
-    *("trainer.enable_model_summary", "trainer.enable_checkpointing", "trainer.default_root_dir", "trainer.profiler"),
-)
-"""Keys that change no number: where a run is written, who makes it, and what is watched of it."""
+UNSEEN = (*KEEPS_NUMBERS, "score_every_n_steps", *(f"trainer.{name}" for name in OBSERVES))
+"""Keys that change no number of a table."""
 OF_THE_ROW = ("strategies", "seeds", "orders", "bounds")
 """Keys that a table shows anyway: its rows, their seeds and their orders."""
 OF_A_STUDY = ("backbone", "benchmark", "prepare")
@@ -165,7 +161,7 @@ def _compared(leaves: Iterable[tuple[str, Any]]) -> dict[str, str]:
     return {
         key: value
         for key, value in found.items()
-        if DEFAULTS.get(key) != value and not any(f"{key}.".startswith(f"{name}.") for name in OBSERVING)
+        if DEFAULTS.get(key) != value and not any(f"{key}.".startswith(f"{name}.") for name in UNSEEN)
     }
 
 
