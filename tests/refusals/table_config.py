@@ -451,6 +451,7 @@ TRAINER = [
         LINE,
     ),
 ]
+ROWS_OF, LIST = "training_data('alpha')", "an object of type list"
 RETURNED = [
     run(
         "",
@@ -462,26 +463,11 @@ RETURNED = [
     for hook, what, told, advice in (
         ("curriculum", "none", "None; expected a list of tasks.", "Return `tasks`"),
         ("curriculum", "word", "an object of type str; expected a list of tasks.", "Return `tasks`"),
-        (
-            "curriculum",
-            "words",
-            "an object of type list, which holds an object of type str; expected",
-            "Return `tasks`",
-        ),
-        ("training_data('alpha')", "none", "None; expected a datasets.Dataset.", "Return `rows`"),
-        ("training_data('alpha')", "words", "an object of type list; expected a datasets.Dataset.", "Return `rows`"),
-        (
-            "training_data('alpha')",
-            "question",
-            "an object of type Dataset",
-            "columns are question (string), answer (string)",
-        ),
-        (
-            "training_data('alpha')",
-            "numbers",
-            "an object of type Dataset",
-            "columns are prompt (int64), answer (string)",
-        ),
+        ("curriculum", "words", f"{LIST}, which holds an object of type str; expected", "Return `tasks`"),
+        (ROWS_OF, "none", "None; expected a datasets.Dataset.", "Return `rows`"),
+        (ROWS_OF, "words", f"{LIST}; expected a datasets.Dataset.", "Return `rows`"),
+        (ROWS_OF, "question", "an object of type Dataset", "columns are question (string), answer (string)"),
+        (ROWS_OF, "numbers", "an object of type Dataset", "columns are prompt (int64), answer (string)"),
         ("penalties", "none", "None; expected a dict of scalar tensors by name.", "Return {} where"),
         ("penalties", "floats", "an object of type dict", "The value of 'ewc' is of type float. Return a scalar"),
         ("penalties", "vector", "an object of type dict", "of type Tensor of shape (3,). Return a scalar"),
