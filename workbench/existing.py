@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from workbench.config import ConfigError, StudyConfig, for_seed, import_class, l
 from workbench.environment import describe_environment
 from workbench.fingerprint import fingerprint_code, fingerprint_named, fingerprint_source
 from workbench.results import RunFolder
-from workbench.schema import KEEPS_NUMBERS, OBSERVES
+from workbench.schema import KEEPS_NUMBERS, OBSERVES, leaves
 
 ADVICE = "Choose another `name`, or existing=replace to lose what is there."
 WORDS = {"files": "corpus or model of its strategy", "code": "version of its strategy's code"}
@@ -130,7 +130,7 @@ def differences(there: StudyConfig, here: StudyConfig, same: Collection[str] = (
         same: Of which inputs ("data", "model", "files") the contents are known to be equal: where they lie is no
             difference then.
     """
-    old, new = (dict(_leaves(_identifying(resolved(config)))) for config in (there, here))
+    old, new = (dict(leaves(_identifying(resolved(config)))) for config in (there, here))
     return [
         f"{key}: {old.get(key, 'nothing')} there, {new.get(key, 'nothing')} here"
         for key in dict.fromkeys([*old, *new])
@@ -172,13 +172,3 @@ def _listed(value: Any) -> list[Any]:
 def _watches(callback: Any) -> bool:
     package, _, name = str(callback["class_path"] if isinstance(callback, Mapping) else "").rpartition(".")
     return package.startswith(("lightning.pytorch.callbacks", "pytorch_lightning.callbacks")) and name in WATCHERS
-
-
-def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Each value of a config by its dotted key; an empty mapping says nothing."""
-    many = isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
-    if not isinstance(value, Mapping) and not many:
-        yield where, value
-        return
-    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-        yield from _leaves(item, f"{where}.{key}" if where else str(key))

@@ -5,7 +5,7 @@ Nothing is imported or built here, so that a misspelt key is answered at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypedDict
 
@@ -277,3 +277,20 @@ def _over(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 def _mapping(component: Component) -> dict[str, Any]:
     """Write a component as a YAML does."""
     return {"class_path": component.class_path, "init_args": component.init_args}
+
+
+def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value of a config with its dotted key; an empty mapping has none.
+
+    >>> list(leaves({"a": {"b": 1}, "c": [{"d": 2}], "e": [3, 4]}))
+    [('a.b', 1), ('c.0.d', 2), ('e', [3, 4])]
+    """
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping):
+        yield where, value
+        return
+    for key, item in value.items():
+        yield from leaves(item, joined(where, key))

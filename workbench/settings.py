@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped, unused-ignore]
 from workbench.components import Component, ConfigError
 from workbench.parsing import parse
 from workbench.results import RunFolder
-from workbench.schema import KEEPS_NUMBERS, OBSERVES, Changes, StudyConfig
+from workbench.schema import KEEPS_NUMBERS, OBSERVES, Changes, StudyConfig, leaves
 
 UNSEEN = (*KEEPS_NUMBERS, "score_every_n_steps", *(f"trainer.{name}" for name in OBSERVES))
 """Keys that change no number of a table."""
@@ -76,7 +76,7 @@ def settings_of(run: RunFolder) -> Settings:
     try:
         config = parse(raw)
     except (ConfigError, TypeError, ValueError):
-        return Settings(name, _compared(_leaves({key: value for key, value in raw.items() if key not in OF_THE_ROW})))
+        return Settings(name, _compared(leaves({key: value for key, value in raw.items() if key not in OF_THE_ROW})))
     chosen = name if name in config.strategies else next(iter(config.strategies))
     return _of_config(config, chosen, list(protocol.get("order", ())))
 
@@ -86,7 +86,7 @@ def _of_config(config: StudyConfig, name: str, tasks: Sequence[str]) -> Settings
     plain = replace(config, strategies={name: replace(strategy, changes=Changes(), per_task={})})
     common = {section: getattr(config, section) for section in ("backbone", "benchmark", "data", "first_tasks")}
     common |= {f"prepare.{place}": component for place, component in enumerate(config.prepare)}
-    keys = {**_compared(_leaves(common)), **_laid_over(config, name, tasks)}
+    keys = {**_compared(leaves(common)), **_laid_over(config, name, tasks)}
     budget, study = (_budget(one, name, tasks) for one in (config, plain))
     different = [key for key in {**budget, **study} if budget.get(key) != study.get(key)]
     before = _laid_over(plain, name, tasks)
@@ -124,7 +124,7 @@ def _by_task(usual: Mapping[str, str], own: Mapping[str, Mapping[str, str]]) -> 
 def _of_task(config: StudyConfig, name: str, task: str | None) -> dict[str, str]:
     found = config.settings(name, task)
     parts = {"optimizer": found.optimizer, "scheduler": found.scheduler, "trainer": found.trainer}
-    return _compared(_leaves(parts))
+    return _compared(leaves(parts))
 
 
 def _budget(config: StudyConfig, name: str, tasks: Sequence[str]) -> dict[str, str]:
@@ -132,7 +132,7 @@ def _budget(config: StudyConfig, name: str, tasks: Sequence[str]) -> dict[str, s
         trainer = config.settings(name, task).trainer
         rows = config.data.batch_size * int(trainer.get("accumulate_grad_batches") or 1)
         return {
-            **_compared(_leaves({"trainer": {key: trainer[key] for key in LENGTHS if key in trainer}})),
+            **_compared(leaves({"trainer": {key: trainer[key] for key in LENGTHS if key in trainer}})),
             ROWS_A_STEP: str(rows),
         }
 
@@ -140,19 +140,6 @@ def _budget(config: StudyConfig, name: str, tasks: Sequence[str]) -> dict[str, s
     keys = _by_task(usual, {task: of_task(task) if task in changed else usual for task in tasks})
     tokens = config.data.batch_tokens
     return keys if tokens is None else {**keys, "data.batch_tokens": str(tokens)}
-
-
-def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Each value by its dotted key; lists of mappings by their places."""
-    if is_dataclass(value):
-        value = vars(value)
-    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        value = dict(enumerate(value))
-    if not isinstance(value, Mapping):
-        yield where, value
-        return
-    for key, item in value.items():
-        yield from _leaves(item, f"{where}.{key}" if where else str(key))
 
 
 def _compared(leaves: Iterable[tuple[str, Any]]) -> dict[str, str]:
