@@ -27,7 +27,8 @@ class LoRA(ContinualStrategy):
             is folded into the weights and a fresh one begins; "stack": an adapter for each task, the older
             ones frozen and all of them summed.
         peft: Further arguments of `peft.LoraConfig`, which win over the ones above. Those with which anything but
-            W + (alpha / rank) B A would be trained, scored or saved are refused (`workbench.adapters.SUPPORTED`).
+            W + (alpha / rank) B A would be trained, scored or saved are refused
+            (`workbench.backbone.adapters.SUPPORTED`).
 
     Raises:
         ValueError: A number is out of range, or the model has no projection of a name in `targets`.

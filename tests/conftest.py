@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from small import study, write_tasks
+from helpers.studies import study, write_tasks
 
 from workbench.config import parse
 from workbench.study import Study
-from workbench.testing import tiny_backbone
+from workbench.testing.tiny import tiny_backbone
 
 # On models this small a second thread only waits: many times slower where another program uses the processor.
 torch.set_num_threads(1)

@@ -10,9 +10,10 @@ import pytest
 from benchmarks.mini_trace import MiniTrace
 from workbench.benchmark import Benchmark, Subset
 from workbench.results import RunFolder
-from workbench.scoring import score_task
 from workbench.strategy import ContinualStrategy
-from workbench.testing import check_benchmark, tiny_backbone, tiny_tasks
+from workbench.testing.conformance import check_benchmark
+from workbench.testing.tiny import tiny_backbone, tiny_tasks
+from workbench.train import score_task
 
 WHOLE = MiniTrace(train_rows=8, test_rows=8, validation_rows=0)
 

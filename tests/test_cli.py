@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.studies import study
 from omegaconf import OmegaConf
-from small import study
 
 from workbench.cli import app, guarded
 

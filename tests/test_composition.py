@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from small import same
+from helpers.studies import same
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoConfig
 
 from workbench.composition import CalmForCausalLM, Connection, uniform_pairs
-from workbench.testing import tiny_backbone
+from workbench.testing.tiny import tiny_backbone
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 IDS = torch.tensor([[5, 40, 7, 300, 12, 9, 801, 33], [6, 6, 71, 1000, 2, 52, 18, 450]])

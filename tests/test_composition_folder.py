@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import same
+from helpers.studies import same
 from test_composition import IDS, NARROW, composed, generated, greedy, model, narrow, state
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from workbench.backbone import Backbone
 from workbench.composition import CalmForCausalLM, uniform_pairs
 from workbench.model_folder import check_folder
-from workbench.testing import tiny_backbone, tiny_tasks
+from workbench.testing.tiny import tiny_backbone, tiny_tasks
 
 LOAD_ALONE = """
 import sys

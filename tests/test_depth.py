@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from workbench.depth import PlannedLayer, copy_layer, make_identity, restack
-from workbench.testing import tiny_backbone
+from workbench.testing.tiny import tiny_backbone
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 TOKENS = torch.tensor([[1, 40, 7, 300, 12, 9], [1, 5, 77, 401, 60, 61]])

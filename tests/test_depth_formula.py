@@ -14,9 +14,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from strategies import BlockExpansion, DepthUpScaling
 from workbench.backbone import Backbone
-from workbench.folder_surgery import grow
 from workbench.strategy import ContinualStrategy
-from workbench.testing import tiny_backbone
+from workbench.surgery import grow
+from workbench.testing.tiny import tiny_backbone
 
 Layer = dict[str, Tensor]
 TOKENS = torch.tensor([[1, 40, 7, 300, 12, 9], [1, 5, 77, 401, 60, 61]])

@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.studies import ROOT
 from safetensors.torch import load_file, save_file
-from small import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from strategies import CALM
-from workbench.adapters import inject, save_adapters
 from workbench.backbone import Backbone
+from workbench.backbone.adapters import inject, save_adapters
+from workbench.backbone.encoding import TextPolicy
+from workbench.backbone.loading import refusing
 from workbench.depth import PlannedLayer, restack
-from workbench.encoding import TextPolicy
 from workbench.model_folder import check_folder
-from workbench.testing import tiny_backbone
-from workbench.weights import refusing
+from workbench.testing.tiny import tiny_backbone
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 TOKENS = torch.tensor([[1, 40, 7, 300, 12, 9, 15, 22]])

@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_runs import make_study
+from helpers.made_runs import make_study
 from matplotlib.figure import Figure
 
-from workbench.comparison import compare
-from workbench.gallery import format_panels, matrix_figure
-from workbench.maps import heat_map
 from workbench.notebook import SHARPNESS, Page, Picture, Rows, score_rows
-from workbench.views import View
+from workbench.report import compare
+from workbench.report.figures import format_panels, matrix_figure
+from workbench.report.plots import heat_map
+from workbench.report.scores import View
 
 
 @pytest.fixture(scope="module")

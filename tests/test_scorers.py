@@ -13,6 +13,7 @@ from torch import Tensor
 from workbench.scorers import (
     Bleu,
     EditSimilarity,
+    EditVariant,
     ExactMatch,
     FirstCharacter,
     FirstLabel,
@@ -20,10 +21,13 @@ from workbench.scorers import (
     RowMean,
     Sari,
     ValidLabel,
+    bleu,
     described,
+    edit_similarity,
     first_label,
+    rouge_l,
+    sari,
 )
-from workbench.similarity import EditVariant, bleu, edit_similarity, rouge_l, sari
 
 LETTER = r"(?<![A-Za-z])[ABC](?![A-Za-z])"
 

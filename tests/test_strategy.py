@@ -12,12 +12,10 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from strategies import BlockExpansion, DepthUpScaling, DownProjectionMoE, LoRA
-from workbench.backbone import Backbone
-from workbench.batch import Batch, Output
+from workbench.backbone import Backbone, Batch, Output
 from workbench.benchmark import Task
-from workbench.returned import HookError
-from workbench.strategy import Composition, ContinualStrategy, needs_task_id
-from workbench.testing import tiny_backbone, tiny_tasks
+from workbench.strategy import Composition, ContinualStrategy, HookError, needs_task_id
+from workbench.testing.tiny import tiny_backbone, tiny_tasks
 
 TASKS = tiny_tasks()
 NOTHING: Any = SimpleNamespace(trainable=dict, model=nn.Module())

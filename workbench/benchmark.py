@@ -9,8 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from datasets import Dataset
 from torchmetrics import Metric
 
-from workbench.annotations import refuse_bare_strings
-from workbench.files import name_problem
+from workbench.errors import name_problem, refuse_bare_strings
 
 NATS_PER_BYTE = "nats_per_byte"
 LIKELIEST_OPTION = "likeliest_option"

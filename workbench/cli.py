@@ -8,17 +8,24 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
-from workbench.components import Component, ConfigError, check_component, instantiate
-from workbench.config import arguments as read_arguments
-from workbench.config import check as check_components
-from workbench.config import check_parts, check_surroundings, load, shipped_configs
-from workbench.stopping import signals_end_it
+from workbench.config import Component, instantiate, load
+from workbench.config.components import check_component
+from workbench.config.loading import arguments as read_arguments
+from workbench.config.loading import shipped_configs
+from workbench.config.validation import check as check_components
+from workbench.config.validation import check_parts, check_surroundings
+from workbench.errors import ConfigError
+from workbench.runtime.signals import signals_end_it
+
+if TYPE_CHECKING:
+    from workbench.report import Comparison
+    from workbench.study import Study
 
 KEPT = "All that was measured is kept, and so is the last saved state: give the same command to go on."
 INTERRUPTED = 130
@@ -40,12 +47,12 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...")
 def run(config: str, overrides: Overrides = None) -> None:
     """Run a study: CONFIG is a path, or the name of a shipped config (see `lightning list`)."""
     study = checked(config, overrides or [])
-    display = import_module("workbench.display").choose_display()
-    with going_on(), display:
-        rows = study.run(display)
-    if rows:
-        comparison = import_module("workbench.comparison")
-        show(study.folder, comparison.compare([study.folder]))
+    from workbench.display import choose_display
+
+    with going_on(), choose_display() as display:
+        comparisons = study.execute(display)
+    if comparisons:
+        show(study.folder, comparisons)
     if study.failures:
         tell(study.failures)
         raise typer.Exit(FAILED)
@@ -78,21 +85,27 @@ def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER... [key=
     settings = dict(text.split("=", 1) for text in folders if Path(text) not in given)
     if not given:
         raise ConfigError(["report: no folder is given. Give a study's folder, such as runs/quickstart."])
-    module, comparison = import_module("workbench.report"), import_module("workbench.comparison")
-    asked = import_module("workbench.on_demand").requested(settings)
-    engine = import_module("workbench.analyses") if asked else None
-    analyses = engine.built(asked) if engine else []
-    found = comparison.compare(given, settings.get("baseline"))
-    out = module.destination(given, settings.get("out"))
-    if engine and analyses:
-        display = import_module("workbench.display")
-        display.quiet()
-        with going_on(), display.PlainDisplay() as shown:
-            engine.analyse(out, found, analyses, shown)
-    for told in module.by_domain(found, output().width):
-        output().print(told)
-    module.write_report(out, found)
-    show(out, found)
+    from workbench.report import compare, write_report
+    from workbench.report.analyses import requested
+    from workbench.report.terminal import by_domain
+    from workbench.report.write import destination
+
+    analyses = []
+    if asked := requested(settings):
+        from workbench.analysis.runner import analyse, built
+        from workbench.display import PlainDisplay, quiet
+
+        analyses = built(asked)
+    comparisons = compare(given, settings.get("baseline"))
+    out = destination(given, settings.get("out"))
+    if analyses:
+        quiet()
+        with going_on(), PlainDisplay() as display:
+            analyse(out, comparisons, analyses, display)
+    for part in by_domain(comparisons, output().width):
+        output().print(part)
+    write_report(out, comparisons)
+    show(out, comparisons)
 
 
 @app.command()
@@ -101,13 +114,15 @@ def check(class_path: str, arguments: Overrides = None) -> None:
     component = Component(class_path, read_arguments(arguments or []))
     if problems := check_component(component, class_path):
         raise ConfigError(problems)
-    testing = import_module("workbench.testing")
-    import_module("workbench.display").quiet()
+    from workbench.display import quiet
+    from workbench.testing import ConformanceError, check_either, likely_mistakes
+
+    quiet()
     try:
-        for sentence in testing.likely_mistakes(lambda: instantiate(component)):
+        for sentence in likely_mistakes(lambda: instantiate(component)):
             print(f"warning: {sentence}", file=sys.stderr, flush=True)
-        passed = testing.check_either(lambda: instantiate(component))
-    except testing.ConformanceError as error:
+        passed = check_either(lambda: instantiate(component))
+    except ConformanceError as error:
         tell(error.failures)
         raise typer.Exit(FAILED) from error
     for sentence in passed:
@@ -120,8 +135,10 @@ def grow(model: str, out: Path, class_path: str, arguments: Overrides = None) ->
     component = Component(class_path, read_arguments(arguments or []))
     if problems := check_component(component, class_path):
         raise ConfigError(problems)
+    from workbench import surgery
+
     with whole_or_nothing():
-        made = import_module("workbench.folder_surgery").grow(model, out, instantiate(component))
+        made = surgery.grow(model, out, instantiate(component))
     identities = f", {made.identities} of them identities" if made.identities else ""
     print(
         f"{made.folder}: {made.before} layers became {made.after}{identities}; "
@@ -134,7 +151,7 @@ def grow(model: str, out: Path, class_path: str, arguments: Overrides = None) ->
 @app.command()
 def merge(first: str, second: str, out: Path, arguments: Overrides = None) -> None:
     """Merge the model folders FIRST and SECOND into OUT: method=average or slerp, weight=SECOND's share."""
-    component = Component("workbench.merging.merge", read_arguments(arguments or []))
+    component = Component("workbench.surgery.merging.merge", read_arguments(arguments or []))
     if problems := check_component(component, "merge", ("first", "second", "out")):
         raise ConfigError(problems)
     with whole_or_nothing():
@@ -145,8 +162,10 @@ def merge(first: str, second: str, out: Path, arguments: Overrides = None) -> No
 @app.command()
 def export(run: Path, out: Path) -> None:
     """Write the model of the finished run RUN to the folder OUT, for plain transformers or peft, with a model card."""
+    from workbench.report import export as export_run
+
     with whole_or_nothing():
-        folder = import_module("workbench.export").export(run, out)
+        folder = export_run(run, out)
     print(f"{folder}: the model, its tokenizer and README.md, which says how it was made and how to load it.")
 
 
@@ -173,8 +192,10 @@ def going_on() -> Iterator[None]:
 
 def failures() -> tuple[type[Exception], ...]:
     """What ends a study that can be gone on with; of several processes each fails so when another one has ended."""
+    from workbench.runtime.distributed import world
+
     known = (OSError, FloatingPointError, SafetensorError)
-    return (*known, RuntimeError) if import_module("workbench.processes").world() > 1 else known
+    return (*known, RuntimeError) if world() > 1 else known
 
 
 @contextmanager
@@ -192,7 +213,7 @@ def whole_or_nothing() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from error
 
 
-def checked(config: str, overrides: list[str]) -> Any:
+def checked(config: str, overrides: list[str]) -> Study:
     """The study of a config. What is wrong is printed as soon as it is known, all of it in one go.
 
     Raises:
@@ -210,10 +231,12 @@ def checked(config: str, overrides: list[str]) -> Any:
         told += error.problems
         tell(told)
         told += tell_new(check_parts(error.raw), told)
-    engine = import_module("workbench.study")
-    import_module("workbench.display").quiet()
+    from workbench.display import quiet
+    from workbench.study import Study
+
+    quiet()
     try:
-        return engine.Study(config, overrides)
+        return Study(config, overrides)
     except ConfigError as error:
         raise ConfigError([problem for problem in error.problems if problem not in told]) from error
 
@@ -231,17 +254,18 @@ def tell(problems: Iterable[str]) -> None:
         print(f"error: {problem}", file=sys.stderr, flush=True)
 
 
-def show(folder: Path, comparisons: list[Any]) -> None:
+def show(folder: Path, comparisons: list[Comparison]) -> None:
     """Prints each comparison of strategies with what it cannot tell, what they cost, and where the results are."""
-    module = import_module("workbench.tables")
+    from workbench.report import terminal
+
     for comparison in comparisons:
-        for table in module.tables(comparison, output().width):
+        for table in terminal.tables(comparison, output().width):
             output().print(table)
-        for sentence in module.sentences(comparison):
+        for sentence in terminal.sentences(comparison):
             output().print(f"! {sentence}", markup=False, highlight=False)
-    for table in module.sweep_tables(comparisons):
+    for table in terminal.sweep_tables(comparisons):
         output().print(table)
-    for line in module.settings_lines(comparisons):
+    for line in terminal.settings_lines(comparisons):
         output().print(line, markup=False, highlight=False)
     files = "summary.csv, table.tex, references.bib, figures/; " if any(one.runs for one in comparisons) else ""
     print(f"Results: {folder}  (report.html; {files}per run scores.csv, nll.csv, train.csv, predictions/, model/)")

@@ -14,73 +14,14 @@ from importlib import import_module
 from types import TracebackType
 from typing import Any
 
-from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from workbench.formatting import duration, number, score_table
+
 SECONDS_BETWEEN_LINES = 10.0
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A score for a table: three digits, a dash for what was not measured, and no sign before a zero.
-
-    >>> number(0.5), number(float("nan")), number(-0.0004)
-    ('0.500', '–', '0.000')
-    """
-    return "–" if math.isnan(value) else f"{round(float(value), digits) + 0.0:.{digits}f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    >>> duration(8.2), duration(95), duration(7260)
-    ('8 s', '1 min 35 s', '2 h 1 min')
-    """
-    if math.isnan(seconds):
-        return "an unknown time"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def narrow_headings(names: Sequence[str], width: int) -> tuple[list[str], str]:
-    """Headings for a column a name that fit into so many characters, and what they stand for.
-
-    Names break at their joints; where that is still too wide they become numbers.
-
-    >>> narrow_headings(["topic_stance", "NumGLUE-cm"], 80)
-    (['topic\\nstance', 'NumGLUE\\ncm'], '')
-    >>> narrow_headings(["topic_stance", "NumGLUE-cm"], 20)
-    (['1', '2'], '1 topic_stance, 2 NumGLUE-cm')
-    """
-    broken = [name.replace("_", "\n").replace("-", "\n") for name in names]
-    widths = [max(4, *map(len, name.split("\n"))) + 3 for name in broken]
-    if sum(widths) + len("| after |") <= width:
-        return broken, ""
-    numbers = [str(index + 1) for index in range(len(names))]
-    return numbers, ", ".join(map(" ".join, zip(numbers, names, strict=True)))
-
-
-def compress(table: Table) -> None:
-    """Takes the lines out of a table, for a terminal of 80 characters."""
-    table.box, table.padding, table.show_edge = box.SIMPLE_HEAD, (0, 0, 0, 0), False
-
-
-def score_table(title: str, names: Sequence[str], width: int) -> Table:
-    """An empty score matrix: a column for each name, which fits into so many characters."""
-    headings, legend = narrow_headings(names, width)
-    caption = "rows: after so many tasks" + (f"; {legend}" if legend else "")
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    if legend:
-        compress(table)
-    for heading in ("after", *headings):
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
 
 
 def quiet() -> None:

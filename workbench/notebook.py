@@ -22,9 +22,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from workbench.comparison import Comparison
-from workbench.display import number, quiet
-from workbench.looks import STYLE
+from workbench.display import quiet
+from workbench.formatting import number
+from workbench.report import Comparison
+from workbench.report.style import STYLE
 
 SMALLEST_POINTS = 14.0
 """The smallest text of a picture and of a table, as it stands on the screen: what can be read from the last row."""

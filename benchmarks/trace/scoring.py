@@ -10,16 +10,7 @@ from collections.abc import Callable, Sequence
 from torchmetrics import Metric
 
 from benchmarks.trace.names import check_names
-from workbench.scorers import (
-    Bleu,
-    EditSimilarity,
-    ExactMatch,
-    FirstCharacter,
-    FirstLabel,
-    RougeL,
-    Sari,
-    ValidLabel,
-)
+from workbench.scorers import Bleu, EditSimilarity, ExactMatch, FirstCharacter, FirstLabel, RougeL, Sari, ValidLabel
 
 STANCE = r"(?<![A-Za-z0-9_])[ABC](?![A-Za-z0-9_])"
 OPTION = r"(?<![A-Za-z0-9_])[A-E](?![A-Za-z0-9_])"

@@ -12,7 +12,7 @@ from benchmarks.cipher_language import CipherLanguage, Pretrain
 from benchmarks.cipher_language.cipher import DIALECTS, NOUNS, Cipher, seeded
 from workbench.backbone import Backbone
 from workbench.benchmark import Task
-from workbench.testing import check_benchmark
+from workbench.testing.conformance import check_benchmark
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from small import ROOT
+from helpers.studies import ROOT
 
 from benchmarks.key_value_arithmetic import KeyValueArithmetic
 from benchmarks.key_value_arithmetic.expressions import Expressions, distinct, evaluate, seeded
 from benchmarks.key_value_arithmetic.tokens import build_tokenizer
 from workbench.benchmark import Task
-from workbench.testing import check_benchmark
+from workbench.testing.conformance import check_benchmark
 
 SMALL = {"keys": 60, "values": 9, "operands": [2, 3], "operators": "+-*"}
 

@@ -21,12 +21,10 @@ from benchmarks.mini_trace import MiniTrace
 from strategies import SeqFT
 from workbench.backbone import Backbone
 from workbench.config import load
-from workbench.data import ContinualDataModule
-from workbench.loop import learn_in_sequence
 from workbench.metrics import backward_transfer, learning_accuracy, overall_performance
-from workbench.module import ContinualModule
 from workbench.results import RunFolder
 from workbench.study import Study
+from workbench.train import ContinualDataModule, ContinualModule, learn_in_sequence
 
 SEEDS = (0, 1, 2)
 LABELS = ("topic_stance", "policy_stance", "choice")

@@ -9,7 +9,7 @@ import pytest
 from trace_folders import DATA, needs_data, row, rows, write
 
 from benchmarks.trace import Trace
-from workbench.testing import check_benchmark
+from workbench.testing.conformance import check_benchmark
 
 
 def test_where_eval_is_test_validation_rows_come_from_train(tmp_path: Path) -> None:

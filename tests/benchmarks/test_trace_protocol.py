@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import ROOT
+from helpers.studies import ROOT
 from trace_folders import rows, write
 
 from benchmarks.trace import Trace
 from benchmarks.trace.protocol import PUBLISHED
 from workbench.benchmark import Subset
-from workbench.comparison import compare
 from workbench.config import load
-from workbench.published import beside
+from workbench.report import compare
+from workbench.report.published import beside
 from workbench.study import Study
 
 Make = Callable[..., Study]

@@ -13,7 +13,7 @@ from ways import workbench
 
 from strategies import CALM, BlockExpansion
 from workbench.backbone import Backbone
-from workbench.frozen import constant_parts, states_size
+from workbench.train.activation_cache import constant_parts, states_size
 
 SIZE = (256, 8)  # width, layers; two blocks are added
 SMALL = (128, 8)

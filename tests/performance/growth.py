@@ -23,14 +23,12 @@ from ways import adam
 
 from strategies import SeqFT
 from workbench.backbone import Backbone
+from workbench.backbone.encoding import TextPolicy
 from workbench.benchmark import Task
-from workbench.data import ContinualDataModule
-from workbench.encoding import TextPolicy
-from workbench.loop import learn_in_sequence
-from workbench.module import ContinualModule
 from workbench.results import RunFolder
 from workbench.scorers import ExactMatch
-from workbench.trainer_arguments import trainer_arguments
+from workbench.study.trainer import trainer_arguments
+from workbench.train import ContinualDataModule, ContinualModule, learn_in_sequence
 
 MIDDLE = {"tasks": 4, "depth": 4, "width": 128, "length": 64, "vocabulary": 8000}
 SWEPT: Mapping[str, Sequence[int]] = {

@@ -24,8 +24,8 @@ from ways import workbench
 from benchmarks.trace import Trace
 from strategies import SeqFT
 from workbench.backbone import Backbone
+from workbench.backbone.encoding import TextPolicy
 from workbench.benchmark import Task
-from workbench.encoding import TextPolicy
 
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of glibc's `mallopt`
 TIED = 1e-4  # logits: where the two best are as near as that, either may be chosen

@@ -18,10 +18,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from workbench.backbone import Backbone
+from workbench.backbone.encoding import TextPolicy
 from workbench.benchmark import Task
-from workbench.encoding import TextPolicy
+from workbench.runtime.seeding import seed_all
 from workbench.scorers import ExactMatch
-from workbench.seeding import seed_all
 
 VOCABULARY = 32_000
 LENGTHS: dict[str, list[list[int]]] = json.loads(Path(__file__).with_name("lengths.json").read_text(encoding="utf-8"))

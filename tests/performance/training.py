@@ -14,10 +14,10 @@ from ways import Taken, bare, hf_trainer, workbench
 
 from strategies import LoRA, SeqFT
 from workbench.backbone import Backbone
-from workbench.batches import EpochBatches
 from workbench.benchmark import Task
-from workbench.seeding import derived_seed, seed_all
+from workbench.runtime.seeding import derived_seed, seed_all
 from workbench.strategy import ContinualStrategy
+from workbench.train.data import EpochBatches
 
 TARGETS = ["q_proj", "v_proj"]
 SIZES = {(256, 4): (8, 4, 2.0), (512, 8): (6, 3, 1.3)}  # width, layers: rows a task, rows a batch, the bar

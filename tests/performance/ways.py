@@ -16,16 +16,14 @@ from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallbac
 from transformers import Trainer as HFTrainer
 
 from workbench.backbone import Backbone
-from workbench.batch import collate
-from workbench.batches import EpochBatches
+from workbench.backbone.batch import collate
 from workbench.benchmark import Task
-from workbench.data import ContinualDataModule, EncodedRows
-from workbench.loop import learn_in_sequence
-from workbench.module import ContinualModule
 from workbench.results import RunFolder
-from workbench.seeding import derived_seed
+from workbench.runtime.seeding import derived_seed
 from workbench.strategy import ContinualStrategy
-from workbench.trainer_arguments import trainer_arguments
+from workbench.study.trainer import trainer_arguments
+from workbench.train import ContinualDataModule, ContinualModule, learn_in_sequence
+from workbench.train.data import EncodedRows, EpochBatches
 
 RATE = 1e-4
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from helpers.studies import ROOT, study
 from omegaconf import OmegaConf
-from small import ROOT, study
 
 from workbench.cli import app, guarded
 

@@ -11,8 +11,7 @@ from datasets import Dataset
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
-from workbench.backbone import Backbone, Batch
-from workbench.batch import Output
+from workbench.backbone import Backbone, Batch, Output
 from workbench.benchmark import Task
 from workbench.strategy import ContinualStrategy
 

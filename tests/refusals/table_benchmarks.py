@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bad_inputs import Place, Row
-from small import write_tasks
+from helpers.studies import write_tasks
 
 import benchmarks
 from benchmarks.cipher_language import CipherLanguage

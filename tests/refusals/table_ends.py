@@ -16,24 +16,24 @@ from typing import Any
 import torch
 from bad_inputs import Place, Row
 from datasets import Dataset
+from helpers.studies import learn, study
 from lightning.pytorch import Callback
-from small import learn, study
 from torch import Tensor
 
-from workbench import rehearsal
 from workbench.backbone import Backbone, Batch
 from workbench.benchmark import Task
-from workbench.callbacks import in_order
-from workbench.checkpoint import StateFolder
-from workbench.components import ConfigError
 from workbench.config import parse
-from workbench.conformance import ConformanceError
-from workbench.files import write_whole
-from workbench.pool import UNGUARDED, refuse_unguarded
+from workbench.errors import ConfigError
+from workbench.executors.workers import UNGUARDED, refuse_unguarded
+from workbench.runtime.files import write_whole
 from workbench.strategy import ContinualStrategy
 from workbench.study import Study
-from workbench.tiny import Stopped, tiny_backbone, tiny_run
-from workbench.trial import Trial, Unfinished
+from workbench.study import dry_run as rehearsal
+from workbench.testing.conformance import ConformanceError
+from workbench.testing.recorder import Trial, Unfinished
+from workbench.testing.tiny import Stopped, tiny_backbone, tiny_run
+from workbench.train.callbacks import in_order
+from workbench.train.checkpoint import StateFolder
 
 EARLY = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "train/ewc"}}
 FOREIGN = """

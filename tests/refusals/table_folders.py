@@ -11,13 +11,12 @@ import torch
 from bad_inputs import Place, Row
 from safetensors.torch import load_file, save_file
 
-from workbench.adapters import save_adapters
 from workbench.backbone import Backbone
+from workbench.backbone.adapters import save_adapters
+from workbench.backbone.loading import load_weights, refuse_other_tokens
 from workbench.depth import PlannedLayer
-from workbench.folder_surgery import restack_folder
-from workbench.shards import Planned, write_model
-from workbench.stored import CHUNK, Stored, read_stored
-from workbench.weights import load_weights, refuse_other_tokens
+from workbench.surgery import restack_folder
+from workbench.surgery.safetensors_io import CHUNK, Planned, Stored, read_stored, write_model
 
 Damage = Callable[[Path], object]
 

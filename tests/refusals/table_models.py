@@ -9,24 +9,25 @@ from typing import Any
 import torch
 from bad_inputs import Row
 from datasets import Dataset
-from small import sgd
+from helpers.studies import sgd
 
 import workbench
 from workbench import metrics
 from workbench.backbone import Backbone
+from workbench.backbone.encoding import Encoder, TextPolicy, end_with
 from workbench.benchmark import PublishedProtocol, Subset, Task
-from workbench.components import ConfigError, as_component
 from workbench.composition import CalmForCausalLM, joined_layers, uniform_pairs
-from workbench.data import ContinualDataModule
+from workbench.config.components import as_component
 from workbench.depth import PlannedLayer, refuse_second_growth, restack, stackable_layers
-from workbench.encoding import Encoder, TextPolicy, end_with
-from workbench.merging import merge
-from workbench.module import ContinualModule
-from workbench.moments import Moments
+from workbench.errors import ConfigError
 from workbench.scorers import Bleu, EditSimilarity, ExactMatch, FirstLabel, RougeL, RowMean
-from workbench.scoring import score_task
 from workbench.strategy import Composition, ContinualStrategy
-from workbench.testing import ConformanceError, check_either, tiny_backbone, tiny_tasks
+from workbench.surgery import merge
+from workbench.testing import check_either
+from workbench.testing.conformance import ConformanceError
+from workbench.testing.tiny import tiny_backbone, tiny_tasks
+from workbench.train import ContinualDataModule, ContinualModule, score_task
+from workbench.train.optimizer_state import Moments
 
 PAIRS = Dataset.from_dict({"prompt": ["a"], "answer": ["b"]})
 NONE = Dataset.from_dict({"prompt": [], "answer": []})

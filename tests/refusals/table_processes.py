@@ -8,13 +8,13 @@ import sys
 from contextlib import suppress
 
 from bad_inputs import Place, Row
-from small import trainer
+from helpers.studies import trainer
 
-from workbench.components import ConfigError
 from workbench.display import Display
+from workbench.errors import ConfigError
 from workbench.executors import Ray
-from workbench.pool import Pool, refuse
-from workbench.processes import join
+from workbench.executors.workers import Pool, refuse
+from workbench.runtime.distributed import join
 
 
 def second_of_two(place: Place) -> None:

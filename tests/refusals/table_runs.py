@@ -12,10 +12,10 @@ from typing import Any
 
 from bad_inputs import Place, Row
 from filelock import FileLock
-from small import study
+from helpers.studies import study
 
 from workbench.config import parse
-from workbench.files import only_process
+from workbench.runtime.files import only_process
 from workbench.statistics import student_quantile
 from workbench.study import Study
 

@@ -22,7 +22,7 @@ from strategies.calm import spelling
 from workbench.backbone import Backbone
 from workbench.composition import CalmForCausalLM
 from workbench.strategy import ContinualStrategy
-from workbench.testing import tiny_backbone, tiny_corpus, tiny_tasks
+from workbench.testing.tiny import tiny_backbone, tiny_corpus, tiny_tasks
 
 
 def row(make: Callable[..., ContinualStrategy], says: str, *more: str, **arguments: Any) -> Row:

@@ -17,11 +17,11 @@ import table_processes
 import table_runs
 import table_strategies
 from bad_inputs import Outcome, Place, Row, every_raise, outcome
-from small import ROOT
+from helpers.studies import ROOT
 
-from workbench.conformance import ConformanceError
-from workbench.tiny import Stopped
-from workbench.trial import Unfinished
+from workbench.testing.conformance import ConformanceError
+from workbench.testing.recorder import Unfinished
+from workbench.testing.tiny import Stopped
 
 TABLES = (
     table_config,

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from strategies import SeqFT
-from workbench.backbone import Backbone
-from workbench.batch import Batch
+from workbench.backbone import Backbone, Batch
 from workbench.benchmark import Task
 from workbench.depth import PlannedLayer, restack
 from workbench.strategy import ContinualStrategy
-from workbench.testing import tiny_backbone
+from workbench.testing.tiny import tiny_backbone
 
 COUNTER = itertools.count(1)
 

@@ -12,10 +12,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from strategies import BlockExpansion
-from workbench.backbone import Backbone
-from workbench.batch import Batch
+from workbench.backbone import Backbone, Batch
 from workbench.depth import PlannedLayer
-from workbench.testing import tiny_backbone, tiny_tasks
+from workbench.testing.tiny import tiny_backbone, tiny_tasks
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 TASK = tiny_tasks()[0]

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from small import column, learn, sgd
+from helpers.studies import column, learn, sgd
 from torch import Tensor, nn
 
 from strategies import BlockExpansion, ContinuedPretraining, LoRA
 from workbench.backbone import Backbone
 from workbench.benchmark import PRETRAINING, Task
-from workbench.module import ContinualModule
 from workbench.strategy import Composition, ContinualStrategy
-from workbench.testing import tiny_backbone, tiny_tasks
+from workbench.testing.tiny import tiny_backbone, tiny_tasks
+from workbench.train import ContinualModule
 
 ONE, TWO, THREE = tiny_tasks(3)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import column, learn, same, weights
+from helpers.studies import column, learn, same, weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -18,7 +18,8 @@ from workbench.benchmark import Task
 from workbench.composition import CalmForCausalLM
 from workbench.model_folder import SHIPPED
 from workbench.strategy import Composition
-from workbench.testing import check_strategy, tiny_backbone, tiny_tasks
+from workbench.testing.conformance import check_strategy
+from workbench.testing.tiny import tiny_backbone, tiny_tasks
 
 MICRO: dict[str, Any] = {"augmenting": "micro", "connections": 3}
 PROMPTS = ["Task 0: t1 b\nAnswer:", "once upon a time"]

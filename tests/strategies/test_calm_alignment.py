@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import same, weights
+from helpers.studies import same, weights
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
@@ -19,7 +19,8 @@ from strategies import CALM
 from strategies.calm import spelling
 from workbench.backbone import Backbone
 from workbench.composition import CalmForCausalLM
-from workbench.testing import check_strategy, tiny_backbone
+from workbench.testing.conformance import check_strategy
+from workbench.testing.tiny import tiny_backbone
 
 CORPUS = [
     "once upon a time there was a little grey dog",

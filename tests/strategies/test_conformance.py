@@ -39,22 +39,15 @@ from torch import nn
 
 import strategies
 from strategies import CALM, BlockExpansion, Joint, LoRA, Replay, SeqFT
-from workbench import conformance
-from workbench import strategy_checks as checks
-from workbench.backbone import Backbone
-from workbench.batch import Batch
+from workbench.backbone import Backbone, Batch
 from workbench.benchmark import Task
 from workbench.cli import app, guarded
 from workbench.strategy import Composition, ContinualStrategy
-from workbench.testing import (
-    VARIANTS,
-    ConformanceError,
-    check_on_variants,
-    check_strategy,
-    strategy_warnings,
-    tiny_backbone,
-)
-from workbench.trial import Trial
+from workbench.testing import conformance
+from workbench.testing import conformance as checks
+from workbench.testing.conformance import ConformanceError, check_on_variants, check_strategy, strategy_warnings
+from workbench.testing.recorder import Trial
+from workbench.testing.tiny import VARIANTS, tiny_backbone
 
 ARGUMENTS: dict[str, dict[str, Any]] = {  # for a model of 4 layers
     "BlockExpansion": {"groups": 2},

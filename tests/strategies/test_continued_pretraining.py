@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from small import column, study
+from helpers.studies import column, study
 
 from strategies import ContinuedPretraining
 from workbench.benchmark import PRETRAINING, Task
-from workbench.config import ConfigError, parse
+from workbench.config import parse
+from workbench.errors import ConfigError
 from workbench.study import Study
-from workbench.testing import tiny_tasks
+from workbench.testing.tiny import tiny_tasks
 
 ONE, TWO = tiny_tasks()
 TEXT = Dataset.from_dict({"text": ["a b c", "d e f"]})

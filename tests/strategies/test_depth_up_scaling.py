@@ -13,7 +13,7 @@ from workbench.backbone import Backbone
 from workbench.benchmark import PRETRAINING, Task
 from workbench.depth import restack
 from workbench.strategy import Composition
-from workbench.testing import tiny_backbone, tiny_tasks
+from workbench.testing.tiny import tiny_backbone, tiny_tasks
 
 ONE, TWO = tiny_tasks()
 CORPUS = Task(PRETRAINING, test=ONE.test.rename_columns({"prompt": "text"}).select_columns(["text"]))

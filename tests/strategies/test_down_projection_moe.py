@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from strategies import DownProjectionMoE
-from workbench.testing import tiny_backbone, tiny_tasks
+from workbench.testing.tiny import tiny_backbone, tiny_tasks
 
 TOKENS = torch.arange(3, 13).unsqueeze(0)
 TASK = tiny_tasks()[0]

@@ -12,19 +12,20 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from datasets import Dataset
-from small import column, learn, study, weights, write_tasks
+from helpers.studies import column, learn, study, weights, write_tasks
 from torch import Tensor
 
 from strategies import BlockExpansion, Joint, LoRA
-from workbench.batch import IGNORED, Batch
+from workbench.backbone import Batch
+from workbench.backbone.batch import IGNORED
 from workbench.benchmark import Task
 from workbench.cli import app, guarded
 from workbench.config import parse
-from workbench.files import read_csv
 from workbench.results import RunFolder
+from workbench.runtime.files import read_csv
 from workbench.strategy import Composition, ContinualStrategy
 from workbench.study import Study
-from workbench.testing import tiny_backbone, tiny_tasks
+from workbench.testing.tiny import tiny_backbone, tiny_tasks
 
 ONE, TWO, THREE = tiny_tasks(3)
 TEXTS = [Dataset.from_dict({"text": texts}) for texts in (["a b c", "d e f"], ["g h i"])]

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from strategies import LoRA
-from workbench import adapters
-from workbench.backbone import Backbone
-from workbench.batch import Batch
-from workbench.config import ConfigError
+from workbench.backbone import Backbone, Batch, adapters
+from workbench.errors import ConfigError
 from workbench.study import Study
-from workbench.testing import tiny_backbone, tiny_run, tiny_tasks
+from workbench.testing.tiny import tiny_backbone, tiny_run, tiny_tasks
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 TASKS = tiny_tasks(3)

@@ -8,18 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from small import column, learn, same, weights
+from helpers.studies import column, learn, same, weights
 from torch import Tensor
 
 from strategies import LoRA, PerTaskFT, Replay, SeqFT
-from workbench.backbone import Backbone
-from workbench.batch import Batch
+from workbench.backbone import Backbone, Batch
 from workbench.benchmark import Task
-from workbench.config import ConfigError
+from workbench.errors import ConfigError
 from workbench.results import RunFolder
 from workbench.strategy import Composition, ContinualStrategy
 from workbench.study import Study
-from workbench.testing import tiny_backbone, tiny_tasks
+from workbench.testing.tiny import tiny_backbone, tiny_tasks
 
 ONE, TWO, THREE = tiny_tasks(3)
 

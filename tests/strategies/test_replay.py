@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from small import column, learn, same, weights
+from helpers.studies import column, learn, same, weights
 from torch import Tensor
 
 from strategies import LoRA, Replay, SeqFT
 from workbench.benchmark import Task, no_rows
-from workbench.data import ContinualDataModule
 from workbench.strategy import Composition, ContinualStrategy
-from workbench.testing import tiny_backbone, tiny_tasks
+from workbench.testing.tiny import tiny_backbone, tiny_tasks
+from workbench.train import ContinualDataModule
 
 ONE, TWO, THREE = tiny_tasks(3)
 TEXTS = Dataset.from_dict({"text": ["a b c", "d e f", "g h i", "j k l"]})

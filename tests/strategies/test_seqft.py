@@ -7,7 +7,7 @@ import torch
 
 from strategies import SeqFT
 from workbench.strategy import ContinualStrategy
-from workbench.testing import tiny_backbone, tiny_tasks
+from workbench.testing.tiny import tiny_backbone, tiny_tasks
 
 TASKS = tiny_tasks()
 

@@ -7,17 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from small import column, trainer
+from helpers.studies import column, trainer
 from torch import Tensor, nn
 
 from benchmarks.mini_trace import MiniTrace
 from strategies import BlockExpansion
 from workbench.backbone import Backbone
-from workbench.data import ContinualDataModule
-from workbench.encoding import TextPolicy
-from workbench.loop import learn_in_sequence
-from workbench.module import ContinualModule
+from workbench.backbone.encoding import TextPolicy
 from workbench.results import RunFolder
+from workbench.train import ContinualDataModule, ContinualModule, learn_in_sequence
 
 DOMAINS = ("policy_stance", "number_cm")
 

@@ -1,0 +1,297 @@
+"""Own greedy decoding against transformers' `generate`, and what it reads, counted."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from workbench.backbone import Backbone, batch
+from workbench.backbone import generation as reading
+from workbench.backbone.generation import Room, greedy
+from workbench.composition import CalmForCausalLM
+from workbench.testing.tiny import VARIANTS, tiny_backbone
+
+NEVER = -1  # an end token that no model gives
+INSTRUCTION = [7, 301, 45, 45, 902, 13, 77, 5, 640, 21, 8]
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "biased": VARIANTS["biased"],
+    "tied": VARIANTS["tied"],
+    "mistral": {"family": "mistral"},
+    "qwen2": {"family": "qwen2"},
+    "qwen3": {"family": "qwen3"},
+    "windows in some layers": VARIANTS["layer_types"],
+    "a window in all layers": {"family": "mistral", "sliding_window": 5},
+}
+
+
+def model(**changes: Any) -> Any:
+    return tiny_backbone(**changes).model.eval()
+
+
+def composed(**settings: Any) -> Any:
+    torch.manual_seed(0)
+    small = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "num_key_value_heads": 3}
+    anchor = model(**settings.pop("anchor", {}))
+    return CalmForCausalLM.compose(anchor, [model(seed=1, **small)], 2, **settings).eval()
+
+
+def adapted(**settings: Any) -> Any:
+    """With an adapter that is not folded in, and not zero."""
+    backbone = tiny_backbone()
+    backbone.add_adapter("one", r=4, target_modules=["q_proj", "v_proj", "down_proj"], **settings)
+    torch.manual_seed(0)
+    for name, parameter in backbone.model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return backbone.model.eval()
+
+
+def prompts(count: int = 13, shared: Sequence[int] = ()) -> list[list[int]]:
+    """Of 1 to 30 tokens of their own, lengths not in order."""
+    return [[*shared, *((7 * row + 11 * step) % 900 + 3 for step in range(1 + 11 * row % 30))] for row in range(count)]
+
+
+@torch.no_grad()
+def by_transformers(
+    model: Any, given: Sequence[list[int]], new_tokens: int, end: int
+) -> tuple[list[list[int]], Tensor]:
+    """Each prompt in one batch, padded on the left; and by how much each token was the likeliest, (rows, tokens)."""
+    width = max(map(len, given))
+    rows = torch.tensor([[0] * (width - len(row)) + row for row in given])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in given])
+    made = model.generate(
+        rows,
+        attention_mask=mask,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        eos_token_id=None if end == NEVER else end,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    tokens = made.sequences[:, width:].tolist()
+    answers = [row[: row.index(end) + 1] if end in row else row for row in tokens]
+    best = torch.stack(made.logits, 1).topk(2).values
+    return answers, best[..., 0] - best[..., 1]
+
+
+def ending(answers: Sequence[list[int]]) -> int:
+    """The token that, as the end token, ends answers after the most different numbers of tokens."""
+    tokens = {token for answer in answers for token in answer}
+    places = {token: {answer.index(token) for answer in answers if token in answer} for token in tokens}
+    return max(places, key=lambda token: (len(places[token]), token))
+
+
+def assert_alike(model: Any, given: Sequence[list[int]], new_tokens: int, end: int, rows: int = 64) -> list[list[int]]:
+    """The answers are transformers', but from where on two tokens were as likely but for rounding."""
+    expected, gaps = by_transformers(model, given, new_tokens, end)
+    with torch.no_grad():
+        answers = greedy(model, given, new_tokens, Room(rows), end)
+    near_ties = 0
+    for answer, wanted, gap in zip(answers, expected, gaps.tolist(), strict=True):
+        if answer != wanted:
+            pairs = list(zip(answer, wanted, strict=False))
+            first = next((step for step, (one, other) in enumerate(pairs) if one != other), len(pairs) - 1)
+            assert gap[first] < 1e-4
+            near_ties += 1
+    assert near_ties <= len(given) // 10
+    return answers
+
+
+@contextmanager
+def passes(model: Any) -> Iterator[list[tuple[int, int]]]:
+    """(rows, time) of what the model reads in each pass."""
+    seen: list[tuple[int, int]] = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda _, given, __: seen.append(tuple(given[0].shape)))
+    yield seen
+    hook.remove()
+
+
+@contextmanager
+def caches(model: Any) -> Iterator[list[int]]:
+    """How many caches there are before each pass that reads prompts."""
+    made: list[weakref.ref[Any]] = []
+    held: list[int] = []
+
+    def before(_: Any, __: Any, given: dict[str, Any]) -> None:
+        if given["input_ids"].shape[1] > 1:
+            held.append(len({id(cache) for kept in made if (cache := kept()) is not None}))
+
+    hooks = [
+        model.base_model.register_forward_pre_hook(before, with_kwargs=True),
+        model.base_model.register_forward_hook(lambda _, __, out: made.append(weakref.ref(out.past_key_values))),
+    ]
+    yield held
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize("shared", [[], INSTRUCTION], ids=["nothing shared", "an instruction shared"])
+@pytest.mark.parametrize("rows", [64, 5])
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_are_those_of_transformers(name: str, rows: int, shared: list[int]) -> None:
+    decoder, given = model(**MODELS[name]), prompts(shared=shared)
+    whole = assert_alike(decoder, given, 12, NEVER, rows)
+    assert {len(answer) for answer in whole} == {12}
+    ended = assert_alike(decoder, given, 12, ending(whole), rows)
+    assert len({len(answer) for answer in ended}) > 2
+
+
+@pytest.mark.parametrize("anchor", [{}, {"family": "mistral", "sliding_window": 5}])
+@pytest.mark.parametrize("encoder", [False, True])
+def test_answers_of_a_composition(encoder: bool, anchor: dict[str, Any]) -> None:
+    decoder, given = composed(encoder=encoder, anchor=anchor), prompts(shared=INSTRUCTION)
+    end = ending(assert_alike(decoder, given, 12, NEVER))
+    ended = assert_alike(decoder, given, 12, end, rows=5)
+    assert len({len(answer) for answer in ended}) > 2
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}])
+def test_answers_of_an_adapted_model(settings: dict[str, Any]) -> None:
+    decoder, given = adapted(**settings), prompts(shared=INSTRUCTION)
+    answers = assert_alike(decoder, given, 12, NEVER, rows=5)
+    assert answers != greedy(model(), given, 12, Room(5), NEVER)
+
+
+def test_answers_of_a_trained_model() -> None:
+    """`mini` itself, which ends its answers, over prompts of several forms."""
+    backbone = Backbone.load("mini")
+    backbone.model.eval()
+    texts = [f"Answer with one word. {number} and {7 * number}: which is more?\nAnswer:" for number in range(1, 40)]
+    given = [backbone.encoder.prompt(text, 200)[0] for text in texts]
+    answers = assert_alike(backbone.model, given, 16, backbone.tokenizer.eos_token_id, rows=8)
+    assert any(answer[-1] == backbone.tokenizer.eos_token_id for answer in answers)
+
+
+def test_what_prompts_share_is_read_once_and_each_token_of_an_answer_once() -> None:
+    """11 shared tokens; own ones padded to the longest, 30; and each of 3 rows at 5 further steps."""
+    own = [[*range(3, 33)], [*range(40, 50)], [*range(60, 65)]]
+    decoder = model()
+    with passes(decoder) as seen:
+        greedy(decoder, [INSTRUCTION + row for row in own], 6, Room(64), NEVER)
+    assert seen == [(1, 11), (3, 30), *[(3, 1)] * 5]
+    assert sum(rows * time for rows, time in seen) == 11 + 3 * 30 + 3 * 5
+
+
+@pytest.mark.parametrize("case", ["windows", "a composition", "a short beginning", "one prompt"])
+def test_else_prompts_are_read_whole(case: str) -> None:
+    decoder = {"windows": lambda: model(**VARIANTS["layer_types"]), "a composition": composed}.get(case, model)()
+    shared = INSTRUCTION[: reading.LEAST_SHARED - 1] if case == "a short beginning" else INSTRUCTION
+    given = [[*shared, 100], [*shared, 200, 4]][: 1 if case == "one prompt" else 2]
+    with passes(decoder) as seen:
+        greedy(decoder, given, 2, Room(64), NEVER)
+    assert seen == [(len(given), max(map(len, given))), (len(given), 1)]
+
+
+def test_rows_that_have_ended_leave() -> None:
+    """Every step reads as many rows as answers that go on."""
+    for decoder in (model(), composed()):
+        given = prompts()
+        end = ending(greedy(decoder, given, 12, Room(64), NEVER))
+        with passes(decoder) as seen:
+            answers = greedy(decoder, given, 12, Room(64), end)
+        lengths = [len(answer) for answer in answers]
+        steps = [(sum(length > step for length in lengths), 1) for step in range(1, max(lengths))]
+        assert seen == [(13, max(map(len, given))), *steps]
+        assert steps[-1] < steps[0]
+
+
+@pytest.mark.parametrize(("make", "expected"), [(model, [0, 1, 1]), (composed, [0, 0, 0])])
+def test_there_is_no_second_cache_while_the_next_prompts_are_read(make: Any, expected: list[int]) -> None:
+    """The next prompts are read into the cache of those before, or that is let go."""
+    decoder = make()
+    with caches(decoder) as held:
+        greedy(decoder, [[5 + row, 7, 9] for row in range(6)], 3, Room(2), NEVER)
+    assert held == expected
+
+
+def test_the_next_prompts_enter_when_a_quarter_of_the_rows_is_free() -> None:
+    """Eight rows at most, each prompt read once, and fewer steps than where a batch waits for its last row."""
+    decoder, given = model(), [[5, *row] for row in prompts(30)]
+    end = ending(greedy(decoder, given, 40, Room(64), NEVER))
+    with passes(decoder) as seen:
+        answers = greedy(decoder, given, 40, Room(8), end)
+    active, entered = [0], []
+    for rows, time in seen:
+        if time > 1:
+            entered.append((active[-1], rows))
+        else:
+            active.append(rows)
+    assert max(active) <= 8
+    assert all(rows >= 2 for _, rows in entered[:-1])
+    assert any(before > 0 for before, _ in entered)
+    assert sum(rows for _, rows in entered) == 30
+    order = sorted(range(30), key=lambda row: -len(given[row]))
+    lengths = [len(answers[row]) for row in order]
+    waiting = sum(max(lengths[first : first + 8]) - 1 for first in range(0, 30, 8))
+    assert len(active) - 1 < waiting
+
+
+def test_long_prompts_are_read_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 tokens a pass, padding among them: 3 prompts of up to 31, 3 of up to 28, the 2 others."""
+    decoder, given = model(), [[3 + row] * (31 - row) for row in range(8)]
+    expected = greedy(decoder, given, 4, Room(64), NEVER)
+    monkeypatch.setattr(batch, "MOST_READ", 100)
+    with passes(decoder) as seen:
+        assert greedy(decoder, given, 4, Room(64), NEVER) == expected
+    assert seen == [(3, 31), (3, 28), (2, 25), *[(8, 1)] * 3]
+
+
+@pytest.mark.parametrize("make", [model, composed])
+@pytest.mark.parametrize(
+    "given",
+    [[[5, 6, 7]], [[9] * 12] * 3, [[9] * 12, [9] * 20, [9] * 10], [[4]], [[4], [5]], [INSTRUCTION, INSTRUCTION[:-1]]],
+    ids=["one", "alike", "one the beginning of the other", "one token", "one token each", "one token more"],
+)
+def test_odd_prompts(make: Any, given: list[list[int]]) -> None:
+    decoder = make()
+    assert_alike(decoder, given, 5, NEVER)
+    first = assert_alike(decoder, given, 1, NEVER)
+    assert {len(answer) for answer in first} == {1}
+    assert assert_alike(decoder, given, 5, first[0][0])[0] == first[0]  # the end token at once
+
+
+def test_no_prompts() -> None:
+    assert greedy(model(), [], 3, Room(4), NEVER) == []
+
+
+def test_an_empty_text_goes_on_after_an_end_token() -> None:
+    """Where a tokenizer puts nothing before a text, as Qwen's does not."""
+    backbone = tiny_backbone("qwen2")
+    backbone.tokenizer.add_bos_token = False
+    with torch.no_grad():
+        tokens = greedy(backbone.model, [[backbone.tokenizer.eos_token_id]], 4, Room(1), NEVER)
+    assert backbone.encoder.prompt("", 9) == ([backbone.tokenizer.eos_token_id], False)
+    assert backbone.generate([""], 4) == [backbone.tokenizer.decode(tokens[0])]
+
+
+def test_twice_the_same_bits() -> None:
+    decoder, given = model(), prompts(20, INSTRUCTION)
+    states: list[Tensor] = []
+    decoder.lm_head.register_forward_hook(lambda _, __, logits: states.append(logits))
+    once, again = (greedy(decoder, given, 8, Room(6), 11) for _ in range(2))
+    half = len(states) // 2
+    assert once == again
+    assert all(torch.equal(one, other) for one, other in zip(states[:half], states[half:], strict=True))
+
+
+@pytest.mark.parametrize("make", [model, composed])
+def test_no_more_tokens_are_decoded_at_once_than_there_is_room_for(make: Any) -> None:
+    decoder, given = make(), prompts(24)
+    expected = greedy(decoder, given, 6, Room(64), NEVER)
+    longest, tokens = max(map(len, given)), 4 * (max(map(len, given)) + 6)
+    with passes(decoder) as seen:
+        assert greedy(decoder, given, 6, Room(64, tokens), NEVER) == expected
+    rows = [count for count, width in seen if width == 1]
+    assert max(rows) > 4 >= rows[0]  # short prompts have more beside them than the longest
+    assert all(count * width <= tokens for count, width in seen)
+    with passes(decoder) as seen:
+        assert greedy(decoder, given, 6, Room(64, longest), NEVER) == expected  # one row always has room
+    assert min(count for count, _ in seen) == 1

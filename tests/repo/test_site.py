@@ -1,0 +1,77 @@
+"""The site: pages of the repository are on it, links between them hold there, and the citation says this version."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from types import ModuleType
+
+import pytest
+from helpers.documents import PAGES
+from helpers.studies import ROOT
+from omegaconf import OmegaConf
+
+import workbench
+
+
+def module(name: str) -> ModuleType:
+    """A module of `docs/`, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    pytest.importorskip("mkdocs", reason="`make docs` installs it")
+    return module("hooks")
+
+
+def test_every_page_of_the_repository_is_on_the_site(hooks: ModuleType) -> None:
+    assert set(hooks.PAGES) == {page for page in PAGES if not page.startswith("docs/")}
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "led"),
+    [
+        ("tutorial.md", "../../README.md#nothing-is-lost", "readme.md#nothing-is-lost"),
+        ("strategies/index.md", "../../../strategies/README.md", "measured.md"),
+        ("strategies/index.md", "../published.md", "../published.md"),
+        ("api/measures.md", "../metrics.md", "../metrics.md"),
+        ("readme.md", "benchmarks/trace/README.md", "benchmarks/trace.md"),
+        ("readme.md", "benchmarks/key_value_arithmetic", "benchmarks/key_value_arithmetic.md"),
+        ("readme.md", "docs/pages/tutorial.md", "tutorial.md"),
+        ("readme.md", "#nothing-is-lost", "#nothing-is-lost"),
+        ("readme.md", "https://lightning.ai/a.md", "https://lightning.ai/a.md"),
+        ("models/micro.md", "../mini/README.md", "mini.md"),
+    ],
+)
+def test_a_link_leads_to_the_page_that_shows_the_file(hooks: ModuleType, page: str, link: str, led: str) -> None:
+    assert hooks.relinked(f"See [it]({link}), twice: [it]({link}).", page) == f"See [it]({led}), twice: [it]({led})."
+
+
+def test_the_doctests_of_a_docstring_are_shown_as_code() -> None:
+    pytest.importorskip("griffe", reason="`make docs` installs it")
+    fenced = module("doctests").fenced
+    assert fenced("Adds.\n\n>>> 1 + 1\n2\n\nMore.") == "Adds.\n\n```pycon\n>>> 1 + 1\n2\n```\n\nMore."
+    assert fenced("    >>> f(\n    ...     1)\n    2") == "    ```pycon\n    >>> f(\n    ...     1)\n    2\n    ```"
+    assert fenced("Says > and >> of it.") == "Says > and >> of it."
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = OmegaConf.load(ROOT / "CITATION.cff")
+    assert str(cited.version) == workbench.__version__
+    assert cited.license == "Apache-2.0"
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)
+
+
+def test_what_builds_the_site_is_pinned() -> None:
+    extra = re.search(r"^docs = \[(.+)\]$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert extra is not None
+    needed = re.findall(r'"([\w-]+)>=', extra[1])
+    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()}
+    assert len(needed) >= 4
+    assert set(needed) <= pinned

@@ -1,0 +1,303 @@
+"""A study from its config to its folder, end to end on a tiny model: numbers, files, and what is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.studies import ROOT, column, study
+from omegaconf import OmegaConf
+
+from workbench.config import dump, load
+from workbench.errors import ConfigError
+from workbench.report.write import SUMMARY
+from workbench.results import RunFolder
+from workbench.runtime.files import read_csv
+from workbench.strategy import ContinualStrategy
+from workbench.study import Study
+
+Make = Callable[..., Study]
+LORA = {"class_path": "strategies.LoRA", "init_args": {"rank": 2}}
+SEQFT = {"class_path": "strategies.SeqFT"}
+FILES = {"config.yaml", "environment.json", "scores.csv", "nll.csv", "train.csv", "predictions", "model"}
+
+
+def cells(run: RunFolder, name: str = "scores.csv") -> list[dict[str, str]]:
+    return read_csv(run.path / name)
+
+
+def test_a_study_leaves_complete_matrices_and_all_its_files(make: Make) -> None:
+    small = make(strategies={"seqft": SEQFT, "lora": LORA}, seeds=[0, 1])
+    rows = small.run()
+    assert [(row["strategy"], row["order"], row["seed"]) for row in rows] == [
+        ("seqft", "default", 0),
+        ("seqft", "default", 1),
+        ("lora", "default", 0),
+        ("lora", "default", 1),
+    ]
+    runs = [small.results(run) for run in small.runs]
+    for run in runs:
+        names = {entry.name for entry in run.path.iterdir()}
+        assert {
+            "config.yaml",
+            "environment.json",
+            "scores.csv",
+            "nll.csv",
+            "train.csv",
+            "predictions",
+            "model",
+        } <= names
+        assert run.matrix().shape == (3, 2)
+        assert not run.matrix().isnan().any()
+        answers = sorted(file.name for file in (run.path / "predictions").iterdir())
+        assert answers == sorted(f"{after}-{name}.jsonl" for after in range(3) for name in ("alpha", "beta"))
+        assert [row["count"] for row in cells(run)] == ["4"] * len(cells(run))
+        assert len(cells(run, "nll.csv")) == 6
+        assert column(run.path / "costs.csv", "steps") == ["2", "2"]
+    untouched = [[row for row in cells(run) + cells(run, "nll.csv") if row["after"] == "0"] for run in runs]
+    assert all(row == untouched[0] for row in untouched)
+    assert tuple(read_csv(small.folder / "summary.csv")[0]) == SUMMARY
+
+
+def test_scores_can_be_recomputed_from_the_answers_on_disk(make: Make) -> None:
+    small = make()
+    small.run()
+    run = small.results(small.runs[0])
+    for after in range(3):
+        for name in ("alpha", "beta"):
+            lines = (run.path / "predictions" / f"{after}-{name}.jsonl").read_text(encoding="utf-8").splitlines()
+            rows = [json.loads(line) for line in lines]
+            exact = sum(row["prediction"].strip() == row["answer"] for row in rows) / len(rows)
+            assert run.value(after, name, run.environment()["protocol"]["primary"][name]) == exact
+
+
+def test_what_was_done_is_written_beside_the_numbers(make: Make) -> None:
+    small = make(strategies={"lora": LORA})
+    small.run()
+    environment = small.results(small.runs[0]).environment()
+    protocol = environment["protocol"]
+    assert protocol["order"] == ["alpha", "beta"]
+    assert (protocol["decoding"], protocol["precision"], protocol["dtype"]) == ("greedy", "32-true", "float32")
+    assert protocol["references"] == ["Hu et al., 2022 (arXiv 2106.09685)"]
+    assert protocol["test_rows"] == {"alpha": 4, "beta": 4}
+    assert protocol["scorers"]["alpha"] == {
+        "accuracy": "ExactMatch(empty=True)",
+        "rouge-L": "RougeL(skip=0, words='scripts', empty=True)",
+    }
+    assert "answers" not in environment
+    assert environment["versions"]["torch"] == torch.__version__
+    assert all("lora_" in name for name in environment["trainable"]["alpha"])
+    assert len(environment["trainable"]["alpha"]) == 8  # two layers, two projections, A and B
+
+
+def test_the_day_that_a_chat_template_prints_is_the_studys_and_not_the_clocks(
+    make: Make, model_folder: Path, tmp_path: Path
+) -> None:
+    """Two ways to write the template, once by `strftime_now` and once with the day written out, learn the same."""
+    dated = '{{ strftime_now("%d %b %Y") }} {% for m in messages %}{{ m.content }}{% endfor %}'
+    trained = []
+    for name, template in (("dated", dated), ("written", dated.replace('strftime_now("%d %b %Y")', "'26 Jul 2024'"))):
+        folder = Path(shutil.copytree(model_folder, tmp_path / name))
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        data = {"batch_size": 4, "max_length": 64, "template": "chat"}
+        small = make(name=name, backbone={"path": str(folder)}, data=data)
+        small.run()
+        run = small.results(small.runs[0])
+        assert run.environment()["protocol"]["text"]["template_date"] == "2024-07-26"
+        assert load(run.path / "config.yaml").data.template_date == "2024-07-26"
+        trained.append(
+            [(run.path / file).read_bytes() for file in ("scores.csv", "nll.csv", "model/model.safetensors")]
+        )
+    assert trained[0] == trained[1]
+
+
+def test_the_config_of_a_run_runs_again_by_itself(make: Make) -> None:
+    first = make(strategies={"seqft": SEQFT, "lora": LORA}, seeds=[3, 4])
+    first.run()
+    path = first.results(first.runs[-1]).path
+    again = Study(path / "config.yaml", ["name=again"])
+    again.run()
+    assert [(run.strategy, run.seed) for run in again.runs] == [("lora", 4)]
+    other = again.results(again.runs[0]).path
+    for name in ("scores.csv", "nll.csv", "train.csv", "model/model.safetensors"):
+        assert (other / name).read_bytes() == (path / name).read_bytes()
+
+
+def test_two_processes_in_other_places_give_the_same_bytes(make: Make, tmp_path: Path) -> None:
+    here = make(strategies={"lora": LORA})
+    (tmp_path / "small.yaml").write_text(dump(here.config), encoding="utf-8")
+    processes = []
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        command = [sys.executable, "-m", "workbench", "run", "../small.yaml", "output=out"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": str(len(processes) + 1)}
+        processes.append(subprocess.Popen(command, cwd=tmp_path / place, env=environment, stdout=subprocess.PIPE))
+    texts = [process.communicate(timeout=100)[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert "Plan: 1 runs of 2 tasks" in texts[0]
+    here.run()
+    run = here.results(here.runs[0]).path
+    for name in ("scores.csv", "nll.csv", "train.csv", "model/model.safetensors"):
+        for place in ("one", "two"):
+            found = tmp_path / place / "out" / run.relative_to(tmp_path / "runs") / name
+            assert found.read_bytes() == (run / name).read_bytes()
+
+
+def test_another_seed_is_another_run(make: Make) -> None:
+    small = make(seeds=[0, 1])
+    small.run()
+    one, other = (small.results(run).path / "model" / "model.safetensors" for run in small.runs)
+    assert one.read_bytes() != other.read_bytes()
+
+
+def test_a_finished_run_is_kept_and_an_unfinished_one_gone_on_with(make: Make) -> None:
+    first = make(seeds=[0, 1])
+    first.run()
+    kept, broken = (first.results(run).path for run in first.runs)
+    scores, model = (broken / "scores.csv").read_bytes(), (broken / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(broken / "model")
+    lines = (broken / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (broken / "journal.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
+    (kept / "mark").touch()
+    make(seeds=[0, 1]).run()
+    assert (kept / "mark").exists()
+    assert (broken / "scores.csv").read_bytes() == scores
+    assert (broken / "model" / "model.safetensors").read_bytes() == model
+    assert RunFolder(broken).environment()["resumed"] == {"times": 1}
+
+
+def test_a_folder_of_another_config_is_never_mixed_with_this_one(make: Make) -> None:
+    make(strategies={"lora": LORA}).run()
+    other = make(strategies={"lora": {**LORA, "init_args": {"rank": 4}}}, data={"batch_size": 4, "max_length": 60})
+    with pytest.raises(ConfigError) as caught:
+        other.run()
+    problem = caught.value.problems[0]
+    assert "lora/default/seed-0 was made with another config (" in problem
+    assert "rank: 2 there, 4 here" in problem
+    assert "data.max_length: 64 there, 60 here" in problem
+    assert len(caught.value.problems) == 1
+
+
+def test_refuse_and_replace(make: Make) -> None:
+    first = make()
+    first.run()
+    run = first.results(first.runs[0]).path
+    (run / "mark").touch()
+    with pytest.raises(ConfigError, match=r"existing: .*seed-0 is there\. Choose another `name`"):
+        make(existing="refuse").run()
+    assert (run / "mark").exists()
+    make(existing="replace", data={"batch_size": 2, "max_length": 64}).run()
+    assert not (run / "mark").exists()
+    assert column(run / "costs.csv", "steps") == ["4", "4"]
+
+
+def test_replacing_deletes_the_runs_of_this_config_and_nothing_else(make: Make) -> None:
+    first = make(strategies={"seqft": SEQFT, "lora": LORA})
+    first.run()
+    seqft, lora = (first.results(run).path for run in first.runs)
+    for path in (seqft, lora, first.folder):
+        (path / "mark").touch()
+    make(existing="replace", strategies={"seqft": SEQFT}).run()
+    assert [(path / "mark").exists() for path in (seqft, lora, first.folder)] == [False, True, True]
+
+
+def test_a_task_has_its_own_epochs_and_optimizer(make: Make) -> None:
+    still = {"max_epochs": 3, "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.0}}}
+    small = make(per_task={"beta": still})
+    small.run()
+    run = small.results(small.runs[0])
+    assert column(run.path / "costs.csv", "steps") == ["2", "6"]
+    nats = {(row["after"], row["on"]): row["value"] for row in cells(run, "nll.csv")}
+    assert nats["1", "alpha"] != nats["0", "alpha"]
+    for name in ("alpha", "beta"):  # nothing changes at a learning rate of 0
+        assert nats["2", name] == nats["1", name]
+
+
+class Recording(torch.optim.lr_scheduler.LambdaLR):
+    """Keeps the steps that it was told, and how often it stepped."""
+
+    made: list[Recording] = []
+
+    def __init__(self, optimizer: Any, total_steps: int) -> None:
+        self.total_steps = total_steps
+        self.made.append(self)
+        super().__init__(optimizer, lambda step: 1 - step / total_steps)
+
+
+def test_a_scheduler_knows_its_tasks_steps(make: Make) -> None:
+    small = make(scheduler={"class_path": "test_study.Recording"}, per_task={"beta": {"max_epochs": 3}})
+    small.plan()
+    Recording.made.clear()
+    small.run()
+    made = Recording.made[-2:]  # before them those of the plan
+    assert [scheduler.total_steps for scheduler in made] == [2, 6]
+    assert [scheduler.last_epoch for scheduler in made] == [2, 6]
+
+
+class Extra(ContinualStrategy):
+    """Adds half a nat to each loss."""
+
+    def penalties(self, backbone: Any, batch: Any, output: Any) -> dict[str, torch.Tensor]:
+        return {"extra": torch.tensor(0.5)}
+
+
+def test_a_list_of_strategies_acts_as_one(make: Make) -> None:
+    small = make(strategies={"both": [LORA, {"class_path": "test_study.Extra"}]})
+    small.run()
+    run = small.results(small.runs[0])
+    assert set(column(run.path / "train.csv", "extra")) == {"0.5"}
+    for row in read_csv(run.path / "train.csv"):
+        assert float(row["loss"]) == pytest.approx(float(row["nats_per_token"]) + 0.5, rel=1e-6)
+    assert all("lora_" in name for name in run.environment()["trainable"]["alpha"])
+
+
+MINE = '''
+from workbench.strategy import ContinualStrategy
+
+
+class OnlyHead(ContinualStrategy):
+    """Trains the head alone."""
+
+    reference = "mine"
+
+    def setup(self, backbone):
+        backbone.freeze()
+        backbone.model.get_output_embeddings().requires_grad_(True)
+'''
+
+
+def test_a_strategy_in_the_readers_own_folder(
+    model_folder: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_own_method.py").write_text(MINE, encoding="utf-8")
+    mine = {"mine": {"class_path": "my_own_method.OnlyHead"}}
+    raw = study(model_folder, task_folder, tmp_path / "runs", strategies=mine)
+    OmegaConf.save(OmegaConf.create(raw), tmp_path / "mine.yaml")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    small = Study("mine.yaml")
+    small.run()
+    environment = small.results(small.runs[0]).environment()
+    assert environment["trainable"] == {"alpha": ["lm_head.weight"], "beta": ["lm_head.weight"]}
+    assert environment["protocol"]["references"] == ["mine"]
+    assert load("mine.yaml") == small.config
+
+
+def test_scores_in_mid_task_and_counts_of_what_was_cut(make: Make) -> None:
+    small = make(score_every_n_steps=1, data={"batch_size": 4, "max_prompt_length": 5, "max_answer_length": 1})
+    small.run()
+    run = small.results(small.runs[0])
+    within = cells(run, "within.csv")
+    assert {row["step"] for row in within} == {"0", "1", "2", "3", "4"}
+    assert [row["on"] for row in within if row["metric"] == "accuracy"] == ["alpha", "beta"] * 5
+    environment = run.environment()
+    assert environment["cut_in_training"]["alpha"] == {"prompts": 8, "answers": 8}
+    assert environment["cut_in_test"]["beta"] == {"prompts": 4, "answers": 4}

@@ -1,0 +1,162 @@
+"""What can be told about a study before anything is built: its classes, its arguments, its surroundings."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from workbench.config.components import KEYS, check_arguments, check_component, check_shape, joined
+from workbench.config.schema import DEFAULT_OPTIMIZER, Changes, StudyConfig, combined, for_seed
+from workbench.model_folder import check_folder
+
+STEP_ARGUMENTS = ("T_max", "total_steps", "total_iters", "num_training_steps")
+"""What schedulers call the number of steps; supplied with the task's own where a config does not say."""
+
+NO_VALIDATION = (
+    "asks for validation, and there is none in a task. Leave it out; score_every_n_steps scores in mid-task."
+)
+UNFIT: dict[str, tuple[tuple[Any, ...], str]] = {
+    "overfit_batches": (
+        (None, 0),
+        "would not give each epoch the same batches: each has an order of its own. Set limit_train_batches.",
+    ),
+    "val_check_interval": ((None, 1.0), NO_VALIDATION),
+    "check_val_every_n_epoch": ((None, 1), NO_VALIDATION),
+}
+"""Arguments of a Trainer, the values with which they may stand in a config, and what is told of all others."""
+
+
+def check(config: StudyConfig, trainer: Callable[..., Any] | None = None) -> list[str]:
+    """Tell what the classes that a config names would not take; nothing is built.
+
+    Args:
+        config: A config whose shape is right.
+        trainer: `lightning.Trainer`, handed in as its import is slow; None: `trainer` is not looked at.
+
+    Returns:
+        One sentence for each problem, with its key.
+    """
+    config = for_seed(config, config.seeds[0])
+    problems = check_component(config.benchmark, "benchmark") + check_component(config.executor, "executor")
+    for index, component in enumerate(config.prepare):
+        problems += check_component(component, joined("prepare", index))
+    for name, strategy in config.strategies.items():
+        at = f"strategies.{name}"
+        many = len(strategy.components) > 1
+        for index, component in enumerate(strategy.components):
+            problems += check_component(component, joined(at, index) if many else at)
+        for task in (None, *config.tasks(name)):
+            problems += _check_layers(config.layers(name, task), trainer)
+    return list(dict.fromkeys(problems))
+
+
+def check_surroundings(config: StudyConfig) -> list[str]:
+    """Tell what is wrong outside the config: the model's folder, unless it is yet to be made; the one for results."""
+    paths = [] if config.prepare else [for_seed(config, seed).backbone.path for seed in config.seeds]
+    problems = [f"backbone.path: {problem}" for path in dict.fromkeys(paths) for problem in check_folder(path)]
+    output = Path(config.output).expanduser().absolute()
+    try:
+        nearest = next(parent for parent in (output, *output.parents) if parent.exists())
+    except OSError as error:  # such as a name that is too long
+        return [*problems, f"output: {error.strerror}. Choose another."]
+    if not nearest.is_dir():
+        problems.append(f"output: {nearest} is a file; results need a folder. Choose another.")
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        problems.append(f"output: {nearest} cannot be written to. Choose another.")
+    return problems
+
+
+def check_parts(raw: Mapping[str, Any], trainer: Callable[..., Any] | None = None) -> list[str]:
+    """Tell what is wrong with the classes in a config whose shape is wrong elsewhere, so that all comes at once.
+
+    Args:
+        raw: As far as it could be read; parts of a wrong shape are passed over.
+        trainer: As for `check`.
+    """
+    optimizer = raw.get("optimizer")
+    if isinstance(optimizer, Mapping):
+        optimizer = {"class_path": DEFAULT_OPTIMIZER, **optimizer}
+    parts = [("benchmark", raw.get("benchmark"), ()), ("optimizer", optimizer, ("params",))]
+    parts.append(("scheduler", raw.get("scheduler"), _filled_in(raw.get("scheduler"))))
+    strategies = raw.get("strategies")
+    for name, members in strategies.items() if isinstance(strategies, Mapping) else ():
+        for member in members if isinstance(members, list) else [members]:
+            parts.append((f"strategies.{name}", member, ()))
+    problems = []
+    for where, part, extra in parts:
+        if isinstance(part, Mapping) and "class_path" in part:
+            component = {key: value for key, value in part.items() if key in KEYS}
+            problems += [] if check_shape(component, where) else check_component(component, where, extra)
+    if trainer is not None and isinstance(raw.get("trainer"), Mapping):
+        problems += check_arguments(trainer, raw["trainer"], "trainer") + check_limits(raw["trainer"], "trainer")
+    backbone = raw.get("backbone")
+    if isinstance(backbone, Mapping) and isinstance(backbone.get("path"), str) and not raw.get("prepare"):
+        problems += [f"backbone.path: {problem}" for problem in check_folder(backbone["path"])]
+    return problems
+
+
+def check_limits(trainer: Mapping[str, Any], where: str) -> list[str]:
+    """Tell the arguments that a Trainer would take and that would train nothing, never end, or not be resumed."""
+    problems = []
+    epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps")
+    if isinstance(epochs, int) and epochs < 1:
+        limited = trainer.get("max_time") is not None or (isinstance(steps, int) and steps > 0)
+        if epochs != -1 or not limited:
+            remedy = "It has to be at least 1; or give max_steps or max_time, with max_epochs=-1."
+            problems.append(f"{joined(where, 'max_epochs')}: {epochs} is out of range. {remedy}")
+    if isinstance(steps, int) and steps < 1 and steps != -1:
+        problems.append(f"{joined(where, 'max_steps')}: {steps} is out of range; it has to be at least 1.")
+    for name, least in (("accumulate_grad_batches", 1), ("gradient_clip_val", 0)):
+        value = trainer.get(name)
+        if isinstance(value, int | float) and not value >= least:
+            problems.append(f"{joined(where, name)}: {value} is out of range; it has to be at least {least}.")
+    if trainer.get("limit_train_batches") == 0 and trainer.get("limit_train_batches") is not None:
+        remedy = "It has to be more than 0."
+        problems.append(f"{joined(where, 'limit_train_batches')}: 0 would leave nothing to train on. {remedy}")
+    if trainer.get("max_time") is not None and not _lasts(trainer["max_time"]):
+        remedy = "It has to be more than 0 seconds."
+        problems.append(f"{joined(where, 'max_time')}: {trainer['max_time']} would train nothing. {remedy}")
+    return problems + [
+        f"{joined(where, name)}: {trainer[name]} {told}"
+        for name, (allowed, told) in UNFIT.items()
+        if name in trainer and trainer[name] not in allowed
+    ]
+
+
+def _lasts(limit: Any) -> bool:
+    """Tell whether a `max_time` is longer than nothing; what is no time is Lightning's to refuse."""
+    if isinstance(limit, str):
+        return re.fullmatch(r"[0:]+", limit.strip()) is None
+    return not isinstance(limit, Mapping) or sum(part for part in limit.values() if isinstance(part, int)) > 0
+
+
+def _check_layers(layers: list[tuple[str, Changes]], trainer: Callable[..., Any] | None) -> list[str]:
+    """Check what each layer adds, laid over the weaker ones; what those have wrong is theirs to tell."""
+    problems: list[str] = []
+    below = Changes()
+    for where, changes in layers:
+        total = combined(below, changes)
+        for key in ("optimizer", "scheduler"):
+            at, before, now = joined(where, key), below.get(key), total.get(key)
+            if changes.get(key):
+                old = check_component(before, at, ("params",) if key == "optimizer" else _filled_in(before))
+                new = check_component(now, at, ("params",) if key == "optimizer" else _filled_in(now))
+                problems += [text for text in new if text not in old]
+        if trainer is not None and changes.get("trainer"):
+            at = joined(where, "trainer")
+            old, new = (
+                check_arguments(trainer, given, at) + check_limits(given, at)
+                for given in (below.get("trainer", {}), total.get("trainer", {}))
+            )
+            problems += [text for text in new if text not in old]
+        below = total
+    return problems
+
+
+def _filled_in(scheduler: Any) -> tuple[str, ...]:
+    """List what a scheduler is given beside its own `init_args`."""
+    stated = (scheduler.get("init_args") or {}) if isinstance(scheduler, Mapping) else {}
+    return ("optimizer", *(name for name in STEP_ARGUMENTS if name not in stated))

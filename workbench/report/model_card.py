@@ -1,0 +1,316 @@
+"""Export a finished run as a Hugging Face model folder with a model card."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData, metadata_load, try_to_load_from_cache
+
+from workbench.config import Component, StudyConfig, load
+from workbench.errors import ConfigError
+from workbench.formatting import duration, number
+from workbench.model_folder import SHIPPED, locate
+from workbench.report.comparison import MEASURES
+from workbench.report.terminal import protocol_words
+from workbench.report.write import find_runs
+from workbench.results import RunFolder
+from workbench.results.run_folder import moments
+from workbench.runtime.files import read_csv, write_whole
+
+SPEEDS = (("training", "train_tokens_per_second"), ("decoding", "decoded_tokens_per_second"))
+KERNELS = {True: "yes", "warn": "yes, wherever torch has one", False: "not asked for"}
+FOLDER = "path/to/this/folder"
+MEANING = """OP: mean score over all domains at the end. BWT: change of a domain's score since it was learnt. FWT:
+what a domain gained before its turn. Forgetting: fall from the best score so far. Learning accuracy: score right
+after learning. General delta: change of the probes, which are never trained. All are means over domains; what was not
+measured is –."""
+
+
+def model_card(run: RunFolder) -> str:
+    """The card of a finished run as Markdown, with Hugging Face's front matter.
+
+    Args:
+        run: Its folder; every number is read from there.
+    """
+    protocol, study = run.environment()["protocol"], load(run.path / "config.yaml")
+    config = json.loads((run.path / "model" / "config.json").read_text(encoding="utf-8"))
+    count = len(protocol["order"])
+    sections = [
+        f"---\n{_front_matter(protocol, config)}\n---",
+        f"# {protocol['strategy']} on {protocol['benchmark'].rpartition('.')[2]}",
+        f"A language model that learnt {count} task{'s' * (count > 1)}, made and measured with continual-workbench.",
+        "## How to load it",
+        _loading(run, protocol, config),
+        "## How it was made",
+        _table(("", ""), _facts(run, protocol, study)),
+        _growth(config),
+        _costs(run),
+        "## Scores",
+        _table(MEASURES, [[number(run.summary()[name]) for name in MEASURES]]),
+        MEANING,
+        _domains(run, protocol),
+        protocol["benchmark_notes"],
+        "## The run's config",
+        f"```yaml\n{(run.path / 'config.yaml').read_text(encoding='utf-8').strip()}\n```",
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def adapters_base(path: str) -> str | None:
+    """What peft is to load an adapter over: the hub id, or the folder from anywhere; None for a shipped model.
+
+    >>> adapters_base("meta-llama/Llama-3.2-1B"), adapters_base("mini")
+    ('meta-llama/Llama-3.2-1B', None)
+    """
+    source = locate(path)
+    if path in SHIPPED or isinstance(source, str):
+        return None if path in SHIPPED else str(source)
+    return str(source.resolve())
+
+
+def grown_here(folder: Path, backbone: str) -> bool:
+    """Whether a model has other layers, or a larger vocabulary, than the backbone that its run began with."""
+    made, base = (_config(place) for place in (folder, locate(backbone)))
+    larger = bool(base) and made.get("vocab_size") != base.get("vocab_size")
+    return larger or made.get("layer_plan") != base.get("layer_plan")
+
+
+def _config(place: Path | str) -> dict[str, Any]:
+    """A model's config; empty where it is on the hub and not in the cache."""
+    file = try_to_load_from_cache(place, "config.json") if isinstance(place, str) else place / "config.json"
+    if not isinstance(file, str | Path) or not Path(file).is_file():
+        return {}
+    return dict(json.loads(Path(file).read_text(encoding="utf-8")))
+
+
+def in_words(plan: Sequence[Sequence[Any]]) -> str:
+    """A layer plan for a person: runs of neighbours together, bottom first.
+
+    >>> in_words([[0, False], [1, False], [1, True], [2, False], [3, False]])
+    '0 to 1, a copy of 1 that began as the identity, 2 to 3'
+    """
+    # Within a run of neighbours the source less the place is the same.
+    runs = groupby(enumerate(plan), key=lambda entry: (bool(entry[1][1]), entry[1][0] - entry[0]))
+    words = []
+    for (identity, _), entries in runs:
+        sources = [layer[0] for _, layer in entries]
+        name = f"{sources[0]}" if len(sources) == 1 else f"{sources[0]} to {sources[-1]}"
+        copies = "a copy of" if len(sources) == 1 else "copies of"
+        words.append(f"{copies} {name} that began as the identity" if identity else name)
+    return ", ".join(words)
+
+
+def _front_matter(protocol: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    source = locate(protocol["backbone"])
+    hub = isinstance(source, str)
+    card = try_to_load_from_cache(source, "README.md") if isinstance(source, str) else source / "README.md"
+    known = metadata_load(card) if isinstance(card, (str, Path)) and Path(card).is_file() else None
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        base_model=protocol["backbone"] if hub else None,
+        license=(known or {}).get("license"),
+        tags=["continual-learning", protocol["strategy"], config["model_type"]],
+    )
+    return str(data.to_yaml())
+
+
+def _loading(run: RunFolder, protocol: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    own_code = ", trust_remote_code=True" if "auto_map" in config else ""
+    lines = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f'model = AutoModelForCausalLM.from_pretrained("{FOLDER}"{own_code})',
+        f'tokenizer = AutoTokenizer.from_pretrained("{FOLDER}")',
+    ]
+    parts = [_code(lines)]
+    if own_code:
+        parts.append("The model's class lies beside its weights, in one file that needs torch and transformers only.")
+    names = sorted(folder.name for folder in (run.path / "model" / "adapters").glob("*"))
+    if names and grown_here(run.path / "model", protocol["backbone"]):
+        parts.append(
+            "The adapters beside it are folded in already. They fit the layers as they stand here, not the base."
+        )
+    elif names:
+        parts += ["The adapters are folded in already. By themselves, over the base model:", _peft(names, protocol)]
+    return "\n\n".join(parts)
+
+
+def _peft(names: Sequence[str], protocol: Mapping[str, Any]) -> str:
+    base = adapters_base(protocol["backbone"])
+    place = f'"{base}"' if base else f'locate("{protocol["backbone"]}")'
+    lines = ["from peft import PeftModel"] + ([] if base else ["from workbench.model_folder import locate"])
+    lines += [
+        f'base = AutoModelForCausalLM.from_pretrained({place}, dtype="{protocol["dtype"]}")',
+        f'model = PeftModel.from_pretrained(base, "{FOLDER}/adapters/{names[0]}", adapter_name="{names[0]}")',
+    ]
+    lines += [f'model.load_adapter("{FOLDER}/adapters/{name}", "{name}")' for name in names[1:]]
+    if len(names) > 1:
+        lines.append(f"model.base_model.set_adapter({json.dumps(list(names))})  # they add up")
+    return _code(lines)
+
+
+def _facts(run: RunFolder, protocol: Mapping[str, Any], study: StudyConfig) -> Iterable[Sequence[str]]:
+    versions = run.environment()["versions"]
+    components = [part for strategy in study.strategies.values() for part in strategy.components]
+    told = "; it is told at test which task it faces" if protocol["task_id_at_test"] else ""
+    rows = (
+        ("strategy", ", then ".join(map(_called, components)) + told),
+        ("paper", "; ".join(dict.fromkeys(protocol["references"]))),
+        ("backbone", f"`{protocol['backbone']}`, loaded as {protocol['dtype']}"),
+        ("benchmark", _called(study.benchmark)),
+        ("tasks in order", f"{' → '.join(protocol['order'])} (order `{protocol['order_name']}`)"),
+        ("seed", str(protocol["seed"])),
+        ("precision of training", str(protocol["precision"])),
+        ("deterministic kernels", KERNELS.get(protocol.get("deterministic"), "")),
+        ("scored", f"on {protocol['scored_on']} rows; decoding {protocol['decoding']}"),
+        ("encoding and optimizer", protocol_words(protocol).removesuffix("; ")),
+        ("prompts", f"template {protocol['text']['template']}; too long ones cut: {protocol['text']['truncation']}"),
+        ("end token", f"`{protocol['end_token']}`"),
+        ("cost", _cost(run.summary())),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)),
+    )
+    return [row for row in rows if row[1]]
+
+
+def _called(component: Component) -> str:
+    arguments = ", ".join(f"{name}={value!r}" for name, value in component.init_args.items())
+    return f"`{component.class_path}({arguments})`"
+
+
+def _cost(summary: Mapping[str, Any]) -> str:
+    speeds = [f"{kind} {summary[key]:,.0f} tokens a second" for kind, key in SPEEDS if not math.isnan(summary[key])]
+    memory = summary["peak_memory_bytes"]
+    peak = [] if math.isnan(memory) else [f"peak memory {memory / 1e6:,.0f} MB"]
+    return "; ".join([f"{duration(summary['train_seconds'])} of training", *speeds, *peak])
+
+
+def _growth(config: Mapping[str, Any]) -> str:
+    """What the model's layers are, where they are not the base model's alone."""
+    if config.get("layer_plan"):
+        plan = config["layer_plan"]
+        return f"Its {len(plan)} layers are, counted from 0 in the model that was grown first: {in_words(plan)}."
+    if "augmenting" not in config:
+        return ""
+    joined = [
+        f"augmenting model {count}'s layers to the anchor's: "
+        + ", ".join(f"{lower} → {upper}" for lower, upper in pairs)
+        for count, pairs in enumerate(config["connections"], start=1)
+    ]
+    return f"It joins, by cross-attention, {'; '.join(joined)} (layers counted from 0)."
+
+
+def _costs(run: RunFolder) -> str:
+    columns = ("steps", "tokens", "trainable_parameters", "added_parameters")
+    trainable = run.environment()["trainable"]
+    rows = [
+        [row["item"], _where(trainable[row["item"]]), *(f"{int(row[name]):,}" for name in columns)]
+        for row in read_csv(run.path / "costs.csv")
+    ]
+    return _table(["item", "what trained", *(name.replace("_", " ") for name in columns)], rows)
+
+
+def _where(names: Iterable[str]) -> str:
+    """The parts of a model that some of its parameters belong to.
+
+    >>> _where(["model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+    'layers 0 to 1, norm'
+    """
+    names = list(names)
+    found = [(name, re.search(r"layers\.(\d+)\.", name)) for name in names]
+    layers = sorted({int(match.group(1)) for _, match in found if match})
+    rest = dict.fromkeys(name.removeprefix("model.").partition(".")[0] for name, match in found if not match)
+    what = "adapters in layers" if all("lora_" in name for name in names) else "layers"
+    return ", ".join([*([f"{what} {in_words([[layer, False] for layer in layers])}"] if layers else []), *rest])
+
+
+def _domains(run: RunFolder, protocol: Mapping[str, Any]) -> str:
+    untouched, learnt, end = moments(run).values()
+    kinds = dict.fromkeys(protocol["probes"], " (a probe)") | {protocol["general"]: " (text; lower is better)"}
+    tested = [*protocol["order"], *protocol["probes"], *filter(None, [protocol["general"]])]
+    rows = [
+        [
+            name + kinds.get(name, ""),
+            protocol["primary"][name],
+            *(number(scores.get(name, float("nan"))) for scores in (untouched, learnt, end)),
+            str(protocol["test_rows"][name]),
+        ]
+        for name in tested
+    ]
+    return _table(("domain", "metric", "untouched", "just learnt", "in the end", "rows"), rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def _code(lines: Sequence[str]) -> str:
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def export(run: str | Path, out: str | Path) -> Path:
+    """Copies the model of a finished run, with all that is needed to load and to cite it.
+
+    Adapters are folded into the weights, as they are in the run's folder, so that plain transformers loads it. They
+    lie in `adapters/<name>` too and name the base model that plain peft loads them over. A composition has the file
+    with its class beside it. The folder appears whole or not at all.
+
+    Args:
+        run: The run's folder, or a study's that holds one finished run.
+        out: The folder to make.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: There is no finished run or more than one, or the folder is there already.
+    """
+    out = Path(out)
+    found = only_run(run)
+    if out.exists():
+        raise ConfigError([f"{out} is there already. Give a folder that is not."])
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(found.path / "model", partial)
+        _name_base(found, partial)
+        write_whole(partial / "README.md", model_card(found))
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def only_run(folder: str | Path) -> RunFolder:
+    """The one finished run in a folder.
+
+    Raises:
+        ConfigError: There is none, or more than one; its model is gone, or not as it was written.
+    """
+    runs = find_runs(folder)
+    if len(runs) > 1:
+        names = ", ".join(str(run.path) for run in runs)
+        raise ConfigError([f"{folder} holds {len(runs)} finished runs. Choose one: {names}."])
+    if not (runs[0].path / "model").is_dir():
+        raise ConfigError(
+            [f"{runs[0].path} has no folder `model` any more, so there is nothing to export. Make it again."]
+        )
+    runs[0].mend()
+    return runs[0]
+
+
+def _name_base(run: RunFolder, folder: Path) -> None:
+    """Writes into each adapter what it belongs to; one of a grown model belongs to no base, but to that model."""
+    backbone = run.environment()["protocol"]["backbone"]
+    base = None if grown_here(folder, backbone) else adapters_base(backbone)
+    for file in folder.glob("adapters/*/adapter_config.json"):
+        adapter = json.loads(file.read_text(encoding="utf-8"))
+        write_whole(file, json.dumps({**adapter, "base_model_name_or_path": base}, indent=2) + "\n")

@@ -1,0 +1,8 @@
+"""The folder of a run: journal, tables, scores."""
+
+from __future__ import annotations
+
+from workbench.results.run_folder import RunFolder
+from workbench.results.score import TaskScore
+
+__all__ = ["RunFolder", "TaskScore"]

@@ -1,0 +1,1 @@
+"""Seeds, processes, signals, atomic files, hardware."""
