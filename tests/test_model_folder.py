@@ -281,7 +281,7 @@ def test_a_tokenizer_model_alone_makes_the_tokens_that_sentencepiece_makes(
     backbone.save(tmp_path / "saved")
     assert Backbone.load(tmp_path / "saved").tokenizer(lines).input_ids == expected
     train("unigram")
-    with pytest.raises(ValueError, match="makes other tokens of a text than sentencepiece does"):
+    with pytest.raises(ValueError, match="splits text into other tokens than sentencepiece does"):
         Backbone.load(folder)
 
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from workbench.backbone import Backbone
 from workbench.backbone.batch import IGNORED, collate
-from workbench.backbone.encoding import ALPACA, Encoder, TextPolicy, end_with
+from workbench.backbone.encoding import ALPACA, Encoder, TextPolicy, set_end_token
 from workbench.model_folder import SHIPPED
 from workbench.testing.tiny import tiny_backbone
 
@@ -379,6 +379,6 @@ def test_packed_texts_stand_one_after_the_other_and_none_is_lost(size: int) -> N
 
 def test_a_cut_prompt_keeps_a_begin_token_that_is_the_end_token_too() -> None:
     both = tokenizer()
-    end_with(both, both.bos_token)
+    set_end_token(both, both.bos_token)
     tokens, cut = Encoder(both, POSITIONS, TextPolicy()).prompt(LONG, 9)
     assert (len(tokens), tokens[0], cut) == (9, BEGIN, True)

@@ -269,7 +269,7 @@ STORED = [
     Row("an adapter on the hub", ("holds a peft adapter", "Fold it"), beside, leaves=True),
     Row(
         "other tokens",
-        ("transformers makes other tokens of a text than sentencepiece does", "Give a folder with tokenizer.json."),
+        ("transformers splits text into other tokens than sentencepiece does", "Give a folder with tokenizer.json."),
         lambda place: refuse_other_tokens(Backbone.load(place.model).tokenizer, lambda text: [0]),
     ),
     surgery(

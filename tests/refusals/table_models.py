@@ -14,7 +14,7 @@ from helpers.studies import sgd
 import workbench
 from workbench import metrics
 from workbench.backbone import Backbone
-from workbench.backbone.encoding import Encoder, TextPolicy, end_with
+from workbench.backbone.encoding import Encoder, TextPolicy, set_end_token
 from workbench.benchmark import PublishedProtocol, Subset, Task
 from workbench.composition import CalmForCausalLM, joined_layers, uniform_pairs
 from workbench.config.components import as_component
@@ -182,7 +182,7 @@ TEXTS = [
     ),
     row("likelihoods", lambda: tiny_backbone().log_likelihood(["a"], []), "1 prompts and 0 answers", "Give one for"),
     row("no end", endless, "The tokenizer has no end token (eos_token)", "Set"),
-    row("an end", lambda: end_with(tiny_backbone().tokenizer, "<no>"), "end_token='<no>' is not in", "Choose"),
+    row("an end", lambda: set_end_token(tiny_backbone().tokenizer, "<no>"), "end_token='<no>' is not in", "Choose"),
     row("few embeddings", crowded, "The tokenizer has", "the model only 9 embeddings", "Give the tokenizer"),
 ]
 TASKS = [

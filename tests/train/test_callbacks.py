@@ -30,7 +30,7 @@ from workbench.runtime.seeding import derived_seed
 from workbench.strategy import ContinualStrategy
 from workbench.testing.tiny import Stopped, StopsAfter, tiny_backbone, tiny_corpus, tiny_tasks
 from workbench.train import ContinualDataModule, ContinualModule, ForgettingMonitor, learn_in_sequence, score_task
-from workbench.train.callbacks import SeedBatches, in_order
+from workbench.train.callbacks import SeedBatches, combine_callbacks
 from workbench.train.checkpoint import Intervals
 
 
@@ -201,7 +201,7 @@ class Raw(Callback):
 @pytest.mark.parametrize("kind", AVERAGES)
 def test_averaged_weights_are_scored_saved_and_carried_on(tmp_path: Path, kind: str) -> None:
     strategy, raw = Kept(), Raw()
-    learn(strategy, tmp_path, extra=lambda given: in_order(given, [raw, AVERAGES[kind]()]), max_epochs=2)
+    learn(strategy, tmp_path, extra=lambda given: combine_callbacks(given, [raw, AVERAGES[kind]()]), max_epochs=2)
     average = {name: value.double() for name, value in raw.seen[0].items()}
     for count, step in enumerate(raw.seen[1:6], start=2):
         share = 0.5 if kind == "ema" else 1 / count
@@ -220,7 +220,7 @@ def test_averaged_weights_are_scored_saved_and_carried_on(tmp_path: Path, kind: 
 @pytest.mark.parametrize("kind", AVERAGES)
 def test_what_is_frozen_keeps_its_bits_while_weights_are_averaged(tmp_path: Path, kind: str) -> None:
     start = weights(tiny_backbone())
-    end = learn(LoRA(rank=2), tmp_path, extra=lambda given: in_order(given, [AVERAGES[kind]()]), max_epochs=4)
+    end = learn(LoRA(rank=2), tmp_path, extra=lambda given: combine_callbacks(given, [AVERAGES[kind]()]), max_epochs=4)
     frozen = {
         name.replace(".base_layer", ""): value for name, value in end.model.state_dict().items() if "lora" not in name
     }
@@ -238,7 +238,7 @@ def test_an_average_is_resumed_exactly(tmp_path: Path, kind: str, strategy: Any)
                 end = learn(
                     strategy(),
                     tmp_path / folder,
-                    extra=partial(in_order, others=others),
+                    extra=partial(combine_callbacks, others=others),
                     intervals=Intervals(save_every_n_steps=1),
                     max_epochs=2,
                 )
@@ -256,7 +256,7 @@ class Late(Callback):
 
 def test_weights_that_are_changed_after_scoring_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Late changed the weights after they were scored, in .* Use on_train_end"):
-        learn(ContinualStrategy(), tmp_path, extra=lambda given: in_order(given, [Late()]))
+        learn(ContinualStrategy(), tmp_path, extra=lambda given: combine_callbacks(given, [Late()]))
 
 
 def test_scores_within_a_task_are_those_of_the_average(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_scores_within_a_task_are_those_of_the_average(tmp_path: Path) -> None:
         for callback in given:
             if isinstance(callback, ForgettingMonitor):
                 callback.every_n_steps = 3
-        return in_order(given, [WeightAveraging()])
+        return combine_callbacks(given, [WeightAveraging()])
 
     learn(ContinualStrategy(), tmp_path, extra=extra, tasks=[tiny_corpus()], max_epochs=3)
     within = [row["value"] for row in read_csv(tmp_path / "within.csv") if row["step"] == "3"]

@@ -26,7 +26,7 @@ from strategies import BlockExpansion
 from workbench.backbone.loading import blocks, checkpoint_blocks
 from workbench.testing.tiny import tiny_backbone, tiny_tasks
 from workbench.train import ContinualModule, Sharded
-from workbench.train.fsdp import POLICIES, chosen, gather, let_go, sharded
+from workbench.train.fsdp import POLICIES, free_weights, gather, resolve_strategy, sharded
 
 TOLERANCE = 1e-5
 ALONE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -71,7 +71,7 @@ def test_each_block_is_a_unit_and_inserted_ones_are(alone: DeviceMesh) -> None:
     gather(backbone, copied)
     assert list(backbone.decoder.layers) == layers
     assert all(torch.equal(value, before[name]) for name, value in backbone.named_parameters())
-    let_go(backbone)
+    free_weights(backbone)
     assert all(value.numel() == 0 for value in backbone.parameters())
 
 
@@ -113,12 +113,12 @@ def test_what_is_not_sharded_here_is_refused() -> None:
     with pytest.raises(ValueError, match=r"precision='16-true' is not sharded here\. Choose one of 32-true, 64-true"):
         strategy.precision_plugin = HalfPrecision("16-true")
     strategy.precision_plugin = Precision()
-    assert isinstance(chosen("fsdp"), Sharded)
-    assert chosen("ddp") == "ddp"
-    assert chosen(strategy) is strategy
+    assert isinstance(resolve_strategy("fsdp"), Sharded)
+    assert resolve_strategy("ddp") == "ddp"
+    assert resolve_strategy(strategy) is strategy
     for other in ("fsdp_cpu_offload", FSDPStrategy(), ModelParallelStrategy()):
         with pytest.raises(ValueError, match="wraps the model for good"):
-            chosen(other)
+            resolve_strategy(other)
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "cuda"])

@@ -31,7 +31,7 @@ from workbench.scorers import ExactMatch
 from workbench.strategy import Composition, ContinualStrategy
 from workbench.testing.tiny import Stopped, StopsAfter, tiny_backbone, tiny_run, tiny_tasks
 from workbench.train import ContinualDataModule, ContinualModule, learn_in_sequence
-from workbench.train.callbacks import in_order
+from workbench.train.callbacks import combine_callbacks
 from workbench.train.checkpoint import Intervals
 from workbench.train.module import optimizer_steps
 
@@ -79,7 +79,7 @@ def run(
     data = ContinualDataModule([ragged(rows)], batch_size=batch_size, seed=0)
 
     def make_trainer(_: Task, given: list[Callback]) -> Trainer:
-        return trainer(folder, in_order(given, callbacks()), **arguments)
+        return trainer(folder, combine_callbacks(given, callbacks()), **arguments)
 
     learn_in_sequence(module, data, make_trainer, RunFolder(folder))
     return strategy, backbone
@@ -134,7 +134,7 @@ def test_a_schedule_of_accumulation_is_resumed_exactly(tmp_path: Path) -> None:
                 learn_in_sequence(
                     module,
                     data,
-                    lambda _, given, make=make, others=others: make(in_order(given, others)),
+                    lambda _, given, make=make, others=others: make(combine_callbacks(given, others)),
                     results,
                     intervals=intervals,
                 )

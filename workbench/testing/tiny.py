@@ -17,7 +17,7 @@ from workbench.backbone.encoding import TextPolicy
 from workbench.benchmark import Task
 from workbench.model_folder import SHIPPED
 from workbench.results import RunFolder
-from workbench.runtime.seeding import seed_all, untouched_randomness
+from workbench.runtime.seeding import preserved_random_state, seed_all
 from workbench.scorers import ExactMatch
 from workbench.strategy import ContinualStrategy
 from workbench.train import ContinualDataModule, ContinualModule, learn_in_sequence
@@ -63,7 +63,7 @@ def tiny_backbone(family: str = "llama", *, seed: int = 0, text: TextPolicy | No
     size = len(tokenizer)
 
     def build() -> PreTrainedModel:
-        with untouched_randomness():
+        with preserved_random_state():
             seed_all("tiny", seed)
             ends = {
                 "eos_token_id": tokenizer.eos_token_id,
