@@ -252,3 +252,11 @@ def test_alike_domains_all_end_in_the_backbones_own_words() -> None:
 def test_an_unknown_value_of_a_knob_is_refused(knob: str) -> None:
     with pytest.raises(ValueError, match=f"{knob}='much': choose one of '(none|low)', '(half|high)'"):
         MiniTrace(**{knob: "much"})
+
+
+def test_the_tasks_whose_answers_begin_with_a_letter_have_options(benchmark_tasks: list[Task]) -> None:
+    with_options = {task.name: task for task in benchmark_tasks if task.options}
+    assert with_options.keys() == {"topic_stance", "policy_stance", "choice"}
+    assert {letter for task in with_options.values() for letter in task.options} == {
+        answer[0] for task in with_options.values() for answer in task.train["answer"]
+    }

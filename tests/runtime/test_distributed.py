@@ -47,7 +47,7 @@ def test_rows_are_shared_and_come_together_in_their_order(tmp_path: Path) -> Non
     )
 
 
-def test_alone_there_is_nothing_to_share() -> None:
+def test_a_single_process_has_the_whole_share() -> None:
     assert (list(share(3)), gathered([1, 2]), broadcast(False, CPU), is_first()) == ([0, 1, 2], [1, 2], False, True)
     assert total(torch.tensor([2.0])).item() == 2.0
 
@@ -119,7 +119,7 @@ def test_scores_of_shares_are_those_of_the_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_that_are_killed_end_as_two_that_are_not() -> None:
+def test_two_killed_processes_end_as_uninterrupted_ones() -> None:
     assert "0 trials went wrong" in output_of("ranks.py", "short")
 
 

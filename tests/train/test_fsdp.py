@@ -55,7 +55,7 @@ def grown(checkpointed: bool = False) -> Any:
     return backbone
 
 
-def test_each_block_is_a_unit_and_inserted_ones_are(alone: DeviceMesh) -> None:
+def test_each_block_is_a_unit_including_inserted_ones(alone: DeviceMesh) -> None:
     backbone = grown()
     before = {name: value.detach().clone() for name, value in backbone.named_parameters()}
     layers = list(backbone.decoder.layers)
@@ -92,7 +92,7 @@ def test_blocks_compute_in_the_precision_and_gradients_are_whole(
 
 
 @pytest.mark.parametrize(("checkpointed", "times"), [(False, 1), (True, 2)])
-def test_checkpointed_blocks_are_computed_again_inserted_ones_too(
+def test_checkpointed_blocks_are_recomputed_including_inserted_ones(
     alone: DeviceMesh, checkpointed: bool, times: int
 ) -> None:
     copied = sharded(grown(checkpointed), alone, POLICIES["32-true"])
@@ -108,7 +108,7 @@ def test_checkpointed_blocks_are_computed_again_inserted_ones_too(
     assert ran == [1, 1, *[times] * 4]  # below the lowest layer that trains there is no gradient
 
 
-def test_what_is_not_sharded_here_is_refused() -> None:
+def test_unsupported_strategies_and_precisions_are_refused() -> None:
     strategy = Sharded()
     with pytest.raises(ValueError, match=r"precision='16-true' is not sharded here\. Choose one of 32-true, 64-true"):
         strategy.precision_plugin = HalfPrecision("16-true")
@@ -140,7 +140,7 @@ def test_one_device_learns_as_without_sharding(
     assert not torch.equal(learnt[0], torch.cat([value.detach().flatten() for value in grown().parameters()]))
 
 
-def test_a_training_that_fails_leaves_the_backbone_in_its_place(alone: DeviceMesh, tmp_path: Path) -> None:
+def test_a_failed_training_restores_the_backbone(alone: DeviceMesh, tmp_path: Path) -> None:
     module = ContinualModule(grown(), BlockExpansion(groups=2), sgd)
     backbone, context = module.backbone, module.scoring_context
     with pytest.raises(AttributeError):
@@ -183,7 +183,7 @@ def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_learn_two_tasks_as_one_does(case: str, found: Any) -> None:
+def test_two_processes_equal_one_over_two_tasks(case: str, found: Any) -> None:
     one, both, _ = found
     for other in both:
         assert distance(one[case]["whole weights"], other[case]["whole weights"]) < CASES[case][3]
@@ -197,7 +197,7 @@ def test_two_processes_learn_two_tasks_as_one_does(case: str, found: Any) -> Non
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_sharded_state_is_a_whole_one_and_is_gone_on_with(case: str, found: Any) -> None:
+def test_a_sharded_state_is_saved_whole_and_resumed(case: str, found: Any) -> None:
     one, both, folder = found
     for index in range(2):
         mine, theirs = (torch.load(folder / f"{case}-{world}-{index}.ckpt", weights_only=True) for world in (1, 2))
