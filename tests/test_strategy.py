@@ -1,4 +1,4 @@
-"""The hooks that do nothing, and several strategies as one: order, folding, adding, and who may answer."""
+"""Default hooks, and several strategies as one: order, chaining, sums, and conflicts."""
 
 from __future__ import annotations
 

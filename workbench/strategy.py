@@ -59,14 +59,14 @@ class ContinualStrategy(nn.Module):
         return tasks
 
     def setup(self, backbone: Backbone) -> None:
-        """Called once, before the first task: reshape, wrap, install modules, choose what trains.
+        """Set up the model once, before the first task: reshape, wrap, install modules, choose what trains.
 
         Args:
             backbone: As loaded, or as changed by the strategies before this one in a list.
         """
 
     def before_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
-        """Called before each task, before its optimizer exists: grow, freeze, run a teacher over the batches.
+        """Prepare each task, before its optimizer exists: grow, freeze, run a teacher over the batches.
 
         Args:
             backbone: As it was after the previous task.
@@ -104,7 +104,7 @@ class ContinualStrategy(nn.Module):
         """
 
     def after_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
-        """Called after each task, on the device it was trained on: Fisher information, snapshot, memory, merge.
+        """Finish each task, on the device it was trained on: Fisher information, snapshot, memory, merge.
 
         Args:
             backbone: As trained.

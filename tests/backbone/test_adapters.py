@@ -1,4 +1,4 @@
-"""Adapters inside a backbone: the formula, exact merging, names, and files that plain peft reads."""
+"""Low-rank adapters: the formula, exact merging, refused settings, and files that plain peft reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss of many labelled positions, made in parts: the same numbers, and never all logits in memory."""
+"""The loss of many labelled positions, computed in chunks: the same numbers, and never all logits in memory."""
 
 from __future__ import annotations
 

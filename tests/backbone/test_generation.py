@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from workbench.backbone import Backbone, batch
-from workbench.backbone import generation as reading
+from workbench.backbone import Backbone, batch, generation
 from workbench.backbone.generation import (
     BatchLimit,
     PreallocatedCache,
@@ -191,7 +190,7 @@ def test_a_common_prefix_is_read_once_and_each_answer_token_once() -> None:
 @pytest.mark.parametrize("case", ["windows", "a composition", "a short beginning", "one prompt"])
 def test_without_a_plain_cache_or_a_common_prefix_prompts_are_read_whole(case: str) -> None:
     decoder = {"windows": lambda: model(**VARIANTS["layer_types"]), "a composition": composed}.get(case, model)()
-    shared = INSTRUCTION[: reading.MIN_SHARED_TOKENS - 1] if case == "a short beginning" else INSTRUCTION
+    shared = INSTRUCTION[: generation.MIN_SHARED_TOKENS - 1] if case == "a short beginning" else INSTRUCTION
     given = [[*shared, 100], [*shared, 200, 4]][: 1 if case == "one prompt" else 2]
     with passes(decoder) as seen:
         greedy(decoder, given, 2, BatchLimit(64), NEVER)
@@ -436,7 +435,7 @@ def test_answers_longer_than_the_reserved_columns(
     name: str, shared: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """BatchLimit for three tokens at first; rows leave, and others enter, between."""
-    monkeypatch.setattr(reading, "SPARE_COLUMNS", 3)
+    monkeypatch.setattr(generation, "SPARE_COLUMNS", 3)
     decoder, given = model(**MODELS[name]), prompts(shared=shared)
     end = ending(assert_alike(decoder, given, 12, NEVER))
     for rows in (64, 5):
@@ -452,11 +451,11 @@ def test_memory_is_allocated_once_and_again_for_a_longer_answer(reserved: list[A
     greedy(decoder, given, 8, BatchLimit(2), NEVER)
     assert reserved == [(2, longest + 8, 0)] * layers
     reserved.clear()
-    greedy(decoder, given[:2], reading.SPARE_COLUMNS + 2, BatchLimit(2), NEVER)
+    greedy(decoder, given[:2], generation.SPARE_COLUMNS + 2, BatchLimit(2), NEVER)
     longest = max(map(len, given[:2]))
     assert reserved == [
-        *[(2, longest + reading.SPARE_COLUMNS, 0)] * layers,
-        *[(2, longest + reading.SPARE_COLUMNS + 2, 2)] * layers,
+        *[(2, longest + generation.SPARE_COLUMNS, 0)] * layers,
+        *[(2, longest + generation.SPARE_COLUMNS + 2, 2)] * layers,
     ]
 
 
@@ -477,7 +476,7 @@ def test_under_autocast_the_cache_has_the_precision_of_attention() -> None:
     decoder, given = model(), [[7 * row + step for step in range(3, 13)] for row in range(6)]
     with torch.autocast("cpu", torch.bfloat16):
         assert_alike(decoder, given, 12, NEVER)
-        reads = reading.PlainCacheReader(decoder, given, 2)
+        reads = generation.PlainCacheReader(decoder, given, 2)
         reads.step(reads.enter(list(range(6))))
     assert {part.dtype for layer in reads.cache.layers for part in layer.memory} == {torch.bfloat16}
 
@@ -516,5 +515,5 @@ def test_a_prefix_is_shared_only_if_that_saves_multiplications(own: int, begun: 
     """Eleven tokens before long prompts save less than reading them behind a mask takes."""
     decoder = model(max_position_embeddings=512)
     given = [[*INSTRUCTION, *((7 * row + step) % 900 + 3 for step in range(own))] for row in range(4)]
-    assert reading.PlainCacheReader(decoder, given, 8).shared_length == begun
+    assert generation.PlainCacheReader(decoder, given, 8).shared_length == begun
     assert_alike(decoder, given, 3, NEVER)

@@ -1,4 +1,4 @@
-"""New tokens, and activation checkpointing."""
+"""Added tokens with their rows and saved folders, and activation checkpointing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from workbench.testing.conformance import check_strategy
 from workbench.testing.tiny import tiny_backbone, tiny_tasks
 from workbench.train.activation_cache import FrozenStates, constant_parts
 
-METHODS = '''
+ADDING_TOKENS = '''
 """Methods that add a token in `setup` and one before the second task, each in its own way."""
 from strategies import LoRA
 from workbench.strategy import ContinualStrategy
@@ -80,7 +80,7 @@ ROWS = Dataset.from_list([{"prompt": "one <a> two <b>", "answer": "<a>"}])
 @pytest.fixture
 def methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A module of methods, where workers find it too."""
-    (tmp_path / "adding.py").write_text(METHODS, encoding="utf-8")
+    (tmp_path / "adding.py").write_text(ADDING_TOKENS, encoding="utf-8")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     sys.modules.pop("adding", None)
     return __import__("adding")
@@ -247,7 +247,7 @@ def test_adding_tokens_to_a_composition_or_an_adapted_head_is_refused() -> None:
         assert len(backbone.tokenizer) == 1191
 
 
-METHODS: dict[str, Callable[[], ContinualStrategy]] = {
+STRATEGIES: dict[str, Callable[[], ContinualStrategy]] = {
     "seqft": SeqFT,
     "lora": partial(LoRA, dropout=0.3),
     "block_expansion": partial(BlockExpansion, groups=2),
@@ -262,7 +262,7 @@ def stepped(method: str, checkpointed: bool) -> tuple[Backbone, list[float], int
     backbone = tiny_backbone()
     if checkpointed:
         checkpoint_blocks(backbone.model)
-    METHODS[method]().setup(backbone)
+    STRATEGIES[method]().setup(backbone)
     rows = backbone.encode(tiny_tasks()[0].train, 3).to_list()
     batch, kept, losses = backbone.collate(rows[:4]), {}, []
 
@@ -282,7 +282,7 @@ def stepped(method: str, checkpointed: bool) -> tuple[Backbone, list[float], int
     return backbone, losses, sum(kept.values())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", STRATEGIES)
 def test_checkpointed_blocks_give_the_same_bits_with_less_memory(method: str) -> None:
     plain, losses, kept = stepped(method, checkpointed=False)
     checkpointed, again, less = stepped(method, checkpointed=True)

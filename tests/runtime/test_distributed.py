@@ -1,4 +1,4 @@
-"""Several processes make a study together: what each gets, what becomes of their shares, what is refused."""
+"""Shares, sums and barriers of several processes, and a study in two of them."""
 
 from __future__ import annotations
 

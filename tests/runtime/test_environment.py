@@ -1,4 +1,4 @@
-"""What is recorded of the machine: above all the memory that a run has needed."""
+"""Peak memory and versions of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic files, CSV and locks."""
 
 from __future__ import annotations
 

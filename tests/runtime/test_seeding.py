@@ -1,4 +1,4 @@
-"""Kernels are deterministic where torch has such, unless a config says otherwise, and for the study alone."""
+"""Deterministic kernels: used as the config says, and reset after the study."""
 
 from __future__ import annotations
 

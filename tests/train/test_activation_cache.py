@@ -1,4 +1,4 @@
-"""What frozen layers make of a task's rows is computed once: the numbers stay, and a resume is exact."""
+"""Cached states of frozen layers: the same numbers as without the cache, and an exact resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of one task."""
+"""Scores of one task: majority answers, comparison with producible answers, options, costs of decoding."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from workbench.benchmark import Task
 from workbench.scorers import ExactMatch, FirstCharacter, RougeL, ValidLabel
 from workbench.strategy import ContinualStrategy
 from workbench.testing.tiny import tiny_backbone, tiny_corpus, tiny_tasks
-from workbench.train import evaluation as scoring
-from workbench.train import score_task
+from workbench.train import evaluation, score_task
 from workbench.train.evaluation import Reach, judge, majority_answer, reach
 
 
@@ -49,7 +48,7 @@ def test_a_label_before_a_reason_is_found_by_its_first_character() -> None:
         ([], {"accuracy": ExactMatch(), "valid": ValidLabel("[ABC]")}),
     ],
 )
-def test_a_corpus_and_a_probe_have_no_majority_answer(train: list[str], scorers: dict[str, Metric]) -> None:
+def test_texts_and_untrained_tasks_have_no_majority_answer(train: list[str], scorers: dict[str, Metric]) -> None:
     assert majority_answer(task(train, ["A"], scorers)) is None
 
 
@@ -198,7 +197,7 @@ def test_decoded_tokens_and_seconds_are_measured(
 ) -> None:
     """A space and each digit are a token: 2 and the end, 3 and the end, the end alone, and 4 without an end."""
     clock, backbone = Clock(), tiny_backbone()
-    monkeypatch.setattr(scoring, "time", clock)
+    monkeypatch.setattr(evaluation, "time", clock)
     splits = {"test": Dataset.from_dict({"prompt": ["a"] * 4, "answer": ["1"] * 4})}
     digits = Task("digits", scorers={"accuracy": ExactMatch()}, max_new_tokens=4, **splits)
     score = score_task(backbone, Answers(["1", "12", "", "123456"], clock), digits)

@@ -1,4 +1,4 @@
-"""Sharded training: its settings, and two processes that learn what one learns."""
+"""Sharded training: its units and settings, and two processes compared with one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizer state that goes from task to task: as under one optimizer in a bare loop, also after a stop."""
+"""Carried optimizer state, compared with one optimizer in a plain loop, also after a stop."""
 
 from __future__ import annotations
 
