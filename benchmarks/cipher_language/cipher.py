@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+
+from workbench.benchmark import seeded_random
 
 Row = tuple[str, str]
 Make = Callable[[random.Random], Row]
@@ -29,16 +30,6 @@ MOST_FACTS = 2
 WORD_ALONE = 0.5
 
 
-def seeded(*parts: str | int) -> random.Random:
-    """A generator that depends on `parts` only: Python's own `hash` differs from process to process.
-
-    >>> seeded("a", 1).random() == seeded("a", 1).random()
-    True
-    """
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return random.Random(int.from_bytes(digest[:8], "big"))
-
-
 @dataclass(frozen=True)
 class Cipher:
     """Eight dialects, each a permutation of the nouns that keeps none: "cup" may mean tea in red and park in blue.
@@ -52,7 +43,7 @@ class Cipher:
     @cached_property
     def written(self) -> dict[str, dict[str, str]]:
         """Dialect to English noun to the word that it is written as; the dialects in an order that is random."""
-        rng = seeded("cipher", self.seed)
+        rng = seeded_random("cipher", self.seed)
         return {dialect: _derangement(rng) for dialect in rng.sample(DIALECTS, len(DIALECTS))}
 
     @cached_property

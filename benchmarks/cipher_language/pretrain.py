@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 from datasets import Dataset
 
-from benchmarks.cipher_language.cipher import Cipher, seeded
+from benchmarks.cipher_language.cipher import Cipher
 from workbench.backbone import Backbone
+from workbench.benchmark import seeded_random
 
 LEARNING_RATE = 3e-3
 BATCH_ROWS = 64
@@ -98,7 +99,7 @@ class Pretrain:
 
     def _train(self, backbone: Backbone, display: Watcher | None) -> None:
         """AdamW on the answers of fresh rows: linear warm-up, then linearly down to nothing."""
-        rng, cipher = seeded("cipher", self.seed, "pretraining"), Cipher(self.seed)
+        rng, cipher = seeded_random("cipher", self.seed, "pretraining"), Cipher(self.seed)
         made = [cipher.gloss(rng) for _ in range(self.steps * BATCH_ROWS)]
         rows = backbone.encode(Dataset.from_list([{"prompt": prompt, "answer": answer} for prompt, answer in made]))
         parameters = list(backbone.model.parameters())

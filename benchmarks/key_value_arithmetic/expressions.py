@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import string
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
+
+from workbench.benchmark import seeded_random
 
 Row = tuple[str, str]
 Make = Callable[[random.Random], Row]
@@ -21,16 +22,6 @@ HELD_OUT = {"validation": 0.1, "test": 0.4}
 MOST_NUMBERS = 10_000
 TRIES = 50
 """Draws for each row that is asked for, before its kind counts as exhausted."""
-
-
-def seeded(*parts: str | int) -> random.Random:
-    """A generator that depends on `parts` only: Python's own `hash` differs from process to process.
-
-    >>> seeded("a", 1).random() == seeded("a", 1).random()
-    True
-    """
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return random.Random(int.from_bytes(digest[:8], "big"))
 
 
 def evaluate(numbers: Sequence[int], operators: Sequence[str]) -> int:
@@ -106,7 +97,7 @@ class Expressions:
     @cached_property
     def numbers(self) -> dict[str, int]:
         """What each key stands for, in an order that is itself random."""
-        rng = seeded("key_value", self.seed, "keys")
+        rng = seeded_random("key_value", self.seed, "keys")
         made: dict[str, int] = {}
         while len(made) < self.keys:
             key = "".join(rng.choice(string.ascii_lowercase) for _ in range(rng.randint(*KEY_LENGTHS)))

@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from benchmarks.key_value_arithmetic.benchmark import KeyValueArithmetic
-from benchmarks.key_value_arithmetic.expressions import Expressions, Make, Row, seeded
+from benchmarks.key_value_arithmetic.expressions import Expressions, Make, Row
 from benchmarks.key_value_arithmetic.learning import (
     BATCH_ROWS,
     LEARNING_RATE,
@@ -29,6 +29,7 @@ from benchmarks.key_value_arithmetic.learning import (
     train,
 )
 from benchmarks.key_value_arithmetic.tokens import build_tokenizer
+from workbench.benchmark import seeded_random
 
 STEPS = {"m_a": 700, "m_b": 1500}
 RECIPE, SCORES = "recipe.json", "scores.json"
@@ -158,12 +159,12 @@ class Pretrain:
 
     def _learnt(self, part: Part, number: int, watcher: Watcher) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
         tokenizer = build_tokenizer(self.expressions)
-        torch.manual_seed(seeded("key_value", self.expressions.seed, "weights", part.name).randrange(2**31))
+        torch.manual_seed(seeded_random("key_value", self.expressions.seed, "weights", part.name).randrange(2**31))
         model = build_model(tokenizer)
         if part.steps:
             millions = sum(weight.numel() for weight in model.parameters()) / 1e6
             watcher.item_begins(part.name, f"model {number} of {len(self.parts)}", f"{millions:.2f} M weights")
-            rng = seeded("key_value", self.expressions.seed, "pretraining", part.name)
+            rng = seeded_random("key_value", self.expressions.seed, "pretraining", part.name)
 
             def observe(step: int, loss: float) -> None:
                 watcher.steps(step, part.steps, loss)

@@ -22,9 +22,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.mini_trace.mix import FIRST, MIX, episode, first_episode, text_of
-from benchmarks.mini_trace.sampling import seeded
 from benchmarks.mini_trace.skills import Episode, Skill
 from benchmarks.mini_trace.tokens import MAX_LENGTH, Encoded, encode_episodes, train_tokenizer
+from workbench.benchmark import seeded_random
 
 BATCH_ROWS = 40
 BUCKET_BATCHES = 32
@@ -66,7 +66,7 @@ MICRO: Sizes = {"hidden_size": 64, "intermediate_size": 168, "num_hidden_layers"
 
 def build_tokenizer(skills: Mapping[str, Skill], vocabulary: int) -> PreTrainedTokenizerBase:
     """A tokenizer from the skills' own text, each as often as the next: rare words need tokens too."""
-    rng = seeded("tokenizer")
+    rng = seeded_random("tokenizer")
     makers = list(skills.values())
     texts = (text_of(makers[number % len(makers)](rng)) for number in range(TOKENIZER_ROWS))
     return train_tokenizer(texts, vocabulary)
@@ -116,7 +116,7 @@ def collate(rows: list[Encoded], pad: int) -> tuple[Tensor, Tensor]:
 
 def batches(tokenizer: PreTrainedTokenizerBase, stage: Stage) -> Iterator[tuple[Tensor, Tensor]]:
     """Fresh rows for the stage's steps or a few more, in buckets of like length so that little is padding."""
-    rng = seeded(stage.name)
+    rng = seeded_random(stage.name)
     for done in range(0, stage.steps, BUCKET_BATCHES):
         made = [stage.make(rng, done / stage.steps) for _ in range(BATCH_ROWS * BUCKET_BATCHES)]
         rows = encode_episodes(tokenizer, made)
@@ -145,7 +145,7 @@ def exact_match(
     """
     scores: dict[str, float] = {}
     for name, skill in skills.items():
-        rng = seeded("skill-test", name)
+        rng = seeded_random("skill-test", name)
         encoded = encode_episodes(tokenizer, [skill(rng)[:1] for _ in range(rows)])
         ids, weights = collate(encoded, tokenizer.pad_token_id)
         _, likeliest = token_losses(model, ids)

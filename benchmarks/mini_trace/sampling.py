@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 
 Row = tuple[str, str]
-
-
-def seeded(*parts: str | int) -> random.Random:
-    """A generator that depends on `parts` only: Python's own `hash` differs from process to process.
-
-    >>> seeded("a", 1).random() == seeded("a", 1).random()
-    True
-    """
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return random.Random(int.from_bytes(digest[:8], "big"))
 
 
 def listing(words: Sequence[str]) -> str:

@@ -6,14 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from datasets import Dataset, Features, Value
-
 from benchmarks.trace.files import Row, Splits, read_tasks, tasks_in
 from benchmarks.trace.names import check_names
 from benchmarks.trace.overlaps import overlap_of, with_own_validation
 from benchmarks.trace.protocol import PROTOCOLS
 from benchmarks.trace.scoring import scorers_for
-from workbench.benchmark import Task
+from workbench.benchmark import Task, dataset_of_pairs
 
 ORDERS = {
     "1": ("C-STANCE", "FOMC", "MeetingBank", "Py150", "ScienceQA", "NumGLUE-cm", "NumGLUE-ds", "20Minuten"),
@@ -130,19 +128,13 @@ def _longest_answers(names: Sequence[str], given: Mapping[str, int] | int | None
 def _task(name: str, splits: Splits, without_validation: list[Row] | None, max_new_tokens: int) -> Task:
     return Task(
         name=name,
-        train=_dataset(splits["train"]),
-        validation=_dataset(splits["eval"]),
-        test=_dataset(splits["test"]),
+        train=dataset_of_pairs(splits["train"]),
+        validation=dataset_of_pairs(splits["eval"]),
+        test=dataset_of_pairs(splits["test"]),
         scorers=scorers_for(name),
         max_new_tokens=max_new_tokens,
         max_prompt_length=MAX_PROMPT_LENGTH if name in MAX_EPOCHS else None,
         max_epochs=MAX_EPOCHS.get(name),
         options=tuple(OPTIONS.get(name, "")),
-        train_without_validation=None if without_validation is None else _dataset(without_validation),
+        train_without_validation=None if without_validation is None else dataset_of_pairs(without_validation),
     )
-
-
-def _dataset(rows: Sequence[Row]) -> Dataset:
-    """Rows in the file's order; the columns' type is stated, as a file without rows shows none."""
-    columns = {"prompt": [prompt for prompt, _ in rows], "answer": [answer for _, answer in rows]}
-    return Dataset.from_dict(columns, features=Features(prompt=Value("string"), answer=Value("string")))

@@ -15,9 +15,10 @@ from benchmarks.cipher_language import Pretrain as PretrainCipher
 from benchmarks.key_value_arithmetic import KeyValueArithmetic
 from benchmarks.key_value_arithmetic import Pretrain as PretrainKeys
 from benchmarks.mini_trace import MiniTrace
-from benchmarks.mini_trace.sampling import distinct_rows, seeded
+from benchmarks.mini_trace.sampling import distinct_rows
 from benchmarks.trace import Trace
 from benchmarks.trace.files import NEEDED
+from workbench.benchmark import seeded_random
 
 
 def row(make: Callable[..., object], says: str, *more: str, **arguments: Any) -> Row:
@@ -99,7 +100,7 @@ OTHERS = [
     Row(
         "one prompt alone",
         ("Only 1 different prompts were found where 2 are asked for: take fewer rows.",),
-        lambda _: distinct_rows(lambda _: ("a", "b"), seeded("test"), 2),
+        lambda _: distinct_rows(lambda _: ("a", "b"), seeded_random("test"), 2),
     ),
     Row(
         "a benchmark's name",
