@@ -281,7 +281,9 @@ class RowMean(Metric):  # type: ignore[misc]
         """Return the score of one row, in [0, 1].
 
         Args:
-            prompt, prediction, answer: The row's prompt, the model's answer and the correct answer.
+            prompt: The row's prompt.
+            prediction: The model's answer.
+            answer: The correct answer.
 
         Raises:
             NotImplementedError: The subclass does not define it.
@@ -289,10 +291,7 @@ class RowMean(Metric):  # type: ignore[misc]
         raise NotImplementedError(f"{type(self).__name__} does not say how a row is scored: define `score`.")
 
     def update(self, prompts: Sequence[str], predictions: Sequence[str], answers: Sequence[str]) -> None:
-        """Add rows.
-
-        Args:
-            prompts, predictions, answers: One of each per row.
+        """Add rows, each with one of `prompts`, `predictions` and `answers`.
 
         Raises:
             ValueError: The three differ in length, or one of them is a string.
