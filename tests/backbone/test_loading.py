@@ -223,7 +223,7 @@ def test_a_method_that_adds_tokens_passes_every_check(methods: Any, name: str) -
     """Among them: a run that is stopped and gone on with ends bit for bit as one that was not."""
     changes: dict[str, Any] = {"tie_word_embeddings": True} if name == "Adds" else {}
     passed = check_strategy(getattr(methods, name), lambda: tiny_backbone(**changes))
-    assert "`restore` brings back the model and the tokenizer that were loaded." in passed
+    assert "`restore` brings back the model and the tokenizer as loaded." in passed
 
 
 def test_tokens_without_rows_are_refused_before_the_first_step(

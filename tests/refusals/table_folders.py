@@ -16,7 +16,7 @@ from workbench.backbone.adapters import save_adapters
 from workbench.backbone.loading import load_weights, refuse_other_tokens
 from workbench.depth import PlannedLayer
 from workbench.surgery import restack_folder
-from workbench.surgery.safetensors_io import CHUNK, Planned, Stored, read_stored, write_model
+from workbench.surgery.safetensors_io import CHUNK, PlannedTensor, StoredTensor, read_stored, write_model
 
 Damage = Callable[[Path], object]
 
@@ -188,8 +188,8 @@ def shrunk(place: Place) -> None:
 
 def too_large(place: Place) -> None:
     """More bytes than any disk has."""
-    like = Stored(place.model / "model.safetensors", 0, 10**18, "F32", (10**18 // 4,))
-    write_model(place.folder / "out", {"norm": Planned(like, like.read)}, {}, place.model)
+    like = StoredTensor(place.model / "model.safetensors", 0, 10**18, "F32", (10**18 // 4,))
+    write_model(place.folder / "out", {"norm": PlannedTensor(like, like.read)}, {}, place.model)
 
 
 def interrupted(place: Place) -> None:
@@ -199,8 +199,8 @@ def interrupted(place: Place) -> None:
         yield bytes(CHUNK)
         raise KeyboardInterrupt
 
-    like = Stored(place.model / "model.safetensors", 0, 2 * CHUNK, "F32", (CHUNK // 2,))
-    write_model(place.folder / "out", {"norm": Planned(like, read)}, {}, place.model)
+    like = StoredTensor(place.model / "model.safetensors", 0, 2 * CHUNK, "F32", (CHUNK // 2,))
+    write_model(place.folder / "out", {"norm": PlannedTensor(like, read)}, {}, place.model)
 
 
 def surgery(name: str, damage: Damage, *says: str, source: int = 0) -> Row:
