@@ -37,12 +37,12 @@ def test_a_class_in_the_current_folder_is_found_and_put_last(folder: Path) -> No
 @pytest.mark.parametrize(
     ("class_path", "message"),
     [
-        ("LoRA", "class_path: 'LoRA' is no import path. Write it as 'package.Class'."),
+        ("LoRA", "class_path: 'LoRA' is not an import path. Write it as 'package.Class'."),
         ("methods.LoRa", "class_path: 'methods' has no class 'LoRa'. Did you mean 'LoRA'?"),
         ("methods.Xyz", "class_path: 'methods' has no class 'Xyz'."),
         ("method.LoRA", "class_path: there is no module 'method'. Did you mean 'methods'?"),
         ("xml.eetree.X", "class_path: there is no module 'xml.eetree'. Did you mean 'xml.etree'?"),
-        ("methods.CONSTANT", "class_path: 'methods.CONSTANT' is no class or function, but of type int. Give one."),
+        ("methods.CONSTANT", "class_path: 'methods.CONSTANT' is of type int, not a class or a function. Give one."),
     ],
 )
 def test_a_path_that_leads_nowhere(class_path: str, message: str) -> None:
@@ -73,7 +73,7 @@ def test_a_package_that_imports_lazily(folder: Path) -> None:
     assert import_class("lazy.Good").__name__ == "Good"
     assert path_problem("lazy.god") == "class_path: 'lazy' has no class 'god'. Did you mean 'Good'?"
     assert path_problem("lazy.good") == (
-        "class_path: 'lazy.good' is no class or function, but of type module. Give one. Did you mean 'Good'?"
+        "class_path: 'lazy.good' is of type module, not a class or a function. Give one. Did you mean 'Good'?"
     )
     assert "failed: ModuleNotFoundError: No module named 'nothing_like_that'." in path_problem("lazy.Bad")
 

@@ -149,9 +149,9 @@ def test_references_are_resolved_and_open_values_told(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("lr", "'lr' is no override. Write key=value, such as trainer.max_epochs=1."),
-        ("a..b=1", "'a..b=1' is no override. Write key=value, such as trainer.max_epochs=1."),
-        ("seeds=[0", "seeds: '[0' is no YAML: did not find expected ',' or ']'."),
+        ("lr", "'lr' is not an override. Write key=value, such as trainer.max_epochs=1."),
+        ("a..b=1", "'a..b=1' is not an override. Write key=value, such as trainer.max_epochs=1."),
+        ("seeds=[0", "seeds: '[0' is not valid YAML: did not find expected ',' or ']'."),
         ("sedes=[0]", "sedes: a study has no key 'sedes'. Did you mean 'seeds'?"),
         ("data.bach_size=1", "data.bach_size: data has no key 'bach_size'. Did you mean 'batch_size'?"),
         (
@@ -165,11 +165,11 @@ def test_references_are_resolved_and_open_values_told(folder: Path) -> None:
         ),
         (
             "strategies.lorra=null",
-            "strategies.lorra: there is no such strategy to leave out. Did you mean 'lora'?",
+            "strategies.lorra: there is no such strategy to drop. Did you mean 'lora'?",
         ),
-        ("strategies.mix.2.a=b", "strategies.mix.2.a: there are no keys in 'strategies.mix.2'."),
-        ("strategies.mix.2=null", "strategies.mix.2: the list at strategies.mix has no place 2."),
-        ("name.x=1", "name.x: there are no keys in 'name'."),
+        ("strategies.mix.2.a=b", "strategies.mix.2.a: 'strategies.mix.2' has no keys."),
+        ("strategies.mix.2=null", "strategies.mix.2: the list strategies.mix has no item 2."),
+        ("name.x=1", "name.x: 'name' has no keys."),
         ("strategies.lora=[]", "strategies.lora: an empty list; name one component or more."),
     ],
 )
@@ -180,7 +180,7 @@ def test_an_override_that_cannot_be(folder: Path, override: str, problem: str) -
 def test_all_problems_come_together(folder: Path) -> None:
     found = problems(folder, "seed=1", "oops", "data.batch_size=x", "seeds=[-1]", "strategies.lora.init_arg={}")
     assert [problem.partition(":")[0] for problem in found] == [
-        "'oops' is no override. Write key=value, such as trainer.max_epochs=1.",
+        "'oops' is not an override. Write key=value, such as trainer.max_epochs=1.",
         "seed",
         "seeds",
         "strategies.lora.init_arg",
@@ -248,10 +248,10 @@ def test_all_variables_that_are_not_set_are_told_at_once(monkeypatch: pytest.Mon
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError) as caught:
         load("trace")
-    told = "of the environment is not set. Give it by: export"
+    told = "is not set. Set it by: export"
     assert caught.value.problems == [
-        f"backbone.path: the variable WORKBENCH_MODEL {told} WORKBENCH_MODEL=/path/to/model",
-        f"benchmark.init_args.path: the variable WORKBENCH_TRACE {told} WORKBENCH_TRACE=/path/to/trace",
+        f"backbone.path: the environment variable WORKBENCH_MODEL {told} WORKBENCH_MODEL=/path/to/model",
+        f"benchmark.init_args.path: the environment variable WORKBENCH_TRACE {told} WORKBENCH_TRACE=/path/to/trace",
     ]
 
 
@@ -263,5 +263,5 @@ def test_a_variable_with_something_in_its_stead_need_not_be_set(
     file.write_text(YAML.replace("name: again", "name: ${oc.env:WORKBENCH_NAME,other}"), encoding="utf-8")
     assert load(file).name == "other"
     file.write_text(YAML.replace("name: again", "name: ${oc.env:WORKBENCH_NAME}"), encoding="utf-8")
-    with pytest.raises(ConfigError, match="Give it by: export WORKBENCH_NAME=…"):
+    with pytest.raises(ConfigError, match="Set it by: export WORKBENCH_NAME=…"):
         load(file)

@@ -59,7 +59,7 @@ def test_what_may_stand_there(given: Any, entries: Any) -> None:
         ([{"mine": ["a", 2]}], "orders.0.mine: expected list[str], got ['a', 2] (list)."),
         ({"random": 0}, "orders.random: 0 is out of range; it has to be at least 1."),
         ({"random": "many"}, "orders.random: expected int, got 'many' (str)."),
-        ({"seed": 3}, "orders.random: missing; `seed` is for so many orders at random."),
+        ({"seed": 3}, "orders.random: missing; `seed` is the seed of so many random orders."),
     ],
 )  # fmt: skip
 def test_what_may_not(given: Any, problem: str) -> None:
@@ -70,9 +70,9 @@ def test_what_may_not(given: Any, problem: str) -> None:
 
 def test_names_are_folders_and_stand_there_once(tmp_path: Path) -> None:
     raw = study(tmp_path, tmp_path, tmp_path)
-    with pytest.raises(ConfigError, match=r"^orders: 'random-0-2' stands there more than once\.$"):
+    with pytest.raises(ConfigError, match=r"^orders: 'random-0-2' is listed more than once\.$"):
         parse({**raw, "orders": ["random-0-2", {"random": 3}]})
-    with pytest.raises(ConfigError, match=r"^orders: 'a/b' is no plain folder name"):
+    with pytest.raises(ConfigError, match=r"^orders: 'a/b' is not a plain folder name"):
         parse({**raw, "orders": {"a/b": ["x"]}})
 
 
@@ -103,7 +103,7 @@ def test_the_chosen_ones_by_name() -> None:
     [
         ("3", "orders: Trace has no order '3'. There are 1, 2."),
         ({"x": ["a", "b", "cc"]}, "orders.x: Trace has no task 'cc'. Did you mean 'c'? There are a, b, c."),
-        ({"x": ["a", "b", "c", "b"]}, "orders.x: 'b' stands there more than once."),
+        ({"x": ["a", "b", "c", "b"]}, "orders.x: 'b' is listed more than once."),
         ({"x": ["a", "c"]}, "orders.x: b missing. An order has every task; "
                             "`first_tasks` and workbench.benchmark.Subset leave some out."),
         ({"1": ["a", "c", "b"]}, "orders.1: Trace has an order of that name. Choose another one."),
@@ -148,7 +148,7 @@ EVERY = "An order has every task; `first_tasks` and workbench.benchmark.Subset l
     [
         (Given(), []),
         (Given(tasks=[], orders={}), ["Given has no tasks. Give it one or more."]),
-        (Given(tasks=["a", "b", "a"]), [f"task 'a' stands there more than once. {OWN_NAME}"]),
+        (Given(tasks=["a", "b", "a"]), [f"task 'a' is listed more than once. {OWN_NAME}"]),
         (Given(probe="b"), [f"probe 'b' is also a task. {OWN_NAME}"]),
         (Given(corpus="a"), [f"general corpus 'a' is also a task. {OWN_NAME}"]),
         (Given(corpus="p"), [f"general corpus 'p' is also a probe. {OWN_NAME}"]),
@@ -157,7 +157,7 @@ EVERY = "An order has every task; `first_tasks` and workbench.benchmark.Subset l
             [f"task 'É' and probe 'e\u0301' differ only by case: some disks take them for one. {OWN_NAME}"],
         ),
         (Given(orders={}), ["Given has no orders. Give one or more, such as {'default': ['a', 'b']}."]),
-        (Given(orders={"x": ["a", "b", "a"]}), ["orders.x: 'a' stands there more than once."]),
+        (Given(orders={"x": ["a", "b", "a"]}), ["orders.x: 'a' is listed more than once."]),
         (Given(orders={"x": ["b"]}), [f"orders.x: a missing. {EVERY}"]),
         (
             Given(orders={"x": ["a", "b", "bb"]}),

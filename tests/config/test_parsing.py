@@ -54,12 +54,12 @@ def test_data(key: str, value: object, problem: str) -> None:
         ("trainer", "x", "expected a mapping of keys, got 'x' (str)."),
         ("existing", "no", "expected 'resume' or 'refuse' or 'replace', got 'no' (str)."),
         ("seeds", [], "empty; name one or more."),
-        ("seeds", [1, 1], "1 stands there more than once."),
+        ("seeds", [1, 1], "1 is listed more than once."),
         ("seeds", [2**32], "4294967296 is out of range; a seed has to be at least 0 and below 2**32."),
         ("seeds", [True], "expected list[int], got [True] (list)."),
         ("seeds", 0, "expected list[int], got 0 (int)."),
         ("orders", [], "empty; name one or more."),
-        ("orders", ["1", 1], "'1' stands there more than once."),
+        ("orders", ["1", 1], "'1' is listed more than once."),
         ("benchmark", None, "expected a mapping with 'class_path', got None (NoneType)."),
         ("optimizer", None, "expected a mapping with 'class_path', got None (NoneType)."),
         ("strategies", None, "empty; a study needs one strategy or more."),
@@ -97,7 +97,7 @@ def test_a_strategy(entry: object, problem: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "/tmp", "a\\b", "~", "a\n", "a\0", "a ", "C:", "a."])
 def test_a_name_that_would_leave_the_output_folder(name: str) -> None:
-    end = f"{name!r} is no plain folder name. Begin with a letter or a digit, and leave out slashes."
+    end = f"{name!r} is not a plain folder name. Begin with a letter or a digit, and leave out slashes."
     assert problems(name=name) == [f"name: {end}"]
     assert problems(orders=[name]) == [f"orders: {end}"]
     assert problems(strategies={name: {"class_path": "m.A"}}) == [f"strategies.{name}: {end}"]

@@ -97,9 +97,9 @@ NAMES = [
     run("strategies.seqft.class_path=strategies.SeqFt", "'strategies' has no class 'SeqFt'. Did you mean 'SeqFT'?"),
     run("strategies.seqft.class_path=strategy.SeqFT", "there is no module 'strategy'. Did you mean 'strategies'?"),
     run("strategies.seqft.class_path=strategies.sqft.SeqFT", "there is no module 'strategies.sqft'. Did you mean"),
-    run("strategies.seqft.class_path=SeqFT", "'SeqFT' is no import path. Write it as 'package.Class'."),
+    run("strategies.seqft.class_path=SeqFT", "'SeqFT' is not an import path. Write it as 'package.Class'."),
     run(
-        "strategies.seqft.class_path=plain.NUMBER", "'plain.NUMBER' is no class or function, but of type int. Give one"
+        "strategies.seqft.class_path=plain.NUMBER", "'plain.NUMBER' is of type int, not a class or a function. Give one"
     ),
     run(
         "strategies.seqft.class_path=late.Early", "importing 'late.Early' failed: RuntimeError: the library is too old"
@@ -112,11 +112,11 @@ NAMES = [
     ),
     run("strategies.seqft.class_path=halved.It", "importing 'halved' failed: ZeroDivisionError: halves", "Mend"),
     run("strategies.seqft.class_path=plain.Plain", "strategies.seqft: Plain is no ContinualStrategy. Give"),
-    run("benchmark.class_path=benches.Twice", "benchmark: task 'task_0' stands there more than once. Give each"),
+    run("benchmark.class_path=benches.Twice", "benchmark: task 'task_0' is listed more than once. Give each"),
     run(
         "benchmark.class_path=benches.Strange",
         "benchmark: orders.back: Strange has no task 'task_9'. Did you mean 'task_1'? There are task_0, task_1.",
-        "benchmark: orders.back: 'task_1' stands there more than once.",
+        "benchmark: orders.back: 'task_1' is listed more than once.",
         "benchmark: orders.back: task_0 missing. An order has every task",
     ),
     run(
@@ -149,9 +149,9 @@ TEXTS = [
     run("optimizer=3", "optimizer: expected a mapping with 'class_path', got 3 (int)."),
     run("data.batch_size=${dat.size}", "data.batch_size: Interpolation key 'dat.size' not found. Name a key"),
     run("benchmark.init_args.path=???", "benchmark.init_args.path: left open (???). Write it in the file, or give"),
-    run("epochs", "'epochs' is no override. Write key=value, such as trainer.max_epochs=1."),
-    run("seeds=[0", "seeds: '[0' is no YAML: did not find expected ',' or ']'."),
-    run("name=../up", "name: '../up' is no plain folder name. Begin with a letter or a digit, and leave out slashes."),
+    run("epochs", "'epochs' is not an override. Write key=value, such as trainer.max_epochs=1."),
+    run("seeds=[0", "seeds: '[0' is not valid YAML: did not find expected ',' or ']'."),
+    run("name=../up", "name: '../up' is not a plain folder name. Begin with a letter or a digit, and leave out slashes."),
 ]
 RANGES = [
     run("data.batch_size=0", "data.batch_size: 0 is out of range; it has to be at least 1."),

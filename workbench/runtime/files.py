@@ -15,8 +15,6 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 PIECE = 1 << 20
-LONGEST_NAME = 230
-"""Bytes of a name inside a file's name, which has at most 255: a number, a suffix and a temporary ending join it."""
 _held: list[BaseFileLock] = []
 
 
@@ -35,15 +33,6 @@ def write_whole(path: Path, text: str) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
-
-
-def _encodes(name: str) -> bool:
-    """Whether a text can be written as UTF-8, which half of a surrogate pair cannot."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def sync_folder(folder: Path) -> None:
