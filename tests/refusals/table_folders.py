@@ -165,7 +165,7 @@ OTHER = "grow other out strategies.DepthUpScaling dropped=0"
 GROWTH = [
     command("", f"{BLOCKS} grops=3", "BlockExpansion has no argument 'grops'. Did you mean 'groups'?"),
     command("", "grow mini out strategies.BlockExpansoin", "Did you mean 'BlockExpansion'?"),
-    command("", f"{BLOCKS} groups", "'groups' is no override. Write key=value"),
+    command("", f"{BLOCKS} groups", "'groups' is not an override. Write key=value"),
     command("an odd plan", OTHER, "layer_plan", "expected", layer_plan=[1, 2]),
     command("", "grow mini there/out strategies.DepthUpScaling dropped=0", "there", "Nothing was written.", status=1),
 ]

@@ -329,7 +329,7 @@ LEAKING = first_task(train=Dataset.from_list([*tiny_tasks(1)[0].train.to_list(),
         (
             Fake(tasks=TWICE, orders={}),
             [
-                "task 'task_0' stands there more than once. Give each a name of its own.",
+                "task 'task_0' is listed more than once. Give each a name of its own.",
                 "Fake has no orders. Give one or more, such as {'default': ['task_0', 'task_1', 'task_0']}.",
             ],
         ),
@@ -342,7 +342,7 @@ LEAKING = first_task(train=Dataset.from_list([*tiny_tasks(1)[0].train.to_list(),
             [
                 "orders.other: Fake has no task 'task_9'. Did you mean 'task_1'? There are task_0, task_1.",
                 f"orders.other: task_1 missing. {EVERY}",
-                "orders.double: 'task_0' stands there more than once.",
+                "orders.double: 'task_0' is listed more than once.",
             ],
         ),
         (Fake(probes=tiny_tasks(1)), ["probe 'task_0' is also a task. Give each a name of its own."]),

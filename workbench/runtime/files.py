@@ -15,8 +15,6 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 CHUNK_BYTES = 1 << 20
-LONGEST_NAME = 230
-"""Maximum bytes of a name within a file name, which has at most 255: a number, a suffix and an ending are added."""
 _locks: list[BaseFileLock] = []
 
 

@@ -20,12 +20,11 @@ from lightning.pytorch import Trainer
 from safetensors import SafetensorError
 
 from workbench.config import Component, StrategyConfig, StudyConfig, dump, instantiate, load
-from workbench.config.components import in_words
 from workbench.config.orders import Entry
 from workbench.config.schema import DEFAULT_EXECUTOR, for_seed
 from workbench.config.validation import check, check_parts, check_surroundings
 from workbench.display import Display
-from workbench.errors import ConfigError, describe_error, raised_by_reader
+from workbench.errors import ConfigError, describe_error, in_words, raised_by_reader
 from workbench.executors import Executor
 from workbench.executors.workers import leave_a_second_start
 from workbench.report import Comparison, compare
