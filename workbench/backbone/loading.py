@@ -196,11 +196,6 @@ def checkpoint_blocks(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def is_checkpointed(model: nn.Module) -> bool:
-    """Whether a block keeps its input alone; none does in evaluation mode, as a composition's after a forward."""
-    return any(block.gradient_checkpointing and block.training for block in blocks(model))
-
-
 def agree_on_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Writes the tokenizer's special tokens into the model's configs where those name others.
 
