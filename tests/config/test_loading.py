@@ -194,10 +194,10 @@ def test_classes_are_checked_in_each_layer_and_each_problem_is_told_once(folder:
     config = load(folder / "study.yaml", keys + more)
     assert check(config, trainer=import_class("methods.Trainer")) == [
         "optimizer.init_args.dcay: Adam has no argument 'dcay'. Did you mean 'decay'?",
-        "trainer.max_epochs: expected int or None, got 'many' (str).",
-        "per_task.FOMC.trainer.max_step: Trainer has no argument 'max_step'. Did you mean 'max_steps'?",
         "strategies.lora.init_args.rnk: LoRA has no argument 'rnk'. Did you mean 'rank'?",
         "strategies.lora.optimizer.init_args.lr: expected float, got 'fast' (str).",
+        "trainer.max_epochs: expected int or None, got 'many' (str).",
+        "per_task.FOMC.trainer.max_step: Trainer has no argument 'max_step'. Did you mean 'max_steps'?",
     ]
 
 

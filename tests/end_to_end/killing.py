@@ -50,7 +50,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "writing a file": (files.os, "fsync"),
     "between tasks": (course.Course, "begin"),
     "after a task": (callbacks.StrategyHooks, "after_task"),
-    "between runs": (runs.Runs, "make"),
+    "between runs": (runs.Study, "make"),
     "ending a run": (results.RunFolder, "end"),
 }
 MOST_SECONDS = 5.0

@@ -201,7 +201,7 @@ def test_several_devices_and_several_workers_do_not_go_together(raw: dict[str, A
     raw["trainer"] |= {"devices": 2, "strategy": "ddp"}
     small = Study(parse({**raw, "executor": WORKERS}))
     with pytest.raises(
-        ConfigError, match=r"^executor: Workers makes each run in one process, and trainer\.devices asks"
+        ConfigError, match=r"^executor: Workers executes each run in one process, and trainer\.devices asks"
     ):
         small.run()
     assert not small.folder.exists()

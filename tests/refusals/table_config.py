@@ -181,7 +181,7 @@ RANGES = [
     ),
     run(
         "trainer.devices=2",
-        "executor: Workers makes each run in one process, and trainer.devices asks for 2. Leave the executor out",
+        "executor: Workers executes each run in one process, and trainer.devices asks for 2. Leave the executor out",
         executor={"class_path": "workbench.executors.Workers"},
     ),
     run(

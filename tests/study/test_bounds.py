@@ -50,7 +50,7 @@ def test_bounds_are_run_and_marked(model_folder: Path, task_folder: Path, tmp_pa
         ("joint", "OP"),
         ("per_task_ft", "learning_accuracy"),
     ]
-    assert load(small.path(small.runs[1]) / "config.yaml").bounds is False
+    assert load(small.runs[1].folder / "config.yaml").bounds is False
     written = StringIO()
     console = Console(width=200, file=written)
     console.print(comparison_table(*compare([small.folder]), 200))

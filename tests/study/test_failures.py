@@ -20,7 +20,7 @@ from workbench.config import parse
 from workbench.errors import describe_error, raised_by_reader
 from workbench.executors.workers import GUARD
 from workbench.study import Study
-from workbench.study.study import FAILURE
+from workbench.study.run import FAILURE
 
 FRAGILE = '''
 """A method that raises in the sixth batch of a run, as long as a file lies there."""
@@ -78,7 +78,7 @@ def test_what_a_hook_raises_ends_its_run_alone_and_the_same_command_goes_on(
     assert failure.startswith(f"fragile, order default, seed 0 failed: {kinds.get(how, 'NotADirectoryError: ')}")
     wanted = 20 if how == "file" else 21
     assert f"{tmp_path}/fragile.py, line {wanted}, in penalties)" in failure
-    told = small.path(small.runs[0]) / FAILURE
+    told = small.runs[0].folder / FAILURE
     assert "Traceback" in told.read_text(encoding="utf-8")
     assert torch.is_grad_enabled()
     (tmp_path / "trap").unlink()

@@ -36,8 +36,6 @@ class Backbone(nn.Module):
         tokenizer: Its tokenizer, with an end token.
         text: Limits, truncation and template of every prompt and answer.
         eval_batch_size: The most prompts that are generated from, or scored, at once.
-
-    Attributes:
         eval_batch_tokens: The most tokens, of prompts and of the answers to come, that are generated from at once;
             None: not limited.
 
@@ -46,7 +44,6 @@ class Backbone(nn.Module):
     """
 
     model: PreTrainedModel
-    eval_batch_tokens: int | None = None
 
     def __init__(
         self,
@@ -55,12 +52,13 @@ class Backbone(nn.Module):
         *,
         text: TextPolicy | None = None,
         eval_batch_size: int = 64,
+        eval_batch_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self._reload = reload
         self.model = reload().train()
         self.tokenizer = tokenizer
-        self.eval_batch_size = eval_batch_size
+        self.eval_batch_size, self.eval_batch_tokens = eval_batch_size, eval_batch_tokens
         self.encoder = Encoder(tokenizer, self.model.config.max_position_embeddings, text or TextPolicy())
         loaded, self._encoder = copy.deepcopy(tokenizer), self.encoder
         self._reload_tokenizer: Callable[[], PreTrainedTokenizerBase] = lambda: copy.deepcopy(loaded)
@@ -76,6 +74,7 @@ class Backbone(nn.Module):
         activation_checkpointing: bool = False,
         text: TextPolicy | None = None,
         eval_batch_size: int = 64,
+        eval_batch_tokens: int | None = None,
     ) -> Backbone:
         """Loads any LLaMA-family folder or hub id; "mini" and "micro" are the shipped ones.
 
@@ -91,6 +90,7 @@ class Backbone(nn.Module):
                 gradients.
             text: Limits, truncation and template.
             eval_batch_size: The most prompts that are generated from, or scored, at once.
+            eval_batch_tokens: The most tokens, of prompts and of the answers to come, that are generated from at once.
 
         Raises:
             ValueError: Names what is wrong with the folder, the weights or the tokenizer.
@@ -109,6 +109,7 @@ class Backbone(nn.Module):
                 tokenizer,
                 text=text,
                 eval_batch_size=eval_batch_size,
+                eval_batch_tokens=eval_batch_tokens,
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error

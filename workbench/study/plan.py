@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 
 from workbench.errors import ConfigError, describe_error, remedy
+from workbench.executors import RunSpec
 from workbench.formatting import duration
 from workbench.runtime.seeding import seed_all, untouched_randomness
 from workbench.strategy import OWN, checked_items, trainable_parameters
@@ -29,14 +29,6 @@ from workbench.train import Sharded
 from workbench.train.activation_cache import too_large
 from workbench.train.evaluation import Reach
 from workbench.train.loop import describe_trainable
-
-
-class PlannedRun(Protocol):
-    """What a plan has to know of a run."""
-
-    @property
-    def strategy(self) -> str:
-        """The name of its strategy in the config."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +109,7 @@ class Plan:
         return "\n".join([*lines, *(f"  {reach}" for reach in self.reaches)])
 
 
-def make_plan(assembly: Assembly, runs: Sequence[PlannedRun]) -> Plan:
+def make_plan(assembly: Assembly, runs: Sequence[RunSpec]) -> Plan:
     """Sets each strategy up once on the real model, times a few steps, rehearses the rest, and puts the model back.
 
     Raises:

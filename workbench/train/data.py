@@ -223,18 +223,11 @@ class ContinualDataModule(LightningDataModule):
         batch_size: Rows in a training batch.
         bucket: Batches whose rows are sorted by length together; 1: plain shuffling.
         seed: Of every order of rows.
-
-    Attributes:
         num_workers: Processes that make batches beside this one; they change no number.
         batch_tokens: The most in a batch, padding among them (`EpochBatches`); None: not limited.
         frozen_states_gb: What the states of frozen layers may take, where they are kept (`train.activation_cache`).
         score_options: Whether tasks that have options are also scored by the likeliest of them.
     """
-
-    num_workers: int = 0
-    batch_tokens: int | None = None
-    frozen_states_gb: float = 1.0
-    score_options: bool = False
 
     def __init__(
         self,
@@ -245,6 +238,10 @@ class ContinualDataModule(LightningDataModule):
         batch_size: int = 32,
         bucket: int = 1,
         seed: int = 0,
+        num_workers: int = 0,
+        batch_tokens: int | None = None,
+        frozen_states_gb: float = 1.0,
+        score_options: bool = False,
     ) -> None:
         super().__init__()
         self.tasks = tasks
@@ -253,6 +250,8 @@ class ContinualDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.bucket = bucket
         self.seed = seed
+        self.num_workers, self.batch_tokens = num_workers, batch_tokens
+        self.frozen_states_gb, self.score_options = frozen_states_gb, score_options
         self._resumed = {"epoch": 0, "batch": 0}
         self._counted: tuple[int, list[int]] | None = None  # labelled tokens of the latest epoch's batches
 

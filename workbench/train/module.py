@@ -61,9 +61,9 @@ class ContinualModule(LightningModule):
         backbone: What learns.
         strategy: How.
         make_optimizer: Builds a task's optimizer over the parameters that train.
+        carried: Optimizer state that parameters keep from task to task; None: each task begins without.
 
     Attributes:
-        carried: Optimizer state that parameters keep from task to task; None: each task begins without.
         tokens: Of the last batch, over all processes.
         step_share: The last batch's share of the labelled tokens of its optimizer step, in [0, 1].
         known_states: What stands in, while a batch is learnt, for layers whose states of it are known.
@@ -71,12 +71,18 @@ class ContinualModule(LightningModule):
 
     known_states: Callable[[Batch], AbstractContextManager[Any]] = nullcontext
 
-    def __init__(self, backbone: Backbone, strategy: ContinualStrategy, make_optimizer: OptimizerFactory) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        strategy: ContinualStrategy,
+        make_optimizer: OptimizerFactory,
+        carried: Moments | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.continual_strategy = strategy
         self.make_optimizer = make_optimizer
-        self.carried: Moments | None = None
+        self.carried = carried
         self.task_name = ""
         self.steps_before = 0
         self.tokens: Tensor = torch.zeros((), dtype=torch.long)
