@@ -166,7 +166,9 @@ def test_a_signal_that_python_drops_comes_again(name: str, status: int, told: st
         "def drop():\n"
         f"    os.kill(os.getpid(), signal.{name})\n"  # what the handler raises in here is dropped
         "try:\n"
-        "    with interruptible():\n" + textwrap.indent(DROPPED[place], " " * 8) + "        print('goes on', flush=True)\n"
+        "    with interruptible():\n"
+        + textwrap.indent(DROPPED[place], " " * 8)
+        + "        print('goes on', flush=True)\n"
         "        time.sleep(30)\n"
         "except typer.Exit as left:\n"
         "    raise SystemExit(left.exit_code)\n"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.studies import ROOT, same, study, weights, write_tasks
+from helpers.studies import same, study, weights, write_tasks
 from omegaconf import OmegaConf
 
 from workbench.backbone import Backbone
 from workbench.cli import app, guarded
 from workbench.config import parse
 from workbench.errors import describe_error, raised_by_reader
-from workbench.executors.workers import GUARD
 from workbench.study import Study
 from workbench.study.run import FAILURE
 
@@ -162,23 +159,9 @@ def test_the_innermost_line_of_the_readers_own_is_named() -> None:
 
     told = describe_error(raised(reads))
     assert told.startswith("RuntimeError: ")
-    assert told.endswith(f"test_failures.py, line {reads.__code__.co_firstlineno + 1}, in reads)")
+    assert told.endswith(f"test_run.py, line {reads.__code__.co_firstlineno + 1}, in reads)")
     assert raised_by_reader(raised(lambda: open("/nowhere")))  # noqa: SIM115
     assert not raised_by_reader(raised(lambda: Backbone.load("/nowhere")))
-
-
-def test_a_script_without_a_guard_is_told_what_it_is_for(raw: dict[str, Any], tmp_path: Path) -> None:
-    raw |= {"strategies": {"seqft": {"class_path": "strategies.SeqFT"}}, "seeds": [0, 1], "executor": WORKERS}
-    OmegaConf.save(OmegaConf.create(raw), tmp_path / "small.yaml")
-    script = "from workbench.study import Study\nStudy('small.yaml').run()\n"
-    (tmp_path / "plain.py").write_text(script, encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "plain.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, timeout=120, check=False)
-    told = done.stderr.decode()
-    assert done.returncode == 1
-    assert told.splitlines()[-1] == f"error: {GUARD}"
-    assert "Traceback" not in told
 
 
 def test_weights_are_those_of_a_study_without_the_run_that_failed(raw: dict[str, Any], tmp_path: Path) -> None:
