@@ -79,23 +79,16 @@ class Study:
     @cached_property
     def runs(self) -> list[RunSpec]:
         """All runs, in the order of execution."""
-        return [
-            RunSpec(
-                strategy,
-                order,
-                seed,
-                self.folder / strategy / order / f"seed-{seed}",
-                for_run(self.config, {strategy: chosen}, [entry], seed),
-            )
-            for strategy, chosen in self.config.strategies.items()
-            for order, entry in self._orders().items()
-            for seed in self.config.seeds
-        ]
-
-    def _orders(self) -> dict[str, Entry]:
-        """Orders by name, as the config of a single run states them: task by task unless the benchmark has them."""
         known = self.assembly.benchmark.orders
-        return {name: name if name in known else {name: tasks} for name, tasks in self.assembly.orders.items()}
+        specs = []
+        for strategy, chosen in self.config.strategies.items():
+            for order, tasks in self.assembly.orders.items():
+                entry: Entry = order if order in known else {order: tasks}  # a drawn order is written out
+                for seed in self.config.seeds:
+                    folder = self.folder / strategy / order / f"seed-{seed}"
+                    config = for_run(self.config, {strategy: chosen}, [entry], seed)
+                    specs.append(RunSpec(strategy, order, seed, folder, config))
+        return specs
 
     @property
     def assembly(self) -> Assembly:
