@@ -253,7 +253,7 @@ def test_joint_bounds_a_study_only_where_it_learns_as_much(
     small.run()
     (one,) = compare([small.folder])
     assert one.bounds == ({"joint": "OP"} if bound else {})
-    seqft, joint = (read_csv(small.path(run) / "costs.csv") for run in small.runs)
+    seqft, joint = (read_csv(run.folder / "costs.csv") for run in small.runs)
     tokens = [sum(int(row["tokens"]) for row in rows) for rows in (seqft, joint)]
     assert (tokens[0] == tokens[1]) == bound
     capsys.readouterr()

@@ -120,13 +120,22 @@ class Relearning:
     ) -> Course:
         """Fine-tunes a model on a domain, and scores it, until the score is reached or the steps are over."""
         asked = replace(task, test=task.validation)
+        settings = opened.config.data
         data = ContinualDataModule(
-            [task], batch_size=opened.config.data.batch_size, bucket=opened.config.data.bucket, seed=opened.seed
+            [task],
+            batch_size=settings.batch_size,
+            batch_tokens=settings.batch_tokens,
+            bucket=settings.bucket,
+            seed=opened.seed,
         )
-        data.batch_tokens = opened.config.data.batch_tokens
         with TemporaryDirectory() as folder:
-            scored = Scored(lambda module: opened.score(module, asked), target, self.every, self.max_steps)
-            scored.tell = lambda step, score: tell(f"{task.name}: step {step}, {score:.3f} of {target:.3f}")
+            scored = Scored(
+                lambda module: opened.score(module, asked),
+                target,
+                self.every,
+                self.max_steps,
+                lambda step, score: tell(f"{task.name}: step {step}, {score:.3f} of {target:.3f}"),
+            )
             trainer = opened.trainer(Path(folder), [scored], self.max_steps)
             module = opened.module(backbone, trainer)
             if not scored.look(module, 0):
@@ -145,16 +154,22 @@ class Scored(Callback):
         target: That has to be reached.
         every: Steps from one scoring to the next.
         last: The last step, which is scored in any case.
+        tell: Receives each step and its score.
 
     Attributes:
         course: Steps and scores.
-        tell: Receives each.
     """
 
-    def __init__(self, score: Callable[[ContinualModule], float], target: float, every: int, last: int) -> None:
-        self.score, self.target, self.every, self.last = score, target, every, last
+    def __init__(
+        self,
+        score: Callable[[ContinualModule], float],
+        target: float,
+        every: int,
+        last: int,
+        tell: Callable[[int, float], None] = lambda step, score: None,
+    ) -> None:
+        self.score, self.target, self.every, self.last, self.tell = score, target, every, last, tell
         self.course: Course = []
-        self.tell: Callable[[int, float], None] = lambda step, score: None
 
     def look(self, module: ContinualModule, step: int) -> bool:
         """Scores now; says whether that is enough."""

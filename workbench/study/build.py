@@ -78,11 +78,13 @@ class Assembly:
         policy = self.text_policy
         try:
             loaded = Backbone.load(
-                **vars(self.config.backbone), text=policy, eval_batch_size=self.config.data.eval_batch_size
+                **vars(self.config.backbone),
+                text=policy,
+                eval_batch_size=self.config.data.eval_batch_size,
+                eval_batch_tokens=self.config.data.eval_batch_tokens,
             )
         except ValueError as error:
             raise ConfigError([f"backbone: {error}"]) from error
-        loaded.eval_batch_tokens = self.config.data.eval_batch_tokens
         _choose_threads(loaded)
         return loaded
 
@@ -190,18 +192,19 @@ class Assembly:
             strategy: Strategy whose settings give the tasks' `max_epochs`, which a curriculum may use. None: the tasks
                 as the benchmark gives them.
         """
-        tasks = [self.tasks[name] for name in self.orders[order][: self.config.first_tasks]]
-        data = ContinualDataModule(
+        tasks, data = [self.tasks[name] for name in self.orders[order][: self.config.first_tasks]], self.config.data
+        return ContinualDataModule(
             tasks if strategy is None else [self._with_passes(strategy, task) for task in tasks],
             probes=self.benchmark.probes,
             general=self.benchmark.general,
-            batch_size=self.config.data.batch_size,
-            bucket=self.config.data.bucket,
+            batch_size=data.batch_size,
+            batch_tokens=data.batch_tokens,
+            bucket=data.bucket,
+            num_workers=data.num_workers,
+            frozen_states_gb=data.frozen_states_gb,
+            score_options=data.score_options,
             seed=seed,
         )
-        data.num_workers, data.batch_tokens = self.config.data.num_workers, self.config.data.batch_tokens
-        data.frozen_states_gb, data.score_options = self.config.data.frozen_states_gb, self.config.data.score_options
-        return data
 
     def protocol(self, name: str, order: str, seed: int) -> dict[str, Any]:
         """Return the protocol that is recorded beside the results of a run."""

@@ -6,11 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 
 from workbench.errors import ConfigError, describe_error, remedy
+from workbench.executors import RunSpec
 from workbench.formatting import duration
 from workbench.runtime.seeding import preserved_random_state, seed_all
 from workbench.study.build import Assembly
@@ -34,14 +34,6 @@ from workbench.train.loop import describe_trainable
 LESS_MEMORY = (
     "Lower data.batch_size (or data.batch_tokens) and raise trainer.accumulate_grad_batches by the same factor."
 )
-
-
-class PlannedRun(Protocol):
-    """What a plan has to know of a run."""
-
-    @property
-    def strategy(self) -> str:
-        """The name of its strategy in the config."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +108,7 @@ class Plan:
         )
 
 
-def make_plan(assembly: Assembly, runs: Sequence[PlannedRun]) -> Plan:
+def make_plan(assembly: Assembly, runs: Sequence[RunSpec]) -> Plan:
     """Take every strategy through a dry run on the real model, and put the model back.
 
     Args:
