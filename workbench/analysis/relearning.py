@@ -56,7 +56,7 @@ class Relearning:
 
     def problems(self, opened: Reopened) -> Iterator[tuple[str, str]]:
         """The domains that cannot be asked about, and why; "" for the run as a whole."""
-        order, primary = opened.protocol["order"], opened.protocol["primary"]
+        order, primary = opened.protocol.order, opened.protocol.primary
         if len(order) < 2:
             yield "", "it learnt one domain, and nothing after it."
         for place, task in enumerate(opened.tasks[:-1], start=1):
@@ -80,7 +80,7 @@ class Relearning:
         Yields:
             For each domain its row of `relearning.csv`, alone in a list, without what names the run.
         """
-        primary, optimizer = opened.protocol["primary"], opened.config.optimizer
+        primary, optimizer = opened.protocol.primary, opened.config.optimizer
         rate = ", ".join(f"{name}={value}" for name, value in optimizer.init_args.items())
         asked = [(place, task) for place, task in enumerate(opened.tasks[:-1], start=1) if task.name not in known]
         final = opened.final()

@@ -41,22 +41,22 @@ class Reopened:
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
-        self.protocol: dict[str, Any] = run.environment()["protocol"]
+        self.protocol = run.protocol
         self.config = load(run.path / "config.yaml")
-        self.seed = int(self.protocol["seed"])
+        self.seed = self.protocol.seed
         self._assembly = Assembly(self.config)
 
     @property
     def tasks(self) -> list[Task]:
         """The domains in the order in which they were learnt."""
-        return [self._assembly.tasks[name] for name in self.protocol["order"]]
+        return [self._assembly.tasks[name] for name in self.protocol.order]
 
     @property
     def problem(self) -> str:
         """Why the saved model alone is not what answered in this run; empty: it is."""
         if not (self.run.path / "model").is_dir():
             return "its folder `model` is not there any more. Make the run again."
-        if answers_itself(self._assembly.strategy(self.protocol["strategy"])):
+        if answers_itself(self._assembly.strategy(self.protocol.strategy)):
             return "its strategy answers in a way of its own, which the saved model alone does not have."
         return ""
 
@@ -183,13 +183,12 @@ def _measured(analysis: Any, run: RunFolder, rows: Sequence[Mapping[str, str]], 
 
 
 def _name(run: RunFolder, label: str, folder: Path) -> dict[str, Any]:
-    protocol = run.environment()["protocol"]
     return {
         "run": Path(os.path.relpath(run.path.resolve(), folder.resolve())).as_posix(),
         "model": model_of(run),
         "strategy": label,
-        "order": protocol["order_name"],
-        "seed": protocol["seed"],
+        "order": run.protocol.order_name,
+        "seed": run.protocol.seed,
     }
 
 

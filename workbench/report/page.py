@@ -14,10 +14,10 @@ from markupsafe import Markup
 from workbench import __version__
 from workbench.report import sections
 from workbench.report import sections as drawn
-from workbench.report.comparison import Comparison
+from workbench.report.comparison import BUDGET, MEASURES, Comparison
 from workbench.report.scores import View
 from workbench.report.terminal import bounds_note
-from workbench.results import RunFolder
+from workbench.results import Protocol, RunFolder
 from workbench.runtime.files import write_whole
 from workbench.statistics import Estimate
 
@@ -62,8 +62,8 @@ def report_page(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
         style=Markup(_part(made, "style.css") + heat_style()),
         script=Markup(_part(made, "report.js")),
         version=__version__,
-        measures=sections.MEASURES,
-        budget=sections.BUDGET,
+        measures=MEASURES,
+        budget=BUDGET,
         parts=[part(comparison, f"c{place}", folder) for place, comparison in enumerate(comparisons, start=1)],
     )
     path = Path(folder) / "report.html"
@@ -133,9 +133,9 @@ def contents(made: Mapping[str, Any]) -> dict[str, str]:
     return {name: text for name, text in CONTENTS.items() if there.get(name, True)}
 
 
-def first_protocol(comparison: Comparison) -> dict[str, Any]:
+def first_protocol(comparison: Comparison) -> Protocol:
     """The protocol of the first run: what is learnt and tested is the same in all."""
-    return dict(every_run(comparison)[0].environment()["protocol"])
+    return every_run(comparison)[0].protocol
 
 
 def every_run(comparison: Comparison) -> list[RunFolder]:
@@ -146,7 +146,7 @@ def every_run(comparison: Comparison) -> list[RunFolder]:
 def lead(comparison: Comparison) -> str:
     """The comparison in a sentence or two."""
     count, known = sections.count_of, first_protocol(comparison)
-    of = f"{count(len(known['order']), 'domain')} of {known['benchmark']}, learnt by {known['backbone']}."
+    of = f"{count(len(known.order), 'domain')} of {known.benchmark}, learnt by {known.backbone}."
     if not comparison.runs:
         return f"No run has come to its end yet. {of}"
     seeds = {
@@ -190,19 +190,17 @@ def protocol(comparison: Comparison) -> dict[str, str]:
 def tasks(comparison: Comparison) -> list[dict[str, Any]]:
     """What is learnt and tested: rows, metric, and what the commonest answer alone would score."""
     known = first_protocol(comparison)
-    majority = known.get("majority", {})
-    kinds = {**dict.fromkeys(known["order"], "domain"), **dict.fromkeys(known["probes"], "probe")}
-    kinds |= dict.fromkeys(filter(None, [known["general"]]), "general text")
+    kinds = dict.fromkeys(known.order, "domain") | dict.fromkeys(known.probes, "probe")
     return [
         {
             "name": name,
-            "kind": kind,
-            "training": known.get("training_rows", {}).get(name, "–"),
-            "test": known.get("test_rows", {}).get(name, "–"),
-            "metric": known["primary"][name],
-            "majority": f"{majority[name][1]:.2f} ({majority[name][0]})" if name in majority else "–",
+            "kind": kinds.get(name, "general text"),
+            "training": known.training_rows.get(name, "–"),
+            "test": known.test_rows.get(name, "–"),
+            "metric": known.primary[name],
+            "majority": "{1:.2f} ({0})".format(*known.majority[name]) if name in known.majority else "–",
         }
-        for name, kind in kinds.items()
+        for name in known.tested
     ]
 
 
