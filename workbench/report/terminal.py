@@ -202,9 +202,9 @@ def _cell(estimate: Estimate, width: int, sign: str = "") -> str:
 def cost_table(comparison: Comparison) -> Table:
     """Return the costs of each strategy: parameters, work, speed, memory, disk; means over seeds and orders."""
     caption = (
-        "train tok/s: without scoring; decode tok/s: answers of the last row, with the\n"
-        "pass over their prompts, so that short answers look slow; peak memory of the\n"
-        "run and disk (files of its model) in MB; replay rows: in one pass"
+        "train tok/s: without scoring; decode tok/s: answers of the last row, with\n"
+        "the pass over their prompts, so that short answers look slow; peak memory\n"
+        "of the run and disk (files of its model) in MB; replay rows: in one pass"
     )
     table = Table(title="Costs", title_justify="left", caption=caption, caption_justify="left")
     compress(table)
