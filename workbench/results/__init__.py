@@ -1,4 +1,4 @@
-"""The folder of a run: journal, tables, scores."""
+"""The folder of a run: journal, tables, protocol, scores."""
 
 from __future__ import annotations
 
