@@ -92,10 +92,10 @@ def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER... [key=
 
     analyses = []
     if asked := requested(settings):
-        from workbench.analysis.runner import analyse, built
+        from workbench.analysis.runner import analyse, build_analyses
         from workbench.display import PlainDisplay, quiet
 
-        analyses = built(asked)
+        analyses = build_analyses(asked)
     comparisons = compare(given, settings.get("baseline"))
     out = destination(given, settings.get("out"))
     if analyses:

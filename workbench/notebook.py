@@ -25,7 +25,7 @@ from PIL import Image
 from workbench.display import quiet
 from workbench.formatting import number
 from workbench.report import Comparison
-from workbench.report.style import STYLE
+from workbench.report.style import RC_PARAMS
 
 SMALLEST_POINTS = 14.0
 """The smallest text of a picture and of a table, as it stands on the screen: what can be read from the last row."""
@@ -68,7 +68,7 @@ class Picture:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
         """A PNG, which Jupyter also shows in a notebook that it does not trust; as SVG it would not."""
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.rc_context(RC_PARAMS):
             pixels, file = PIXELS_AN_INCH * self.scale, io.BytesIO()
             self.figure.savefig(file, format="png", dpi=pixels * SHARPNESS, facecolor="white")
         width, height = (round(pixels * inches) for inches in self.figure.get_size_inches())

@@ -96,7 +96,7 @@ def _caption(comparison: Comparison) -> str:
     if any(comparison.estimate(strategy, order, "OP").half_width >= 0 for strategy, order in pairs):
         parts.append(r"$\pm$: 95\,\% $t$ interval over seeds.")
     if any(row["task_id_at_test"] for row in comparison.rows):
-        parts.append(r"\dag{}: given the task's name at test time.")
+        parts.append(r"\dag{}: given the task's identity at test time.")
     if comparison.bounds:
         parts.append(f"{escaped(bounds_note(comparison))}.")
     if comparison.differs:

@@ -157,7 +157,7 @@ def _facts(run: RunFolder, study: StudyConfig) -> Iterable[Sequence[str]]:
     """Return labels and values of the table on training; rows without a value are left out."""
     protocol, versions = run.protocol, run.environment()["versions"]
     components = [part for strategy in study.strategies.values() for part in strategy.components]
-    task_id = "; it is given the task's name at test time" if protocol.task_id_at_test else ""
+    task_id = "; it is given the task's identity at test time" if protocol.task_id_at_test else ""
     rows = (
         ("strategy", ", then ".join(map(_called, components)) + task_id),
         ("paper", "; ".join(dict.fromkeys(protocol.references))),

@@ -132,7 +132,7 @@ def _seconds(comparison: Comparison, strategy: str, order: str | None) -> float:
 def _notes(comparison: Comparison) -> Iterator[str]:
     yield protocol_note(comparison.runs[0])
     if any(row["task_id_at_test"] for row in comparison.rows):
-        yield "† is given the task's name at test time: not comparable with the rest"
+        yield "† is given the task's identity at test time: not comparable with the other rows"
     if comparison.bounds:
         yield bounds_note(comparison)
     estimates = [comparison.estimate(name, order, "OP") for name, order in _pairs(comparison)]
@@ -144,7 +144,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     }
     known = [f"{name} {NORMAL * error:.3f}" for name, error in errors.items() if not math.isnan(error)]
     if known:
-        yield f"OP ± (95 %, finite test set): {'; '.join(known)}"
+        yield f"OP ± (95 %, finite test sets): {'; '.join(known)}"
 
 
 def bounds_note(comparison: Comparison) -> str:

@@ -59,7 +59,7 @@ class Protocol(Layout):
         processes: Number of processes that trained together.
         scored_on: Split that was scored, "test" or "validation".
         carry_optimizer: Whether the optimizer's state is carried from task to task.
-        task_id_at_test: Whether the strategy is given the task's name at test time.
+        task_id_at_test: Whether the strategy is given the task's identity at test time.
         bound: Measure that the strategy bounds from above; None: it is a method to be compared.
         trial_of: Name of the strategy that a sweep tries out in this run; None: it is no trial.
         strategies: Names of all strategies of the study, in the order of its config.
