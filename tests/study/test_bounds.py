@@ -58,4 +58,4 @@ def test_bounds_are_run_and_marked(model_folder: Path, task_folder: Path, tmp_pa
     assert "joint ‡" in text
     assert "per_task_ft ‡" in text
     assert "seqft ‡" not in text
-    assert "‡ a bound, no method of continual learning: joint by OP, per_task_ft by learning accuracy" in text
+    assert "‡ a bound, not a method of continual learning: joint by OP, per_task_ft by learning accuracy" in text

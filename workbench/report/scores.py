@@ -115,7 +115,7 @@ class View:
         cells = [self._cells[strategy, order, seed] for seed in self._seeds[strategy, order]]
         return student_interval([own.get(key, math.nan) for own in cells])
 
-    def course(self, strategy: str, order: str, on: str, metric: str = "") -> list[Estimate]:
+    def over_tasks(self, strategy: str, order: str, on: str, metric: str = "") -> list[Estimate]:
         """Return a score after 0, 1, … T tasks."""
         return [self.cell(strategy, order, (after, on), metric) for after in range(len(self.tasks(order)) + 1)]
 
