@@ -29,7 +29,7 @@ MEASURES = {
     "FWT": "forward transfer: change of a domain's score before its own training, from training on other domains",
     "forgetting": "fall of a domain's score from its best; less is better",
     "learning_accuracy": "score of a domain right after it was learnt",
-    "general_delta": "change of the probes, which are never trained",
+    "general_delta": "change of the score on the probes, which are never trained",
 }
 """Measures of a score matrix by the names of their columns, with their meaning."""
 BUDGET = {
@@ -45,6 +45,7 @@ BUDGET = {
 }
 """Costs of a run by the names of their columns, with the short headings of tables."""
 COMPARED = ("OP", "BWT", "forgetting", "learning_accuracy", "general_delta")
+"""Measures that are tested for a difference from the baseline."""
 
 
 def flags(comparison: Comparison) -> list[str]:
@@ -124,6 +125,7 @@ OF_ONE_RUN = (
     "bound",
     "trial_of",
 )
+"""Fields of `Protocol` in which the runs of a table may differ."""
 
 
 class Comparison:

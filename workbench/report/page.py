@@ -133,10 +133,10 @@ def part(comparison: Comparison, name: str, folder: str | Path) -> dict[str, Any
     return {**content, "contents": contents(content)}
 
 
-def contents(part: Mapping[str, Any]) -> dict[str, str]:
+def contents(content: Mapping[str, Any]) -> dict[str, str]:
     """Return the sections of a part of the page: heading by the end of its id."""
-    optional = {"published": part["published"], "unfinished": any(run["matrix"] for run in part["unfinished"])}
-    optional |= {"relearning": part["on_demand"]["relearning"], "knock-out": part["on_demand"]["maps"]}
+    optional = {"published": content["published"], "unfinished": any(run["matrix"] for run in content["unfinished"])}
+    optional |= {"relearning": content["on_demand"]["relearning"], "knock-out": content["on_demand"]["maps"]}
     return {name: heading for name, heading in CONTENTS.items() if optional.get(name, True)}
 
 
@@ -153,9 +153,9 @@ def every_run(comparison: Comparison) -> list[RunFolder]:
 def lead(comparison: Comparison) -> str:
     """Return the page's first sentences: what was run on which benchmark and model."""
     count, known = sections.count_of, first_protocol(comparison)
-    of = f"Benchmark: {known.benchmark}, {count(len(known.order), 'domain')}. Model: {known.backbone}."
+    setting = f"Benchmark: {known.benchmark}, {count(len(known.order), 'domain')}. Model: {known.backbone}."
     if not comparison.runs:
-        return f"No run is finished yet. {of}"
+        return f"No run is finished yet. {setting}"
     seeds = {
         seed for name in comparison.strategies for order in comparison.orders for seed in comparison.seeds(name, order)
     }
@@ -164,20 +164,22 @@ def lead(comparison: Comparison) -> str:
         count(len(comparison.orders), "order"),
         count(len(seeds), "seed"),
     )
-    return f"{', '.join(sizes)}: {count(len(comparison.runs), 'finished run')}. {of}"
+    return f"{', '.join(sizes)}: {count(len(comparison.runs), 'finished run')}. {setting}"
 
 
 def protocol(comparison: Comparison) -> dict[str, str]:
     """Return how the runs were trained and measured, by label; where runs differ, all values."""
     known, text = comparison.protocol, comparison.protocol.get("text", {})
-    surroundings = [run.environment() for run in every_run(comparison)]
+    environments = [run.environment() for run in every_run(comparison)]
 
     def values_of(section: str) -> str:
-        values = {str(one[section]): one[section] for one in surroundings if one.get(section)}
-        return "; or ".join(
-            ", ".join(f"{name} {value}" for name, value in one.items() if value) if isinstance(one, dict) else str(one)
-            for one in values.values()
-        )
+        values = {str(found[section]): found[section] for found in environments if found.get(section)}
+        return "; or ".join(map(in_words, values.values()))
+
+    def in_words(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{name} {part}" for name, part in value.items() if part)
+        return str(value)
 
     labels = {
         "model": known.get("backbone"),
