@@ -106,10 +106,10 @@ def report(
 
     analyses = []
     if asked := requested(settings):
-        from workbench.analysis.runner import analyse, built
+        from workbench.analysis.runner import analyse, build_analyses
         from workbench.display import PlainDisplay, quiet
 
-        analyses = built(asked)
+        analyses = build_analyses(asked)
     comparisons = compare(given, settings.get("baseline"))
     out = destination(given, settings.get("out"))
     if analyses:
