@@ -232,7 +232,7 @@ def test_shipped_configs_are_found_by_name(folder: Path, monkeypatch: pytest.Mon
     (folder / "configs" / "trace").mkdir(parents=True)
     (folder / "configs" / "quickstart.yaml").write_text(YAML)
     (folder / "configs" / "trace" / "small.yaml").write_text(YAML)
-    monkeypatch.setattr("workbench.config.loading.__file__", str(folder / "workbench" / "config.py"))
+    monkeypatch.setattr("workbench.config.loading.__file__", str(folder / "workbench" / "config" / "loading.py"))
     assert list(shipped_configs()) == ["quickstart", "trace/small"]
     assert load("quickstart") == load("trace/small") == load(folder / "study.yaml")
     with pytest.raises(ConfigError) as caught:

@@ -249,7 +249,7 @@ def test_a_write_that_fails_leaves_nothing(runs: Path, tmp_path: Path, monkeypat
     def broken(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("workbench.runtime.files.write_whole", broken)
+    monkeypatch.setattr("workbench.report.model_card.write_whole", broken)
     with pytest.raises(OSError, match="disk full"):
         export(runs / "lora", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -38,7 +38,7 @@ class OneProbe(MiniTrace):
 
 def mini(make: Make, score_on: str | None, strategies: dict[str, Any]) -> Study:
     """A study of a few rows of MiniTrace, two steps a task."""
-    benchmark = {"class_path": "test_assembly.OneProbe", "init_args": FEW}
+    benchmark = {"class_path": "test_build.OneProbe", "init_args": FEW}
     chosen = {} if score_on is None else {"score_on": score_on}
     return make(benchmark=benchmark, strategies=strategies, data={"batch_size": 16, "max_length": 128, **chosen})
 
@@ -148,7 +148,7 @@ def test_row_0_of_the_other_split_is_never_taken_over(make: Make) -> None:
 
 
 def test_tasks_without_validation_rows_are_told_with_all_else_that_is_wrong(make: Make, tmp_path: Path) -> None:
-    benchmark = {"class_path": "test_assembly.OneProbe", "init_args": {**FEW, "validation_rows": 0}}
+    benchmark = {"class_path": "test_build.OneProbe", "init_args": {**FEW, "validation_rows": 0}}
     with pytest.raises(ConfigError) as caught:
         make(benchmark=benchmark, data=VALIDATION, orders=["third"])
     orders, split = caught.value.problems

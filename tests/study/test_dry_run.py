@@ -97,9 +97,9 @@ class Draws(ContinualStrategy):
     [
         (
             Fisher,
-            r"^strategies\.mine: KeyError: 'fisher' \(.*test_rehearsal\.py, line \d+, in after_task\)\. Mend it\.$",
+            r"^strategies\.mine: KeyError: 'fisher' \(.*test_dry_run\.py, line \d+, in after_task\)\. Mend it\.$",
         ),
-        (Anchors, r"^strategies\.mine: RuntimeError: The size of tensor .*test_rehearsal\.py, line \d+, in penalties"),
+        (Anchors, r"^strategies\.mine: RuntimeError: The size of tensor .*test_dry_run\.py, line \d+, in penalties"),
         (
             Memory,
             r"^strategies\.mine: its state cannot be saved: it holds more than tensors, numbers, texts, lists and "
@@ -114,7 +114,7 @@ class Draws(ContinualStrategy):
     ],
 )
 def test_what_would_fail_later_fails_in_the_plan(make: Make, strategy: type, told: str, tmp_path: Path) -> None:
-    small = make(strategies={"mine": {"class_path": f"test_rehearsal.{strategy.__name__}"}})
+    small = make(strategies={"mine": {"class_path": f"test_dry_run.{strategy.__name__}"}})
     with pytest.raises(ConfigError, match=told) as caught:
         small.run()
     assert len(caught.value.problems) == 1
@@ -165,12 +165,12 @@ class Bench:
     ("scorer", "told"),
     [
         ("Nothing", r"^benchmark: task_1, scorer 'mine': it gives nan for the right answers\. It has to give"),
-        ("Fails", r"^benchmark: task_1, scorer 'mine': ZeroDivisionError: .*test_rehearsal\.py, line \d+, in score\)"),
-        ("Last", r"^strategies\.seqft: scoring task_1 failed: KeyError: .*test_rehearsal\.py, line \d+, in score\)"),
+        ("Fails", r"^benchmark: task_1, scorer 'mine': ZeroDivisionError: .*test_dry_run\.py, line \d+, in score\)"),
+        ("Last", r"^strategies\.seqft: scoring task_1 failed: KeyError: .*test_dry_run\.py, line \d+, in score\)"),
     ],
 )
 def test_every_scorer_is_tried_before_the_first_step(make: Make, scorer: str, told: str) -> None:
-    small = make(benchmark={"class_path": "test_rehearsal.Bench", "init_args": {"scorer": scorer}})
+    small = make(benchmark={"class_path": "test_dry_run.Bench", "init_args": {"scorer": scorer}})
     with pytest.raises(ConfigError, match=told):
         small.run()
     assert not small.folder.exists()
@@ -178,14 +178,14 @@ def test_every_scorer_is_tried_before_the_first_step(make: Make, scorer: str, to
 
 def test_a_hook_that_needs_more_than_a_few_rows_gets_them_all(make: Make) -> None:
     data = {"batch_size": 2, "max_length": 64}
-    small = make(strategies={"hungry": {"class_path": "test_rehearsal.Hungry"}}, data=data)
+    small = make(strategies={"hungry": {"class_path": "test_dry_run.Hungry"}}, data=data)
     small.run()
     assert small.failures == []
 
 
 def test_a_rehearsal_changes_no_bit_of_a_run(make: Make) -> None:
     """Two studies, of which one is planned three times before it is run."""
-    strategies = {"draws": {"class_path": "test_rehearsal.Draws"}}
+    strategies = {"draws": {"class_path": "test_dry_run.Draws"}}
     ends = []
     for name, plans in (("once", 0), ("often", 3)):
         small = make(strategies=strategies, name=name)

@@ -156,7 +156,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], lis
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "tests" / "helpers" / "sharded.py")]
     started = [
         subprocess.Popen(
