@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from helpers.documents import FENCE, NOT_RUN, PAGES, SLOW, Block, anchors, blocks, links, reader, text_of
+from helpers.documents import block as block_of
 from helpers.studies import ROOT
 from omegaconf import OmegaConf
 
@@ -186,6 +188,18 @@ def test_every_public_name_has_a_place_in_the_reference() -> None:
     listed = {id(resolve(name)): name for name in shown}
     assert not {name for key, name in public.items() if key not in listed}, "public, and not in the reference"
     assert not {name for key, name in listed.items() if key not in public}, "in the reference, and not public"
+
+
+def test_the_floors_are_drawn_as_they_are_enforced() -> None:
+    drawn: list[set[str]] = []
+    for line in block_of("docs/pages/architecture.md", "floor   package").text.splitlines()[1:]:
+        number, package = re.match(r" *(\d*) +(\w+)", line).groups()  # type: ignore[union-attr]
+        drawn += [set()] if number else []
+        drawn[-1].add(package)
+    source = (ROOT / "tests" / "repo" / "test_layout.py").read_text(encoding="utf-8")
+    enforced = re.search(r"^FLOORS = (\(.*?^\))", source, re.MULTILINE | re.DOTALL)
+    assert enforced is not None
+    assert drawn == [set(floor) - {"__main__"} for floor in ast.literal_eval(enforced[1]) if floor != ("__main__",)]
 
 
 def public_names() -> Iterator[tuple[str, object]]:
