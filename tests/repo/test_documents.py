@@ -40,7 +40,7 @@ CONTRACTS = {
 }
 """Public names of modules that have no `__all__`."""
 FOLDERS = "workbench|strategies|benchmarks|configs|tests|docs"
-FIGURE = re.compile(r"(?<![\d.])\d\.\d{2,3}(?!\d)(?: ± \d\.\d{2,3})?")
+FIGURE = re.compile(r"(?<![\d.])(?<!Python )\d\.\d{2,3}(?!\d)(?: ± \d\.\d{2,3})?")
 MEASURED = [page for page in PAGES if re.match(r"(?:strategies|benchmarks|workbench)/", page)]
 """Pages with the tables that their commands printed."""
 
