@@ -21,7 +21,7 @@ from workbench.config.loading import shipped_configs
 from workbench.config.validation import check as check_components
 from workbench.config.validation import check_parts, check_surroundings
 from workbench.errors import ConfigError
-from workbench.runtime.signals import signals_end_it
+from workbench.runtime.signals import raise_on_signals
 
 if TYPE_CHECKING:
     from workbench.report import Comparison
@@ -177,7 +177,7 @@ def going_on() -> Iterator[None]:
         typer.Exit: Always, where the study did not end by itself; with that status.
     """
     try:
-        with signals_end_it():
+        with raise_on_signals():
             yield
     except KeyboardInterrupt as error:
         print(f"interrupted. {KEPT}", file=sys.stderr)

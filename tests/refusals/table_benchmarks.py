@@ -9,8 +9,9 @@ from bad_inputs import Place, Row
 from helpers.studies import write_tasks
 
 import benchmarks
-from benchmarks.mini_trace.sampling import distinct_rows, seeded
+from benchmarks.mini_trace.sampling import distinct_rows
 from benchmarks.trace import Trace
+from workbench.benchmark import seeded_random
 
 
 def row(make: Callable[..., object], says: str, *more: str, **arguments: Any) -> Row:
@@ -60,7 +61,7 @@ OTHERS = [
     Row(
         "one prompt alone",
         ("Only 1 different prompts were found where 2 are asked for: take fewer rows.",),
-        lambda _: distinct_rows(lambda _: ("a", "b"), seeded("test"), 2),
+        lambda _: distinct_rows(lambda _: ("a", "b"), seeded_random("test"), 2),
     ),
     Row(
         "a benchmark's name",

@@ -32,7 +32,7 @@ from workbench.study import dry_run as rehearsal
 from workbench.testing.conformance import ConformanceError
 from workbench.testing.recorder import Trial, Unfinished
 from workbench.testing.tiny import Stopped, tiny_backbone, tiny_run
-from workbench.train.callbacks import in_order
+from workbench.train.callbacks import combine_callbacks
 from workbench.train.checkpoint import StateFolder
 
 EARLY = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "train/ewc"}}
@@ -217,7 +217,7 @@ class Late(Callback):
 
 
 def too_late(place: Place) -> None:
-    learn(ContinualStrategy(), place.folder / "run", extra=lambda given: in_order(given, [Late()]))
+    learn(ContinualStrategy(), place.folder / "run", extra=lambda given: combine_callbacks(given, [Late()]))
 
 
 def trial(what: Callable[[Trial], object], strategy: type[ContinualStrategy]) -> Callable[[Place], object]:

@@ -16,7 +16,7 @@ from workbench.backbone.adapters import save_adapters
 from workbench.backbone.loading import load_weights, refuse_other_tokens
 from workbench.depth import PlannedLayer
 from workbench.surgery import restack_folder
-from workbench.surgery.safetensors_io import CHUNK, Planned, Stored, read_stored, write_model
+from workbench.surgery.safetensors_io import CHUNK, PlannedTensor, StoredTensor, read_stored, write_model
 
 Damage = Callable[[Path], object]
 
@@ -165,7 +165,7 @@ OTHER = "grow other out strategies.DepthUpScaling dropped=0"
 GROWTH = [
     command("", f"{BLOCKS} grops=3", "BlockExpansion has no argument 'grops'. Did you mean 'groups'?"),
     command("", "grow mini out strategies.BlockExpansoin", "Did you mean 'BlockExpansion'?"),
-    command("", f"{BLOCKS} groups", "'groups' is no override. Write key=value"),
+    command("", f"{BLOCKS} groups", "'groups' is not an override. Write key=value"),
     command("an odd plan", OTHER, "layer_plan", "expected", layer_plan=[1, 2]),
     command("", "grow mini there/out strategies.DepthUpScaling dropped=0", "there", "Nothing was written.", status=1),
 ]
@@ -188,8 +188,8 @@ def shrunk(place: Place) -> None:
 
 def too_large(place: Place) -> None:
     """More bytes than any disk has."""
-    like = Stored(place.model / "model.safetensors", 0, 10**18, "F32", (10**18 // 4,))
-    write_model(place.folder / "out", {"norm": Planned(like, like.read)}, {}, place.model)
+    like = StoredTensor(place.model / "model.safetensors", 0, 10**18, "F32", (10**18 // 4,))
+    write_model(place.folder / "out", {"norm": PlannedTensor(like, like.read)}, {}, place.model)
 
 
 def interrupted(place: Place) -> None:
@@ -199,8 +199,8 @@ def interrupted(place: Place) -> None:
         yield bytes(CHUNK)
         raise KeyboardInterrupt
 
-    like = Stored(place.model / "model.safetensors", 0, 2 * CHUNK, "F32", (CHUNK // 2,))
-    write_model(place.folder / "out", {"norm": Planned(like, read)}, {}, place.model)
+    like = StoredTensor(place.model / "model.safetensors", 0, 2 * CHUNK, "F32", (CHUNK // 2,))
+    write_model(place.folder / "out", {"norm": PlannedTensor(like, read)}, {}, place.model)
 
 
 def surgery(name: str, damage: Damage, *says: str, source: int = 0) -> Row:
@@ -242,7 +242,7 @@ STORED = [
     Row("an adapter on the hub", ("holds a peft adapter", "Fold it"), beside, leaves=True),
     Row(
         "other tokens",
-        ("transformers makes other tokens of a text than sentencepiece does", "Give a folder with tokenizer.json."),
+        ("transformers splits text into other tokens than sentencepiece does", "Give a folder with tokenizer.json."),
         lambda place: refuse_other_tokens(Backbone.load(place.model).tokenizer, lambda text: [0]),
     ),
     surgery(

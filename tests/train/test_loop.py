@@ -48,7 +48,7 @@ JOINT = Task("all", test=ONE.test, train=ONE.train, scorers=ONE.scorers)
         ([], []),
     ],
 )
-def test_which_item_ends_which_row(items: list[Task], rows: list[int | None]) -> None:
+def test_the_row_that_each_item_ends(items: list[Task], rows: list[int | None]) -> None:
     assert scored_rows(items, [ONE, TWO, THREE]) == rows
 
 
@@ -80,7 +80,7 @@ def test_inserted_items_train_and_the_matrix_keeps_its_shape(tmp_path: Path) -> 
     assert column(tmp_path / "scores.csv", "after") == ["0", "0", "1", "1", "2", "2"]
 
 
-def test_training_on_all_at_once_leaves_the_rows_between_unmeasured(tmp_path: Path) -> None:
+def test_training_on_all_tasks_at_once_measures_only_the_last_row(tmp_path: Path) -> None:
     learn(Curriculum([JOINT]), tmp_path)
     assert RunFolder(tmp_path).matrix().isnan().all(dim=1).tolist() == [False, True, False]
 
@@ -109,7 +109,7 @@ class Trap(ContinualStrategy):
         nn.init.zeros_(backbone.model.get_output_embeddings().weight)
 
 
-def test_the_model_that_is_scored_is_the_one_after_after_task(tmp_path: Path) -> None:
+def test_scoring_follows_after_task(tmp_path: Path) -> None:
     backbone = learn(Trap(), tmp_path)
     uniform = torch.tensor(float(len(backbone.tokenizer))).log().item()
     nats = [float(value) for value in column(tmp_path / "nll.csv", "value")]
@@ -128,7 +128,7 @@ class NoRows(ContinualStrategy):
         nn.init.zeros_(backbone.model.get_output_embeddings().weight)
 
 
-def test_without_rows_nothing_trains_and_all_is_scored(tmp_path: Path) -> None:
+def test_an_item_without_rows_is_scored_but_not_trained(tmp_path: Path) -> None:
     backbone = learn(NoRows(), tmp_path)
     expected = tiny_backbone()
     nn.init.zeros_(expected.model.get_output_embeddings().weight)
@@ -204,7 +204,7 @@ def test_the_curve_is_what_the_module_computed(tmp_path: Path) -> None:
     assert floats(file, "loss") == pytest.approx(total, rel=1e-6)
 
 
-def test_a_step_of_several_batches_is_one_point_of_the_curve_their_mean(tmp_path: Path) -> None:
+def test_a_step_of_several_batches_is_one_point_of_the_curve(tmp_path: Path) -> None:
     strategy = Penalised()
     learn(strategy, tmp_path, accumulate_grad_batches=2)  # 3 batches a task: 2 and 1
     file, nats = tmp_path / "train.csv", strategy.nats
@@ -231,14 +231,14 @@ class Modes(ContinualStrategy):
         backbone.eval()
 
 
-def test_dropout_is_on_in_training_in_every_task(model_folder: Path, tmp_path: Path) -> None:
+def test_dropout_is_on_while_every_task_is_trained(model_folder: Path, tmp_path: Path) -> None:
     """`from_pretrained` gives evaluation mode, and Lightning keeps whatever it finds."""
     strategy = Modes()
     learn(strategy, tmp_path, module=ContinualModule(Backbone.load(model_folder).eval(), strategy, sgd))
     assert strategy.modes == [True] * 6
 
 
-def test_a_strategy_that_freezes_all_is_told_so(tmp_path: Path) -> None:
+def test_a_strategy_that_freezes_everything_is_refused(tmp_path: Path) -> None:
     class Frozen(ContinualStrategy):
         def setup(self, backbone: Any) -> None:
             backbone.freeze()

@@ -1,4 +1,4 @@
-"""Optimizer state that goes from task to task: as under one optimizer in a bare loop, also after a stop."""
+"""Carried optimizer state, compared with one optimizer in a plain loop, also after a stop."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ def test_the_weights_are_those_of_one_optimizer_in_a_bare_loop(tmp_path: Path) -
 
 @pytest.mark.parametrize("stops", [[4], [3], [6, 2], [1, 2, 3]])
 @pytest.mark.parametrize("make", [SeqFT, lambda: BlockExpansion(groups=2, each_task=True)])
-def test_a_stopped_run_ends_as_one_that_was_not(make: Any, stops: list[int], tmp_path: Path) -> None:
+def test_a_stopped_run_with_carried_state_ends_as_an_uninterrupted_one(
+    make: Any, stops: list[int], tmp_path: Path
+) -> None:
     """In the middle of the second task, between two tasks (a batch is begun and lost), and twice or more."""
     alone = learnt(make(), tmp_path / "alone")[0]
     assert same(weights(in_parts(make, tmp_path / "stopped", stops)), weights(alone))
@@ -156,7 +158,7 @@ def test_a_parameter_keeps_its_state_where_it_moves_and_a_new_one_has_none(tmp_p
 
 
 @pytest.mark.parametrize("make", [lambda: LoRA(rank=2, policy="merge"), PerTaskFT])
-def test_what_replaces_a_parameter_begins_without_its_state(make: Any, tmp_path: Path) -> None:
+def test_a_parameter_that_replaces_another_starts_without_its_state(make: Any, tmp_path: Path) -> None:
     """A fresh adapter, or the model as it was loaded, has the old one's names and not its moments."""
     _, seen = learnt(make(), tmp_path)
     assert len({frozenset(steps) for steps in seen}) == 1
@@ -173,7 +175,7 @@ class Alternates(SeqFT):
             parameter.requires_grad = (task.name == "task_1") == name.startswith("lm_head")
 
 
-def test_what_does_not_train_in_a_task_begins_anew_after_it(tmp_path: Path) -> None:
+def test_a_parameter_that_skips_a_task_starts_without_state(tmp_path: Path) -> None:
     _, seen = learnt(Alternates(), tmp_path)
     assert [set(steps.values()) for steps in seen] == [{0}] * 3
     assert counts(tmp_path)["task_1"] == {"kept": 0, "begun": 1, "dropped": len(seen[0])}

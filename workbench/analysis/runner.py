@@ -20,7 +20,7 @@ from workbench.report import Comparison
 from workbench.report.analyses import ANALYSES, columns_of, model_of
 from workbench.results import RunFolder
 from workbench.runtime.files import read_csv, to_csv, write_whole
-from workbench.runtime.seeding import seed_all, untouched_kernels, untouched_randomness
+from workbench.runtime.seeding import preserved_kernel_settings, preserved_random_state, seed_all
 from workbench.strategy import ContinualStrategy, answers_itself
 from workbench.study.build import Assembly
 from workbench.study.trainer import trainer_arguments
@@ -102,7 +102,7 @@ class Reopened:
 
     def score(self, module: ContinualModule, task: Task) -> float:
         """The primary score on a task's test rows, seeded as in a run."""
-        with untouched_randomness(), module.scoring_context():
+        with preserved_random_state(), module.scoring_context():
             seed_all(self.seed, "score", task.name)
             return score_task(module.backbone, module.continual_strategy, task).value
 
@@ -131,7 +131,7 @@ def built(asked: Mapping[str, Any]) -> list[Any]:
     return made
 
 
-@untouched_kernels()
+@preserved_kernel_settings()
 def analyse(folder: str | Path, comparisons: Sequence[Comparison], analyses: Sequence[Any], display: Display) -> None:
     """Asks every finished run, and writes `relearning.csv` or `knock_out.csv` as it goes.
 

@@ -16,7 +16,7 @@ import torch
 
 from workbench.display import Display, quiet
 from workbench.executors.base import Lines, Making, done, none_made, refuse
-from workbench.runtime.distributed import end_with
+from workbench.runtime.distributed import exit_with_parent
 
 UNGUARDED = 97
 """The status of a process that a worker began with, because it ran the reader's script from its beginning."""
@@ -168,7 +168,7 @@ def _device(place: int) -> str | None:
 
 def _serve(study: Making, line: Connection, parent: int, threads: int, device: str | None) -> None:
     """What a worker does: the jobs that it is sent, until it is ended."""
-    end_with(parent)
+    exit_with_parent(parent)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device  # nothing has looked at them yet
     torch.set_num_threads(threads)

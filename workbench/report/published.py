@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from workbench.config.components import reach
+from workbench.config.components import make_importable
 from workbench.report.comparison import MEASURES, Comparison
 
 FILE = "published.json"
@@ -75,7 +75,7 @@ def published(benchmark: str) -> dict[str, Any]:
     Args:
         benchmark: Import path of its class.
     """
-    reach(Path.cwd())
+    make_importable(Path.cwd())
     try:
         spec = find_spec(benchmark.partition(".")[0])
     except (ImportError, ValueError):

@@ -30,7 +30,7 @@ from workbench.strategy import Composition, ContinualStrategy, needs_task_id
 from workbench.study.resume import fingerprint_model, fingerprint_tasks
 from workbench.study.trainer import TRAINER_DEFAULTS, callback_problems, logger_problems, loggers, trainer_arguments
 from workbench.train import ContinualDataModule
-from workbench.train.callbacks import in_order, misfits
+from workbench.train.callbacks import combine_callbacks, trainer_conflicts
 from workbench.train.evaluation import Reach, reach
 from workbench.train.loop import MakeTrainer, count_parameters
 from workbench.train.module import OptimizerFactory
@@ -281,7 +281,7 @@ class Assembly:
             arguments = self._trainer_arguments(strategy, task) | {"default_root_dir": folder}
             own = arguments.pop("callbacks", None) or []
             own = own if isinstance(own, list) else [own]
-            return Trainer(**arguments | {"callbacks": in_order(callbacks, own), "logger": loggers})
+            return Trainer(**arguments | {"callbacks": combine_callbacks(callbacks, own), "logger": loggers})
 
         return make
 
@@ -326,7 +326,7 @@ class Assembly:
                     else:
                         trainer = Trainer(**arguments)
                         processes.add(trainer.world_size)
-                        problems += misfits(trainer)
+                        problems += trainer_conflicts(trainer)
                 except ConfigError as error:
                     problems += error.problems
                 except Exception as error:

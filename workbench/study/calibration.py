@@ -16,8 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from workbench.backbone import Backbone
 from workbench.backbone.adapters import merged_to_score
 from workbench.benchmark import Task
-from workbench.config.components import in_words
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, in_words
 from workbench.strategy import ContinualStrategy, checked_penalties, trainable_parameters
 from workbench.study.build import Assembly, counting_arguments
 from workbench.study.memory import Memory, step_memory

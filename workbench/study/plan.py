@@ -11,7 +11,7 @@ import torch
 
 from workbench.errors import ConfigError, describe_error, remedy
 from workbench.formatting import duration
-from workbench.runtime.seeding import seed_all, untouched_randomness
+from workbench.runtime.seeding import preserved_random_state, seed_all
 from workbench.strategy import OWN, checked_items, trainable_parameters
 from workbench.study.build import Assembly
 from workbench.study.calibration import (
@@ -131,7 +131,7 @@ def make_plan(assembly: Assembly, runs: Sequence[PlannedRun]) -> Plan:
     if refused := assembly.trainer_problems():
         raise ConfigError([*problems, *refused])
     misfit = bool(problems)
-    with untouched_randomness():
+    with preserved_random_state():
         problems += scorer_problems(data.tested)
         for name in assembly.config.strategies:
             try:

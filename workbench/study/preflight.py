@@ -8,10 +8,10 @@ from typing import Any
 from workbench.backbone.encoding import TextPolicy
 from workbench.benchmark import Benchmark, Task, published_protocol
 from workbench.config import Component, StudyConfig
-from workbench.config.components import build, in_words
+from workbench.config.components import build
 from workbench.config.orders import benchmark_problems, order_problems
 from workbench.config.schema import for_seed
-from workbench.errors import ConfigError, did_you_mean
+from workbench.errors import ConfigError, did_you_mean, in_words
 from workbench.strategy import Composition, ContinualStrategy, checked_items
 
 

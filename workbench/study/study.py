@@ -20,21 +20,20 @@ from lightning.pytorch import Trainer
 from safetensors import SafetensorError
 
 from workbench.config import Component, StrategyConfig, StudyConfig, dump, instantiate, load
-from workbench.config.components import in_words
 from workbench.config.orders import Entry
 from workbench.config.schema import DEFAULT_EXECUTOR, for_seed
 from workbench.config.validation import check, check_parts, check_surroundings
 from workbench.display import Display
-from workbench.errors import ConfigError, describe_error, raised_by_reader
+from workbench.errors import ConfigError, describe_error, in_words, raised_by_reader
 from workbench.executors import Executor
 from workbench.executors.workers import leave_a_second_start
 from workbench.report import Comparison, compare
 from workbench.report.write import report_trouble
 from workbench.results import RunFolder
-from workbench.runtime.distributed import is_first, join, one_after_the_other, together, world
+from workbench.runtime.distributed import barrier, first_rank_first, is_first, join, world
 from workbench.runtime.environment import PeakMemory, describe_environment
 from workbench.runtime.files import only_process, write_whole
-from workbench.runtime.seeding import untouched_kernels
+from workbench.runtime.seeding import preserved_kernel_settings
 from workbench.strategy import HookError
 from workbench.study.build import Assembly
 from workbench.study.plan import Plan, make_plan
@@ -164,7 +163,7 @@ class Runs:
         Returns:
             Why it was given up, if it was.
         """
-        with one_after_the_other():
+        with first_rank_first():
             results = self.results(run)
         if results.finished:
             display.note(f"{run.title}: finished before, kept.")
@@ -308,7 +307,7 @@ class Study(Runs):
         ConfigError: All that is wrong, at once.
     """
 
-    @untouched_kernels()
+    @preserved_kernel_settings()
     def __init__(self, config: StudyConfig | str | Path, overrides: Sequence[str] = ()) -> None:
         config = with_bounds(config if isinstance(config, StudyConfig) else _load(config, overrides))
         problems = check_surroundings(config) + check(config, Trainer)
@@ -319,7 +318,7 @@ class Study(Runs):
         self._executor: Executor = instantiate(config.executor)
         self.failures: list[str] = []
 
-    @untouched_kernels()
+    @preserved_kernel_settings()
     def plan(self) -> Plan:
         """Builds every strategy once, dry, and estimates what the study costs; nothing is written.
 
@@ -365,7 +364,7 @@ class Study(Runs):
         if self.config.prepare and (problems := check_surroundings(replace(self.config, prepare=[]))):
             raise ConfigError(problems)
 
-    @untouched_kernels()
+    @preserved_kernel_settings()
     def execute(self, display: Display | None = None) -> list[Comparison]:
         """Execute every run that is not finished yet, and write the report.
 
@@ -436,7 +435,7 @@ class Study(Runs):
     def _make_runs(self, display: Display) -> None:
         join(self._trainer())
         self.failures += self._executor.make(self, display)
-        together()
+        barrier()
 
 
 def _load(source: str | Path, overrides: Sequence[str]) -> StudyConfig:

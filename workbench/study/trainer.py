@@ -17,7 +17,7 @@ from lightning_utilities.core.imports import RequirementCache
 from workbench.config.components import build, import_class
 from workbench.errors import ConfigError
 from workbench.train.checkpoint import StateFile
-from workbench.train.fsdp import chosen
+from workbench.train.fsdp import resolve_strategy
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
@@ -45,7 +45,7 @@ def trainer_arguments(given: Mapping[str, Any], length: tuple[int, int] | None) 
     """
     built = {key: _built(value, f"trainer.{key}") for key, value in given.items() if key != "logger"}
     if "strategy" in built:
-        built["strategy"] = chosen(built["strategy"])
+        built["strategy"] = resolve_strategy(built["strategy"])
     if length is not None:
         built["max_epochs"], built["max_steps"] = length
     return TRAINER_DEFAULTS | built | {"plugins": _plugins(built.get("plugins"))}

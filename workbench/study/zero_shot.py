@@ -10,12 +10,12 @@ from typing import Any
 from workbench.display import Display
 from workbench.errors import ConfigError
 from workbench.results import RunFolder
-from workbench.runtime.distributed import is_first, one_after_the_other
+from workbench.runtime.distributed import first_rank_first, is_first
 from workbench.strategy import ContinualStrategy
 from workbench.study.build import Assembly
 from workbench.study.resume import UNTOUCHED
 from workbench.train import ContinualDataModule, ContinualModule
-from workbench.train.loop import MakeTrainer, score_untouched
+from workbench.train.loop import MakeTrainer, score_zero_shot
 
 
 def untouched_path(study: Path, assembly: Assembly, strategy: str, seed: int | None) -> Path:
@@ -57,7 +57,7 @@ def untouched_row(
     if policy["tokenization"] == "apart":  # rows scored before there was another have the same key
         del policy["tokenization"]
     key = json.dumps({**assembly.inputs, **policy}, sort_keys=True)
-    with one_after_the_other():
+    with first_rank_first():
         results = _whole(path)
     if _wherever(results.environment().get("scored from", {}).get("key", "{}")) != _wherever(key):
         results.clear()
@@ -66,7 +66,7 @@ def untouched_row(
         if results.has_cell(0, task.name):
             display.scored(0, task.name, results.value(0, task.name, task.primary))
     asked = ContinualModule(module.backbone, ContinualStrategy(), module.make_optimizer)
-    score_untouched(asked, data, make_trainer, results, display)
+    score_zero_shot(asked, data, make_trainer, results, display)
     return results
 
 

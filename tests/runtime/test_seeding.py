@@ -1,4 +1,4 @@
-"""Kernels are deterministic where torch has such, unless a config says otherwise, and for the study alone."""
+"""Deterministic kernels: used as the config says, and reset after the study."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Listener(ContinualStrategy):
 def raw(model_folder: Path, task_folder: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
     """A small study that listens."""
     HEARD.clear()
-    strategies = {"listener": {"class_path": "test_deterministic.Listener"}}
+    strategies = {"listener": {"class_path": "test_seeding.Listener"}}
     yield study(model_folder, task_folder, tmp_path / "runs", strategies=strategies)
     torch.use_deterministic_algorithms(False)
 
@@ -52,7 +52,7 @@ def raw(model_folder: Path, task_folder: Path, tmp_path: Path) -> Iterator[dict[
     ("said", "expected"),
     [({}, (True, True)), ({"deterministic": True}, (True, False)), ({"deterministic": False}, (False, False))],
 )
-def test_what_the_config_says_is_in_force_and_recorded(
+def test_the_configs_deterministic_setting_is_applied_and_recorded(
     said: dict[str, Any], expected: tuple[bool, bool], raw: dict[str, Any]
 ) -> None:
     raw["trainer"] |= said
@@ -63,7 +63,7 @@ def test_what_the_config_says_is_in_force_and_recorded(
     assert made.results(run).environment()["protocol"]["deterministic"] == said.get("deterministic", "warn")
 
 
-def test_a_strategy_may_choose_otherwise(raw: dict[str, Any]) -> None:
+def test_a_strategy_may_override_deterministic(raw: dict[str, Any]) -> None:
     raw["strategies"]["seqft"] = {"class_path": "strategies.SeqFT"}
     raw["strategies"]["listener"]["trainer"] = {"deterministic": False}
     made = Study(parse(raw))
@@ -75,7 +75,7 @@ def test_a_strategy_may_choose_otherwise(raw: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("before", [(False, False), (True, True), (True, False)])
-def test_the_process_is_left_as_it_was(
+def test_kernel_settings_are_restored(
     before: tuple[bool, bool], raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -1,10 +1,11 @@
-"""Tokens that a method adds: their rows, the folder that is saved, and what is restored from run to run."""
+"""Added tokens with their rows and saved folders, and activation checkpointing."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,22 @@ import torch
 from datasets import Dataset
 from helpers.studies import study, weights
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from strategies import CALM, LoRA
+from strategies import CALM, BlockExpansion, DepthUpScaling, LoRA, SeqFT
 from workbench.backbone import Backbone
-from workbench.backbone.loading import NOISE
+from workbench.backbone.loading import NOISE, blocks, checkpoint_blocks
 from workbench.config import parse
 from workbench.report import export
-from workbench.strategy import Composition
+from workbench.runtime.seeding import seed_all
+from workbench.strategy import Composition, ContinualStrategy
 from workbench.study import Study
 from workbench.testing.conformance import check_strategy
-from workbench.testing.tiny import tiny_backbone
+from workbench.testing.tiny import tiny_backbone, tiny_tasks
+from workbench.train.activation_cache import FrozenStates, constant_parts
 
-METHODS = '''
+ADDING_TOKENS = '''
 """Methods that add a token in `setup` and one before the second task, each in its own way."""
 from strategies import LoRA
 from workbench.strategy import ContinualStrategy
@@ -76,7 +80,7 @@ ROWS = Dataset.from_list([{"prompt": "one <a> two <b>", "answer": "<a>"}])
 @pytest.fixture
 def methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A module of methods, where workers find it too."""
-    (tmp_path / "adding.py").write_text(METHODS, encoding="utf-8")
+    (tmp_path / "adding.py").write_text(ADDING_TOKENS, encoding="utf-8")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     sys.modules.pop("adding", None)
     return __import__("adding")
@@ -112,7 +116,7 @@ def test_a_new_row_is_the_mean_of_the_others_with_a_little_noise(changes: dict[s
 
 
 @pytest.mark.parametrize("changes", KINDS)
-def test_what_is_saved_has_the_tokens_in_plain_transformers(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_a_saved_model_has_the_new_tokens_in_plain_transformers(changes: dict[str, Any], tmp_path: Path) -> None:
     backbone = tiny_backbone(**changes)
     backbone.add_tokens(["<a>", "<b>"])
     backbone.add_adapter("one", r=2, target_modules=["q_proj"])  # which comes after them
@@ -133,7 +137,7 @@ def by_hand(backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize("add", [lambda backbone: backbone.add_tokens(["<b>"]), by_hand])
-def test_restore_brings_back_the_tokenizer_and_nothing_encoded_is_taken_for_another(
+def test_restore_resets_the_tokenizer_and_the_encoders_cache_stays_right(
     add: Callable[[Backbone], object],
 ) -> None:
     def encoded(backbone: Backbone) -> list[list[int]]:
@@ -195,7 +199,7 @@ def test_runs_after_the_plan_and_runs_of_workers_end_with_the_same_bytes(
     assert "not the base." in (folder / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_rows_of_new_tokens_train_where_the_method_says_so(methods: Any) -> None:
+def test_the_rows_of_new_tokens_train_only_if_the_method_trains_the_embeddings(methods: Any) -> None:
     def learnt(strategy: Any) -> Tensor:
         """What 'Answer:' reads as before and after some steps."""
         backbone = tiny_backbone()
@@ -219,7 +223,7 @@ def test_a_method_that_adds_tokens_passes_every_check(methods: Any, name: str) -
     """Among them: a run that is stopped and gone on with ends bit for bit as one that was not."""
     changes: dict[str, Any] = {"tie_word_embeddings": True} if name == "Adds" else {}
     passed = check_strategy(getattr(methods, name), lambda: tiny_backbone(**changes))
-    assert "`restore` brings back the model and the tokenizer that were loaded." in passed
+    assert "`restore` brings back the model and the tokenizer as loaded." in passed
 
 
 def test_tokens_without_rows_are_refused_before_the_first_step(
@@ -233,7 +237,7 @@ def test_tokens_without_rows_are_refused_before_the_first_step(
     assert not (tmp_path / "runs").exists()
 
 
-def test_tokens_come_before_an_adapter_on_the_head_and_before_a_composition() -> None:
+def test_adding_tokens_to_a_composition_or_an_adapted_head_is_refused() -> None:
     adapted, joined = tiny_backbone(), tiny_backbone()
     adapted.add_adapter("one", r=2, target_modules=["lm_head"])
     CALM(augmenting="mini", connections=1).setup(joined)
@@ -241,3 +245,90 @@ def test_tokens_come_before_an_adapter_on_the_head_and_before_a_composition() ->
         with pytest.raises(ValueError, match="Add them before that"):
             backbone.add_tokens(["<a>"])
         assert len(backbone.tokenizer) == 1191
+
+
+STRATEGIES: dict[str, Callable[[], ContinualStrategy]] = {
+    "seqft": SeqFT,
+    "lora": partial(LoRA, dropout=0.3),
+    "block_expansion": partial(BlockExpansion, groups=2),
+    "depth_up_scaling": partial(DepthUpScaling, dropped=1),
+    "calm": lambda: CALM(tiny_backbone(seed=3), connections=2),
+}
+
+
+def stepped(method: str, checkpointed: bool) -> tuple[Backbone, list[float], int]:
+    """A tiny model after three steps of a method, their losses, and the bytes that a forward kept."""
+    seed_all(0)
+    backbone = tiny_backbone()
+    if checkpointed:
+        checkpoint_blocks(backbone.model)
+    STRATEGIES[method]().setup(backbone)
+    rows = backbone.encode(tiny_tasks()[0].train, 3).to_list()
+    batch, kept, losses = backbone.collate(rows[:4]), {}, []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    optimizer = torch.optim.SGD(backbone.trainable().values(), lr=0.1)
+    for _ in range(3):
+        kept.clear()
+        optimizer.zero_grad()
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = backbone(batch).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return backbone, losses, sum(kept.values())
+
+
+@pytest.mark.parametrize("method", STRATEGIES)
+def test_checkpointed_blocks_give_the_same_bits_with_less_memory(method: str) -> None:
+    plain, losses, kept = stepped(method, checkpointed=False)
+    checkpointed, again, less = stepped(method, checkpointed=True)
+    assert losses == again
+    assert losses[0] != losses[-1]
+    assert less == kept if method == "calm" else less < kept / 2  # a composition's models run in evaluation mode
+    for (name, value), other in zip(plain.model.named_parameters(), checkpointed.model.parameters(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_cached_states_of_frozen_layers_work_with_checkpointed_blocks() -> None:
+    losses = []
+    for checkpointed in (False, True):
+        backbone = tiny_backbone()
+        if checkpointed:
+            checkpoint_blocks(backbone.model)
+        BlockExpansion(groups=2).setup(backbone)
+        batch = backbone.collate(backbone.encode(tiny_tasks()[0].train, 3).to_list()[:4])
+        states = FrozenStates(backbone, constant_parts(backbone), [batch])
+        with states.replaying(batch):
+            output = backbone(batch)
+        output.loss.backward()
+        gradients = torch.cat(
+            [value.grad.flatten() for value in backbone.trainable().values() if value.grad is not None]
+        )
+        losses.append((float(output.loss.detach()), gradients))
+    assert losses[0][0] == losses[1][0]
+    assert torch.equal(losses[0][1], losses[1][1])
+    assert bool(losses[0][1].any())
+
+
+def test_restore_keeps_activation_checkpointing(model_folder: Path) -> None:
+    backbone = Backbone.load(model_folder, activation_checkpointing=True)
+    assert all(block.gradient_checkpointing for block in blocks(backbone))
+    backbone.restore()
+    assert all(block.gradient_checkpointing for block in blocks(backbone))
+    assert not any(block.gradient_checkpointing for block in blocks(Backbone.load(model_folder)))
+
+
+def test_a_study_with_activation_checkpointing_ends_with_the_same_scores(
+    make: Callable[..., Study], model_folder: Path
+) -> None:
+    files = []
+    for name, checkpointed in (("plain", False), ("checkpointed", True)):
+        study = make(name=name, backbone={"path": str(model_folder), "activation_checkpointing": checkpointed})
+        study.run()
+        files.append([path.read_bytes() for path in sorted(study.folder.glob("*/*/*/*.csv")) if path.stem != "costs"])
+    assert files[0] == files[1]
+    assert files[0]
