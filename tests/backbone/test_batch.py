@@ -14,7 +14,7 @@ from workbench.testing.tiny import tiny_backbone, tiny_tasks
 
 
 class Watched(nn.Linear):
-    """A head that keeps how many logits it made at a time."""
+    """A head that records how many logits it computes at a time."""
 
     def __init__(self) -> None:
         super().__init__(8, 50, dtype=torch.float64)
@@ -86,7 +86,7 @@ def test_chunks_do_not_change_a_backbones_gradients(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_memory_estimate_counts_only_the_logits_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nine rows are estimated from two: with parts, what they keep is less by the logits that are not held."""
+    """Nine rows are estimated from two: in chunks, the activations lack the logits that are not in memory."""
     backbone, task = tiny_backbone(), tiny_tasks()[0]
     vocabulary = backbone.model.config.vocab_size
     row = backbone.encode(task.train, task.max_new_tokens).to_list()[0]
