@@ -13,7 +13,7 @@ from workbench.testing.tiny import tiny_backbone, tiny_tasks
 
 
 class Watched(nn.Linear):
-    """A head that keeps how many logits it made at a time."""
+    """A head that records how many logits it computes at a time."""
 
     def __init__(self) -> None:
         super().__init__(8, 50, dtype=torch.float64)

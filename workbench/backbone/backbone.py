@@ -90,7 +90,7 @@ class Backbone(nn.Module):
                 activations in the backward pass.
             text: Length limits, truncation and template of all prompts and answers.
             eval_batch_size: Maximum number of prompts that are generated from, or scored, at once.
-            eval_batch_tokens: Maximum number of tokens, of prompts and of the longest possible answers, in such a batch.
+            eval_batch_tokens: Maximum number of tokens of prompts and longest possible answers in such a batch.
 
         Raises:
             ValueError: The folder, the weights or the tokenizer cannot be used; the message says why.
