@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.made_runs import make_study
+from helpers.run_folders import write_examples
 from matplotlib.figure import Figure
 
 from workbench.notebook import SHARPNESS, Page, Picture, Rows, score_rows
@@ -22,7 +22,7 @@ from workbench.report.scores import View
 
 @pytest.fixture(scope="module")
 def view(tmp_path_factory: pytest.TempPathFactory) -> View:
-    return View(compare([make_study(tmp_path_factory.mktemp("notebook") / "made", seeds=1)])[0])
+    return View(compare([write_examples(tmp_path_factory.mktemp("notebook") / "made", seeds=1)])[0])
 
 
 def test_a_pictures_smallest_letters_are_14_points_high() -> None:
@@ -40,7 +40,7 @@ def test_a_pictures_smallest_letters_are_14_points_high() -> None:
 
 
 def test_letters_of_ticks_count_too() -> None:
-    picture = Picture(heat_map(["untouched", "a"], {"a": True}, [[0.1], [0.2]]), "a matrix")
+    picture = Picture(heat_map(["zero-shot", "a"], {"a": True}, [[0.1], [0.2]]), "a matrix")
     assert picture.scale == pytest.approx(14 / 7.5)
 
 
@@ -70,15 +70,15 @@ def test_a_matrix_fills_in_task_by_task(view: View) -> None:
 
 
 def test_format_and_knowledge_stand_side_by_side(view: View) -> None:
-    panels, looks = format_panels(view, "seqft", "default")
-    assert [panel.title for panel in panels] == ["a: score", "a: nats a token", "b: score", "b: nats a token"]
+    panels, styles = format_panels(view, "seqft", "default")
+    assert [panel.title for panel in panels] == ["a: score", "a: nats per token", "b: score", "b: nats per token"]
     assert [list(panel.lines) for panel in panels] == [
         ["strict", "lenient"],
         ["right answer"],
         ["strict"],
         ["right answer"],
     ]
-    assert list(looks) == ["strict", "lenient", "right answer"]
+    assert list(styles) == ["strict", "lenient", "right answer"]
     assert [point.mean for point in panels[0].lines["lenient"]] == pytest.approx([0.15, 0.95, 0.55])
     assert [point.mean for point in panels[1].lines["right answer"]] == pytest.approx([1.9, 1.1, 1.5])
     assert [panel.learnt_after for panel in panels] == [1, 1, 2, 2]

@@ -19,7 +19,7 @@ from workbench.config.components import check_component
 from workbench.config.loading import arguments as read_arguments
 from workbench.config.loading import examine, shipped_configs
 from workbench.errors import ConfigError
-from workbench.runtime.signals import signals_end_it
+from workbench.runtime.signals import raise_on_signals
 
 if TYPE_CHECKING:
     from workbench.report import Comparison
@@ -106,10 +106,10 @@ def report(
 
     analyses = []
     if asked := requested(settings):
-        from workbench.analysis.runner import analyse, built
+        from workbench.analysis.runner import analyse, build_analyses
         from workbench.display import PlainDisplay, quiet
 
-        analyses = built(asked)
+        analyses = build_analyses(asked)
     comparisons = compare(given, settings.get("baseline"))
     out = destination(given, settings.get("out"))
     if analyses:
@@ -219,7 +219,7 @@ def interruptible() -> Iterator[None]:
         typer.Exit: The study was interrupted, terminated, or failed in a way after which it can be resumed.
     """
     try:
-        with signals_end_it():
+        with raise_on_signals():
             yield
     except KeyboardInterrupt as error:
         print(f"interrupted. {KEPT}", file=sys.stderr)

@@ -30,7 +30,7 @@ import workbench.runtime.files as files
 import workbench.study.study as runs
 import workbench.train.callbacks as callbacks
 import workbench.train.checkpoint as checkpoint
-import workbench.train.loop as course
+import workbench.train.loop as loop
 import workbench.train.module as module
 from workbench.cli import app, guarded
 from workbench.testing.tiny import tiny_backbone
@@ -48,7 +48,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "saving, before the old one goes": (checkpoint, "sync_folder"),
     "scoring": (callbacks, "score_task"),
     "writing a file": (files.os, "fsync"),
-    "between tasks": (course.Course, "begin"),
+    "between tasks": (loop.SequenceRun, "begin"),
     "after a task": (callbacks.StrategyHooks, "after_task"),
     "between runs": (runs.Study, "make"),
     "ending a run": (results.RunFolder, "end"),

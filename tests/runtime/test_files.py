@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic files, CSV and locks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_text_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folders_are_made_and_the_text_is_kept_to_the_byte(tmp_path: Path) -> None:
+def test_folders_are_created_and_the_text_is_written_exactly(tmp_path: Path) -> None:
     file = tmp_path / "a" / "b" / "file.txt"
     write_whole(file, "é\r\n中\n")
     assert file.read_bytes() == "é\r\n中\n".encode()

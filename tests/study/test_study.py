@@ -27,7 +27,6 @@ from workbench.report import compare
 from workbench.report.terminal import comparison_table
 from workbench.report.write import SUMMARY, find_runs
 from workbench.results import RunFolder
-from workbench.results.run_folder import moments
 from workbench.runtime.files import read_csv
 from workbench.strategy import ContinualStrategy
 from workbench.study import Study
@@ -383,7 +382,7 @@ def test_bounds_are_run_and_marked(model_folder: Path, task_folder: Path, tmp_pa
     assert "joint ‡" in text
     assert "per_task_ft ‡" in text
     assert "seqft ‡" not in text
-    assert "‡ a bound, no method of continual learning: joint by OP, per_task_ft by learning accuracy" in text
+    assert "‡ a bound, not a method of continual learning: joint by OP, per_task_ft by learning accuracy" in text
 
 
 # -- models, data and methods of each seed's own
@@ -505,12 +504,12 @@ def test_a_method_differs_from_itself_in_nothing(
     strategies = {"a": METHODS[method], "between": between, "b": METHODS[method]}
     raw = study(model_folder, task_folder, tmp_path, strategies=strategies, seeds=[0, 1], score_every_n_steps=1)
     rows = Study(parse(raw)).run()
-    runs = {(run.environment()["protocol"]["strategy"], run.path.name): run for run in find_runs(tmp_path)}
+    runs = {(run.protocol.strategy, run.path.name): run for run in find_runs(tmp_path)}
     for seed in ("seed-0", "seed-1"):
         one, other = runs["a", seed], runs["b", seed]
         assert len(measured(one)) > 12
         assert measured(one) == measured(other)
-        assert list(moments(one).values()) == list(moments(other).values())
+        assert list(one.moments().values()) == list(other.moments().values())
     assert measured(runs["a", "seed-0"])["train.csv"] != measured(runs["a", "seed-1"])["train.csv"]
     assert measured(runs["a", "seed-0"])["nll.csv"] != measured(runs["between", "seed-0"])["nll.csv"]
     same = [{name: str(value) for name, value in row.items() if name not in {"strategy", *TIMED}} for row in rows]

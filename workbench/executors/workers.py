@@ -15,7 +15,7 @@ import torch
 
 from workbench.display import Display, quiet
 from workbench.executors.base import Lines, RunnableStudy, RunSpec, execute, fail_all, refuse
-from workbench.runtime.distributed import end_with
+from workbench.runtime.distributed import exit_with_parent
 
 UNGUARDED = 97
 """Exit status of a worker that began the user's script from its start, for want of a guard."""
@@ -196,7 +196,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 def _serve(study: RunnableStudy, line: Connection, parent: int, threads: int, device: str | None) -> None:
     """Execute the runs that a worker is sent, until it is killed."""
-    end_with(parent)
+    exit_with_parent(parent)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device  # before CUDA is first used
     torch.set_num_threads(threads)

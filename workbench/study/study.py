@@ -16,21 +16,20 @@ import torch
 from lightning.pytorch import Trainer
 
 from workbench.config import Component, StrategyConfig, StudyConfig, instantiate
-from workbench.config.components import in_words
 from workbench.config.loading import examine
 from workbench.config.orders import Entry
 from workbench.config.schema import for_run, for_seed
 from workbench.config.validation import check, check_surroundings, check_trainer
 from workbench.display import Display
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, in_words
 from workbench.executors import Executor, RunSpec
 from workbench.executors.workers import leave_a_second_start
 from workbench.report import Comparison, compare
 from workbench.report.write import report_trouble
 from workbench.results import RunFolder
-from workbench.runtime.distributed import is_first, join, one_after_the_other, together
+from workbench.runtime.distributed import barrier, first_rank_first, is_first, join
 from workbench.runtime.files import only_process
-from workbench.runtime.seeding import untouched_kernels
+from workbench.runtime.seeding import preserved_kernel_settings
 from workbench.study.build import Assembly
 from workbench.study.plan import Plan, make_plan
 from workbench.study.preflight import benchmark_refusal, built_problems
@@ -125,7 +124,7 @@ class Study:
         """
         return [row for comparison in self.execute(display) for row in comparison.rows]
 
-    @untouched_kernels()
+    @preserved_kernel_settings()
     def execute(self, display: Display | None = None) -> list[Comparison]:
         """Execute every run that is not finished yet, and write the report.
 
@@ -184,7 +183,7 @@ class Study:
         for reach in plan.reaches:
             log(reach)
 
-    @untouched_kernels()
+    @preserved_kernel_settings()
     def plan(self) -> Plan:
         """Build every strategy once in a dry run, and estimate what the study costs; nothing is written.
 
@@ -226,7 +225,7 @@ class Study:
         """Execute the runs on all ranks: by the executor, which calls the methods below."""
         join(self._checked_trainer())
         self.failures += self._executor.make(self, display)
-        together()
+        barrier()
 
     # -- what executors call
 
@@ -268,7 +267,7 @@ class Study:
         Returns:
             The reason if the run failed.
         """
-        with one_after_the_other():
+        with first_rank_first():
             results = self.results(run)
         if results.finished:
             display.note(f"{run.title}: finished before, kept.")
@@ -300,7 +299,7 @@ def _checked_config(source: StudyConfig | str | Path, overrides: Sequence[str]) 
     return config
 
 
-@untouched_kernels()
+@preserved_kernel_settings()
 def late_problems(config: StudyConfig | Mapping[str, Any], known: Sequence[str]) -> list[str]:
     """Run the checks of a config that `config.loading.examine` leaves out: they need Lightning, or built objects.
 

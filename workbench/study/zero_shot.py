@@ -10,12 +10,12 @@ from typing import Any
 from workbench.display import Display
 from workbench.errors import ConfigError
 from workbench.results import RunFolder
-from workbench.runtime.distributed import is_first, one_after_the_other
+from workbench.runtime.distributed import first_rank_first, is_first
 from workbench.strategy import ContinualStrategy
 from workbench.study.build import Assembly
 from workbench.study.resume import UNTOUCHED
 from workbench.train import ContinualDataModule, ContinualModule
-from workbench.train.loop import MakeTrainer, score_untouched
+from workbench.train.loop import MakeTrainer, score_zero_shot
 
 
 def zero_shot_folder(study: Path, assembly: Assembly, strategy: str, seed: int | None) -> Path:
@@ -49,7 +49,7 @@ def zero_shot_row(
     if it is damaged.
     """
     key = _key(assembly, data, make_trainer)
-    with one_after_the_other():
+    with first_rank_first():
         results = _open(folder)
     if _without_path(results.environment().get("scored from", {}).get("key", "{}")) != _without_path(key):
         results.clear()
@@ -58,7 +58,7 @@ def zero_shot_row(
         if results.has_cell(0, task.name):
             display.scored(0, task.name, results.value(0, task.name, task.primary))
     plain = ContinualModule(module.backbone, ContinualStrategy(), module.make_optimizer)
-    score_untouched(plain, data, make_trainer, results, display)
+    score_zero_shot(plain, data, make_trainer, results, display)
     return results
 
 
