@@ -99,6 +99,7 @@ class Stops(ContinualStrategy):
 def stopped(model_folder: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Writes a study that is stopped by a signal; its second run is never begun."""
     monkeypatch.chdir(tmp_path)
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
 
     def write(name: str) -> Path:
         first = {"class_path": "strategies.SeqFT"}
@@ -107,7 +108,8 @@ def stopped(model_folder: Path, task_folder: Path, tmp_path: Path, monkeypatch: 
         OmegaConf.save(OmegaConf.create(raw), tmp_path / "small.yaml")
         return tmp_path / "runs" / "small"
 
-    return write
+    yield write
+    signal.signal(signal.SIGINT, ignored)
 
 
 def test_an_interrupt_ends_with_130_and_keeps_what_is_finished(

@@ -61,7 +61,6 @@ class Study:
         ConfigError: All problems of the config at once.
     """
 
-    @preserved_kernel_settings()
     def __init__(
         self, config: StudyConfig | str | Path, overrides: Sequence[str] = (), *, checked: bool = False
     ) -> None:
@@ -70,7 +69,7 @@ class Study:
         self.config = with_bounds(config)
         self.folder = Path(self.config.output) / self.config.name
         self.failures: list[str] = []
-        self._assembly = Assembly(for_seed(self.config, self.config.seeds[0]))
+        self._assembly: Assembly | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Study, checked=True), (self.config,)
@@ -100,7 +99,7 @@ class Study:
         One set of them is held at a time.
         """
         config = for_seed(self.config, seed)
-        if self._assembly.config != config:
+        if self._assembly is None or self._assembly.config != config:
             self._assembly = Assembly(config)
         return self._assembly
 
@@ -277,7 +276,7 @@ class Study:
 
     def release(self) -> None:
         """Free the memory of the model, for example for workers."""
-        self._assembly = Assembly(self._assembly.config)
+        self._assembly = None
         gc.collect()
         torch.cuda.empty_cache()  # does nothing if no GPU was used
 
