@@ -61,65 +61,22 @@ def protocol(tasks: Sequence[str], probe: str = "probe", rows: int = ROWS, **cha
     }
 
 
-def write(
-    path: Path,
-    environment: Mapping[str, Any],
-    cells: Sequence[tuple[int, TaskScore]],
-    costs: Iterable[Mapping[str, Any]],
-    *,
-    config: str = "name: made\n",
-    ended: bool = True,
-) -> RunFolder:
-    """Write a run with its journal.
-
-    Args:
-        path: Folder of the run.
-        environment: Content of `environment.json`.
-        cells: Rows of the matrix, with the scores there.
-        costs: Costs of each item.
-        config: Content of `config.yaml`.
-        ended: Whether the run is finished; its model is there in any case.
-    """
-    run = RunFolder(path)
-    _record(run, environment, cells, costs, config)
-    _write_model(path)
-    if ended:
-        run.end()
-    return run
-
-
-def write_files(
-    path: Path,
-    environment: Mapping[str, Any],
-    cells: Sequence[tuple[int, TaskScore]],
-    costs: Iterable[Mapping[str, Any]],
-    *,
-    config: str = "name: made\n",
-    ended: bool = True,
-) -> Path:
-    """Write a run without a journal, as `write`: the folder of an older version, and a hundred times as fast."""
-    run = RunFolder(path, writes=False)
-    _record(run, environment, cells, costs, config)
-    files = {path / name: run.records.text(name) for name in run.records.names}
-    for after, score in cells:
-        if score.predictions:
-            rows = "".join(json.dumps(row) + "\n" for row in score.predictions)
-            files[path / "predictions" / f"{after}-{score.task}.jsonl"] = rows
-    for file, text in files.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
-    if ended:
-        _write_model(path)
-    return path
-
-
-def _record(
+def record(
     run: RunFolder,
     environment: Mapping[str, Any],
     cells: Iterable[tuple[int, TaskScore]],
     costs: Iterable[Mapping[str, Any]],
     config: str,
 ) -> None:
+    """Write all but the model of a run.
+
+    Args:
+        run: Folder of the run.
+        environment: Content of `environment.json`.
+        cells: Rows of the matrix, with the scores there.
+        costs: Costs of each item.
+        config: Content of `config.yaml`.
+    """
     run.write_config(config)
     run.write_environment(environment)
     for after, score in cells:
@@ -128,7 +85,7 @@ def _record(
         run.add_costs(item)
 
 
-def _write_model(path: Path) -> None:
+def write_model(path: Path) -> None:
     (path / "model").mkdir()
     (path / "model" / "config.json").write_text("{}", encoding="utf-8")
 
@@ -175,8 +132,12 @@ def write_run(
     ]
     environment = {"protocol": stated, "inputs": {"data": data, **(inputs or {})}, "peak_memory_bytes": 5_000_000}
     items = [{"item": item, **COSTS, **(costs or {})} for item in tasks[: len(matrix) - 1]]
-    path = study / strategy / order / f"seed-{seed}"
-    return write(path, environment, cells, items, config=config, ended=ended)
+    run = RunFolder(study / strategy / order / f"seed-{seed}")
+    record(run, environment, cells, items, config)
+    if ended:
+        write_model(run.path)
+        run.end()
+    return run
 
 
 def scores(op: float, zero_shot: float = 0.1) -> list[list[float]]:
@@ -225,7 +186,7 @@ def example_scores(seed: int) -> list[list[float]]:
 
 
 def write_example(study: Path, strategy: str, seed: int, rows: int = 3, **changes: Any) -> Path:
-    """Write a run of the domains a and b and the probe p.
+    """Write a run of the domains a and b and the probe p, without a journal: as an older version, and much faster.
 
     Args:
         study: Folder of the study.
@@ -245,9 +206,18 @@ def write_example(study: Path, strategy: str, seed: int, rows: int = 3, **change
     ]
     environment = {"versions": {"torch": "2.0"}, "hardware": {"system": "Linux"}, "protocol": stated}
     items = [{"item": item, **EXAMPLE_COSTS} for item in "ab"[: rows - 1]]
-    path = study / strategy / stated["order_name"] / f"seed-{seed}"
-    config = f"name: made  # <{strategy}>\n"
-    return write_files(path, environment, cells[: 3 * rows], items, config=config, ended=rows == 3)
+    run = RunFolder(study / strategy / stated["order_name"] / f"seed-{seed}", writes=False)
+    record(run, environment, cells[: 3 * rows], items, config=f"name: made  # <{strategy}>\n")
+    (run.path / "predictions").mkdir(parents=True)
+    for name in run.records.names:
+        (run.path / name).write_text(run.records.text(name), encoding="utf-8")
+    for after, scored in cells[: 3 * rows]:
+        for answer in scored.predictions:
+            file = run.path / "predictions" / f"{after}-{scored.task}.jsonl"
+            file.write_text(json.dumps(answer) + "\n", encoding="utf-8")
+    if rows == 3:
+        write_model(run.path)
+    return run.path
 
 
 def write_examples(study: Path, strategies: Sequence[str] = ("seqft", "lora"), seeds: int = 3) -> Path:
@@ -298,4 +268,9 @@ def write_three_tasks(path: Path, ended: bool = True, **changes: Any) -> RunFold
         for item, added, decoded, replayed in (("a", 0, 7, 0), ("b", 10, 8, 1), ("c", 10, 30, 2))
     ]
     environment = {"protocol": protocol("abc", **changes), "peak_memory_bytes": None}
-    return write(path, environment, cells, costs, config="name: small\n", ended=ended)
+    run = RunFolder(path)
+    record(run, environment, cells, costs, config="name: small\n")
+    write_model(path)
+    if ended:
+        run.end()
+    return run

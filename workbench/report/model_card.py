@@ -25,7 +25,7 @@ from workbench.results import Protocol, RunFolder
 from workbench.runtime.files import read_csv, write_whole
 
 SPEEDS = (("training", "train_tokens_per_second"), ("decoding", "decoded_tokens_per_second"))
-KERNELS: dict[bool | str | None, str] = {True: "yes", "warn": "yes, wherever torch has one", False: "not asked for"}
+KERNELS: dict[bool | str | None, str] = {True: "yes", "warn": "yes, wherever torch has one", False: "not requested"}
 FOLDER = "path/to/this/folder"
 
 
@@ -41,7 +41,7 @@ def model_card(run: RunFolder) -> str:
     sections = [
         f"---\n{_front_matter(protocol, config)}\n---",
         f"# {protocol.strategy} on {protocol.benchmark.rpartition('.')[2]}",
-        f"A language model trained on {count} task{'s' * (count > 1)} in sequence and scored with continual-workbench.",
+        f"A language model trained on {count} task{'s' * (count > 1)} and scored with continual-workbench.",
         "## How to load it",
         _loading(run, protocol, config),
         "## How it was trained",
