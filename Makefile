@@ -1,4 +1,4 @@
-# make quickstart and make test do all the set-up on a machine that has Python and make.
+# `make quickstart` and `make test` install everything on a machine that has Python and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ LAB := $(VENV)/.lab
 
 install: $(STAMP)
 
-# torch first and pinned: an open range would fetch gigabytes of CUDA packages where none are wanted.
+# Install torch first, pinned: an open range would fetch gigabytes of CUDA packages on a machine without a GPU.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP)
 	$(BIN)/lightning run quickstart
 
-# What opens and executes notebooks comes only when asked for.
+# JupyterLab is installed only on demand.
 $(LAB): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks]'
 	touch $(LAB)
@@ -28,22 +28,22 @@ lab: $(LAB)
 	$(BIN)/jupyter lab notebooks
 
 notebooks: $(LAB)
-	$(BIN)/python -m pytest -m slow -s tests/test_notebooks.py
+	$(BIN)/python -m pytest -m slow -s tests/repo/test_notebooks.py
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-# The site, in build/docs: a page opens as a file; for the search run `python3 -m http.server --directory build/docs`.
-# Then whatever the pages tell a reader to run is run.
+# Build the site into build/docs: a page opens as a file; for the search run `python3 -m http.server --directory build/docs`.
+# Then run all code and commands that the pages show. (No --quiet: it would hide the warnings that --strict counts.)
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --config-file docs/mkdocs.yml
-	$(BIN)/python -m pytest -m pages --numprocesses auto tests/test_documents.py tests/test_readme.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file docs/mkdocs.yml
+	$(BIN)/python -m pytest -m pages --numprocesses auto tests/repo/test_documents.py tests/repo/test_readme.py
 
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $(VENV)/.docs
 
-# Ratios against HF Trainer, transformers' generate and a bare loop; on a machine that does nothing else.
+# Measure ratios against HF Trainer, transformers' generate and a bare loop; on a machine that does nothing else.
 bench: $(STAMP)
 	$(BIN)/python tests/performance $(PARTS)
 

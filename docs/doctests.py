@@ -1,4 +1,4 @@
-"""Shows the doctests of docstrings as code: as they stand, Markdown would take `>>>` for a quotation in a quotation."""
+"""Extension of griffe: show doctests as code. Without it, Markdown would read `>>>` as a nested quotation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ SESSION = re.compile(r"^( *)>>> .*(?:\n(?! *$).*)*", re.MULTILINE)
 
 
 class Doctests(griffe.Extension):
-    """Fences each doctest of each docstring, before it is read for its sections."""
+    """Fence each doctest of each docstring before its sections are parsed."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Changes the docstring of what was just read."""
+        """Fence the doctests of the object that was just loaded."""
         if obj.docstring:
             obj.docstring.value = fenced(obj.docstring.value)
 
 
 def fenced(text: str) -> str:
-    """A docstring whose doctests stand in fences."""
+    """Return a docstring with its doctests in fences."""
     return SESSION.sub(lambda found: f"{found[1]}```pycon\n{found[0]}\n{found[1]}```", text)

@@ -1,4 +1,4 @@
-"""Puts the repository's own pages on the site, so that a text stands in one place, and makes their links hold there."""
+"""Hooks of mkdocs: add the repository's READMEs to the site, so that each text exists once, and adapt their links."""
 
 from __future__ import annotations
 
@@ -24,35 +24,42 @@ PAGES = {
     "workbench/models/micro/README.md": "models/micro.md",
 }
 SOURCES = {page: source for source, page in PAGES.items()}
-LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)\s#]+)(?=[)#])")
+LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:)([^)\s#]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the repository's pages to the site's."""
+    """Add the repository's pages to the site's."""
     for source, page in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Turns links between files of the repository into links between pages of the site."""
+    """Turn links between files of the repository into links between pages of the site."""
     return relinked(markdown, page.file.src_uri)
 
 
 def relinked(markdown: str, page: str) -> str:
-    """The text of a page, its links to other files of the repository led to the pages that show them.
+    """Return a page's text with its links to files of the repository replaced by links to the pages that show them.
+
+    A file that no page shows is named in place of the link, by its path in the repository.
 
     Args:
-        markdown: As it stands in its file.
-        page: Where it stands on the site, such as "benchmarks/trace.md".
+        markdown: The text as it stands in its file.
+        page: The page's path on the site, such as "benchmarks/trace.md".
     """
     here = os.path.dirname(SOURCES.get(page, OWN + page))
 
-    def led(found: re.Match[str]) -> str:
-        target = os.path.normpath(os.path.join(here, found[1]))
-        if (ROOT / target).is_dir():
-            target += "/README.md"
-        there = PAGES.get(target) or (target.removeprefix(OWN) if target.startswith(OWN) else None)
-        return os.path.relpath(there, os.path.dirname(page) or ".") if there else found[1]
+    def replace(link: re.Match[str]) -> str:
+        mark, text, target, anchor = link.groups(default="")
+        path = os.path.normpath(os.path.join(here, target))
+        if (ROOT / path).is_dir():
+            path += "/README.md"
+        shown = PAGES.get(path) or (path.removeprefix(OWN) if path.startswith(OWN) else None)
+        if shown:
+            return f"{mark}[{text}]({os.path.relpath(shown, os.path.dirname(page) or '.')}{anchor})"
+        if (ROOT / path).is_file():
+            return f"`{path}`" if text == os.path.basename(path) else f"{text} (`{path}`)"
+        return link[0]
 
-    return LINK.sub(led, markdown)
+    return LINK.sub(replace, markdown)

@@ -1,4 +1,4 @@
-"""Continual-learning methods: one method, one file, its paper cited."""
+"""Continual-learning methods: one file per method, with its reference."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Resolves a strategy when it is asked for, so that listing them imports none."""
+    """Import a strategy on first access, so that listing them imports none."""
     if name not in _HOMES:
         raise AttributeError(f"module 'strategies' has no attribute {name!r}. Choose from {', '.join(__all__)}.")
     return getattr(import_module(f"strategies.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""LLaMA Pro's block expansion: identity copies of blocks, put among the frozen ones and trained alone."""
+"""Block expansion (LLaMA Pro): identity copies of blocks, inserted between the frozen blocks and trained."""
 
 from __future__ import annotations
 
@@ -17,28 +17,32 @@ PLACES = ("interleaved", "bottom", "top")
 
 
 class BlockExpansion(ContinualStrategy):
-    """Adds blocks that start as the identity; only they train (LLaMA Pro, section 3.2).
+    """Add blocks that start as the identity and train only these (LLaMA Pro, Wu et al., 2024, section 3.2).
 
-    The L layers are split into `groups` groups; copies of each group's top `copies` blocks, their output
-    projections zeroed, stand on top of that group. At the start the logits are exactly the base model's.
+    The L layers are split into `groups` groups. Above each group, copies of its top `copies` blocks are inserted with
+    their output projections set to zero:
 
-    The paper's two stages are a list of `ContinuedPretraining`, in which the new blocks alone train, and this with
-    `trains="all"`, where all blocks then learn the tasks.
+        y = x + Attention(Norm(x)),   block(x) = y + FFN(Norm(y)),   with W_O = W_down = 0: block(x) = x
+
+    so that the initial logits are exactly those of the base model.
+
+    For the paper's two stages combine it with `ContinuedPretraining`, which trains only the new blocks, and set
+    `trains="all"`, so that all blocks are trained on the tasks.
 
     Args:
-        groups: Into how many groups the layers are split; it has to divide them. 8 of 32 in LLaMA Pro.
-        copies: Blocks added to each group, or to each listed layer.
-        position: "interleaved", as in the paper; its ablation puts all groups x copies new blocks in one
-            place: "bottom", below the first layer, copies of the lowest; "top", above the last, of the highest. Or a
-            list of layers: `copies` of each stand right above it, and `groups` is not used.
-        trains: What the tasks train: "new", the added blocks; "all", the whole model.
-        each_task: After a task its blocks freeze, and the next task begins with fresh ones, placed by the same rule
-            in the model as it is then.
-        again: Whether a model that was grown before may be grown once more.
+        groups: Number of groups; it has to divide the number of layers. LLaMA Pro: 8 groups of 4 layers.
+        copies: Number of blocks added to each group, or above each listed layer.
+        position: "interleaved", as in the paper; or, as in its ablation, all groups × copies blocks in one place:
+            "bottom" (below the first layer, copies of the lowest layers) or "top" (above the last, copies of the
+            highest). Or a list of layer indices: `copies` of each are inserted directly above it; `groups` is ignored.
+        trains: Parameters that are trained on the tasks: "new", the added blocks; "all", the whole model.
+        each_task: Freeze a task's blocks after it, and add new blocks before the next task, placed by the same rule
+            in the grown model.
+        again: Allow a model that was already grown to be grown again.
 
     Raises:
-        ValueError: `groups` does not divide the model's layers, fewer blocks are there than are to be copied, a
-            listed layer is not there, or the model was grown before.
+        ValueError: `groups` does not divide the number of layers, there are fewer layers than blocks to copy, a
+            listed layer does not exist, or the model was grown before.
     """
 
     reference = "Wu et al., 2024 (arXiv 2401.02415)"
@@ -75,15 +79,15 @@ class BlockExpansion(ContinualStrategy):
         self.position = position if isinstance(position, str) else sorted(position)
         self.trains, self.each_task, self.again = trains, each_task, again
         self.tasks_begun = 0
-        self.stack: list[PlannedLayer] = []  # what was grown since `setup`, as one plan
+        self.stack: list[PlannedLayer] = []  # the model's layers in terms of the loaded model's, as one plan
 
     def setup(self, backbone: Backbone) -> None:
-        """Puts the new blocks in, freezes the rest."""
+        """Insert the new blocks and freeze the others."""
         refuse_second_growth(backbone.model.config, self.again)
         self._grow(backbone, self.plan(len(stackable_layers(backbone.model))))
 
     def before_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
-        """Chooses what trains from the first task on, and grows before each further one where that is asked for."""
+        """Make all parameters trainable (`trains="all"`), or add blocks before each later task (`each_task`)."""
         if task.name == PRETRAINING:
             return
         self.tasks_begun += 1
@@ -93,13 +97,16 @@ class BlockExpansion(ContinualStrategy):
             self._grow(backbone, self._next_plan(len(self.stack)))
 
     def plan(self, depth: int) -> list[PlannedLayer]:
-        """Which layer stands where, for a model of `depth` layers.
+        """Return the layer plan for a model with `depth` layers.
+
+        Args:
+            depth: Number of layers of the model.
+
+        Raises:
+            ValueError: `groups`, `copies` or the listed layers do not fit the depth.
 
         >>> [layer.source for layer in BlockExpansion(groups=2).plan(4)]
         [0, 1, 1, 2, 3, 3]
-
-        Raises:
-            ValueError: The groups, copies or listed layers do not fit so many layers.
         """
         if not isinstance(self.position, str):
             return self._above(self.position, depth)
@@ -129,13 +136,14 @@ class BlockExpansion(ContinualStrategy):
         return plan
 
     def _next_plan(self, depth: int) -> list[PlannedLayer]:
-        """The plan for the model as this strategy has grown it; listed layers are those of the model as loaded."""
+        """Return the plan for the next task's blocks; listed layers refer to the model as loaded."""
         if isinstance(self.position, str):
             return self.plan(depth)
         highest = {layer.source: index for index, layer in enumerate(self.stack)}
         return self._above([highest[source] for source in self.position], depth)
 
     def _above(self, chosen: Sequence[int], depth: int) -> list[PlannedLayer]:
+        """Return the plan with copies directly above the chosen layers."""
         if wrong := [index for index in chosen if not 0 <= index < depth]:
             raise ValueError(
                 f"position lists layer {wrong[0]}, but the model has 0 to {depth - 1}. Choose among these."

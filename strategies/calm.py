@@ -1,4 +1,4 @@
-"""CALM's composition: a frozen backbone attends to the layers of frozen augmenting models."""
+"""CALM: a frozen backbone attends to the layers of frozen augmenting models."""
 
 from __future__ import annotations
 
@@ -18,30 +18,35 @@ if TYPE_CHECKING:
     from workbench.backbone import Batch
     from workbench.benchmark import Task
 
-ROLES = ("unk_token_id", "pad_token_id", "eos_token_id", "bos_token_id")  # the last counts where a token has several
-LEADS = ("\n", ".", "a")
+ROLES = ("unk_token_id", "pad_token_id", "eos_token_id", "bos_token_id")  # if a token has several, the last
+LEADS = ("\n", ".", "a")  # texts after which a spelling is encoded
 
 
 class CALM(ContinualStrategy):
-    """Joins the backbone, as anchor, with augmenting models by projections and cross-attention, which alone train.
+    """Compose the backbone (anchor, m_B) with augmenting models (m_A) by trainable cross-attention.
 
-    The equations, and what the paper leaves open, stand with `workbench.composition.CalmModel`. The paper composes
-    once; a sequence of tasks is ours, under either policy.
+    At each connected pair of layers i of m_A and j of m_B (Bansal et al., 2024, section 3.1):
+
+        H_Bj ← H_Bj + f_cross(f_proj(H_Ai), H_Bj)
+
+    f_proj projects to the width of m_B, and f_cross is cross-attention with queries from H_Bj. Both models are frozen;
+    only f_proj and f_cross train. `workbench.composition.CalmModel` has the details. The paper composes once; both
+    policies for a sequence of tasks are this project's.
 
     Args:
-        augmenting: A model's folder, hub id or name, or a Backbone, which stays as it is; or several.
-        connections: How many for each augmenting model, at uniform gaps; or pairs of one of its layers and one of the
-            backbone's, whose outputs are joined. In the paper every fourth layer of the augmenting model has one.
-        zero_init: Whether the cross-attention's output projection starts at zero, so that the composition starts as
-            the backbone. The paper says nothing of it.
-        encoder: Whether the augmenting models read the prompt and no token of the answer: the paper's weaker ablation.
-        policy: "one": one composition, trained through all tasks; "each_task": for each task a fresh copy of
-            `augmenting` is first trained on that task alone, all its weights, and then joined by connections of its
-            own, which learn the task; all older models and connections stay frozen. The training of the copy is an
-            item of the curriculum, "<task>:augmenting", that is not scored.
-        alignment: "same": all models have one tokenizer; "characters": another's model reads the characters of each
-            of the backbone's tokens, spelt in its own, and its state at the last of them stands for the token. The
-            paper says nothing of it; see `spelling` for what is lost.
+        augmenting: Folder, hub id or name of a model, or a Backbone, which is copied; or several of them.
+        connections: Number of connections of each augmenting model, at uniform distances; or pairs (layer of the
+            augmenting model, layer of the backbone). In the paper every fourth layer of the augmenting model has one.
+        zero_init: Initialise the output projection of the cross-attention to zero, so that the composition starts as
+            the backbone. Not specified in the paper.
+        encoder: Let the augmenting models read only the prompt: the paper's weaker ablation.
+        policy: "one": one composition, trained on all tasks in sequence. "each_task": for each task, a new copy of
+            `augmenting` is first fine-tuned on the task and then joined by new connections, which are trained on the
+            task; all earlier models and connections stay frozen. The fine-tuning is a curriculum item
+            "<task>:augmenting", which is not scored.
+        alignment: "same": all models have the same tokenizer. "characters": an augmenting model with another
+            tokenizer reads the characters of each of the backbone's tokens, and its state at the last of them
+            represents the token. Not in the paper; see `spelling` for its limits.
 
     Raises:
         ValueError: An argument is out of range; in `setup`, the models have different tokenizers or cannot be joined.
@@ -85,21 +90,21 @@ class CALM(ContinualStrategy):
         self.connections = connections
         self.settings = {"zero_init": zero_init, "encoder": encoder}
         self.policy, self.alignment = policy, alignment
-        self.composable = policy == "one"  # type: ignore[misc]  # nobody has said what others do while a copy trains
-        self.parked: Any = None  # the composition, while a copy trains in its place
+        self.composable = policy == "one"  # type: ignore[misc]  # undefined for other members while a copy trains
+        self.parked: Any = None  # the composition, while a copy is trained
 
     def curriculum(self, tasks: Sequence[Task], general: Task | None) -> Sequence[Task]:
-        """The tasks; under "each_task" with the training of an augmenting model before each one."""
+        """Return the tasks; with the policy "each_task" preceded each by the training of an augmenting model."""
         if self.policy == "one":
             return tasks
         prepared = [replace(task, name=f"{task.name}:augmenting", prepares=task.name) for task in tasks]
         return [item for pair in zip(prepared, tasks, strict=True) for item in pair]
 
     def setup(self, backbone: Backbone) -> None:
-        """Composes; or, where each task brings a model of its own, sees that it can be joined.
+        """Build the composition; with the policy "each_task" only check that the models can be joined.
 
         Raises:
-            ValueError: The models have different tokenizers or cannot be joined, or not by these connections.
+            ValueError: The models have different tokenizers, cannot be joined, or lack a layer of `connections`.
         """
         parts = [self._read(source, backbone) for source in self.sources]
         for model, table in parts:
@@ -112,7 +117,7 @@ class CALM(ContinualStrategy):
             backbone.freeze()
 
     def before_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
-        """Under "each_task": puts a fresh copy in the composition's place, or joins the trained one to it."""
+        """With the policy "each_task": replace the composition by a new copy to train, or join the trained copy."""
         if self.policy == "one":
             return
         if task.prepares is not None:
@@ -130,7 +135,7 @@ class CALM(ContinualStrategy):
         backbone.model, self.parked = composed.train(), None
 
     def _read(self, source: str | Backbone, backbone: Backbone) -> tuple[Any, Tensor | None]:
-        """An augmenting model, and the table that it needs to read what the backbone reads, if any."""
+        """Return an augmenting model, and the spelling table if its tokenizer differs from the backbone's."""
         dtype = str(backbone.model.dtype).removeprefix("torch.")
         other = source if isinstance(source, Backbone) else Backbone.load(source, dtype=dtype)
         own, vocabulary = (each.tokenizer.get_vocab() for each in (backbone, other))
@@ -149,19 +154,19 @@ class CALM(ContinualStrategy):
 
 
 def spelling(own: Any, other: Any, rows: int) -> Tensor:
-    """The characters of each token of one tokenizer, a leading space among them, in the tokens of another.
+    """Spell each token of one tokenizer, leading space included, in the tokens of another.
 
-    Each token is spelt by itself, as it would be in the middle of a text, so that what a model reads for it depends
-    on no other token. What has no characters is the other's token of the same role (bos, eos, pad, unk), else its unk
-    or, without one, its eos: special tokens, bytes that are no whole character, embeddings without a token.
+    Each token is spelt separately, as in the middle of a text, so that its spelling does not depend on other tokens. A
+    token without characters (a special token, an incomplete UTF-8 character, an embedding without a token) becomes
+    the other tokenizer's token of the same role (bos, eos, pad, unk), otherwise its unk or else its eos.
 
     Args:
-        own: The tokenizer whose tokens are spelt.
-        other: The one that they are spelt in.
-        rows: Of the table: the embeddings of the model that reads `own`.
+        own: Tokenizer whose tokens are spelt.
+        other: Tokenizer of the spellings.
+        rows: Number of rows of the table: the number of embeddings of the model that uses `own`.
 
     Returns:
-        (rows, the longest spelling) ids of `other`, -1 after the last.
+        Ids of `other`, (rows, longest spelling), padded with -1.
 
     Raises:
         ValueError: `other` has neither an unk nor an eos token.
@@ -181,13 +186,19 @@ def spelling(own: Any, other: Any, rows: int) -> Tensor:
 
 
 def characters(tokenizer: Any, before: list[int], tokens: list[int]) -> str:
-    """What tokens add to the text of those before them, as a tokenizer decodes it, spaces as they are."""
+    """Return the text that tokens add to the decoded text of the tokens before them, spaces preserved.
+
+    Args:
+        tokenizer: Tokenizer that decodes both.
+        before: Ids of the tokens before.
+        tokens: Ids of the tokens.
+    """
     start, whole = (tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (before, before + tokens))
     return str(whole).removeprefix(start)
 
 
 def _pieces(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a text in the middle of another, after one that they do not melt into."""
+    """Return the tokens of a text in the middle of another, after a lead that does not merge with it."""
     found: list[list[int]] = []
     for lead in LEADS if text else ():
         before, whole = (tokenizer.encode(each, add_special_tokens=False) for each in (lead, lead + text))

@@ -1,4 +1,4 @@
-"""Continued pretraining on a corpus before the first task: the stage after a surgery, or before instructions."""
+"""Continued pretraining on a corpus before the first task."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ REMEDY = 'Give a .txt with a text a line, or a .jsonl of {"text"}.'
 
 
 class ContinuedPretraining(ContinualStrategy):
-    """Trains on plain text, with the language-model loss, before the first task.
+    """Train on plain text before the first task   (Gururangan et al., 2020).
 
-    Alone it is fine-tuning after such a stage. In a list with a method that grows the model it is the stage after
-    the surgery, and that method says what trains then: `BlockExpansion` its new blocks, `DepthUpScaling` all. The
-    item is called "pretraining" and never scored itself, so that `per_task: {pretraining: ...}` in a config gives
-    it a rate and a schedule of its own.
+        L = -1/n Σ_t log p(x_t | x_<t)   over the n predicted tokens of a step
+
+    Used alone, all weights are then fine-tuned on the tasks. Combined with a method that grows the model, it is the
+    recovery stage after the surgery, and that method determines what is trained: `BlockExpansion` its new blocks,
+    `DepthUpScaling` all layers. The curriculum item is named "pretraining" and is not scored;
+    `per_task: {pretraining: ...}` in a config sets its learning rate and schedule.
 
     Args:
-        steps: Optimizer steps; the rows are gone through as often as that takes.
-        corpus: A file of text: .txt, a text a line, or .jsonl of {"text"}. None: the benchmark's general corpus.
-        packed: Whether texts stand one after the other in rows of `data.max_length` tokens, attention across them; else
-            each has a row of its own, which suits a model that never met two texts in one row.
+        steps: Number of optimizer steps; the corpus is repeated as often as needed.
+        corpus: A text file: .txt with one text per line, or .jsonl of {"text"}. None: the benchmark's general corpus.
+        packed: Concatenate texts into rows of `data.max_length` tokens, with attention across texts. False: one text
+            per row, for a model that was pretrained this way.
 
     Raises:
-        ValueError: There is no corpus, or the file cannot be read.
+        ValueError: `steps` is below 1, there is no corpus, or the file cannot be read.
     """
 
     reference = "Gururangan et al., 2020 (arXiv 2004.10964)"
@@ -50,10 +52,10 @@ class ContinuedPretraining(ContinualStrategy):
         self.corpus = None if corpus is None else read_corpus(Path(corpus))
 
     def curriculum(self, tasks: Sequence[Task], general: Task | None) -> Sequence[Task]:
-        """The corpus, and then the tasks.
+        """Return the corpus followed by the tasks.
 
         Raises:
-            ValueError: There is no corpus, or another member of the list has put one in.
+            ValueError: There is no corpus, or another member of the list has already inserted one.
         """
         corpus = self.corpus or general
         if corpus is None or not len(corpus.train):
@@ -64,10 +66,13 @@ class ContinuedPretraining(ContinualStrategy):
 
 
 def read_corpus(file: Path) -> Task:
-    """A file of text as a task; its first row stands for the test that it never has.
+    """Read a text file as a task; its first row serves as the test split, which is never scored.
+
+    Args:
+        file: A .txt with one text per line, or a .jsonl of {"text"}.
 
     Raises:
-        ValueError: The file is not there, or there is no text in it.
+        ValueError: The file cannot be read, or contains no text.
     """
     try:
         lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]

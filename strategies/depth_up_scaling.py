@@ -1,4 +1,4 @@
-"""SOLAR's depth up-scaling: two copies of the layers, overlapping ones dropped, one on top of the other."""
+"""Depth up-scaling (SOLAR): stack two copies of the layers, without some layers in between."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ if TYPE_CHECKING:
 
 
 class DepthUpScaling(ContinualStrategy):
-    """n layers become 2(n - m): A = [0, n-m), then B = [m, n) (SOLAR, section 2; m = 8 of n = 32 there).
+    """Grow a model from n to 2(n - m) layers: A = [0, n - m), then B = [m, n)   (SOLAR, Kim et al., 2024, section 2).
 
-    With `interlock=k`, runs of k layers are taken in turn from A and from B, and k = n - m is SOLAR itself;
-    `dropped=0` stacks the whole model on itself. The surgery costs quality, which continued pretraining
-    brings back: `ContinuedPretraining` in a list with this, all layers training.
+    In the paper n = 32 and m = 8. With `interlock=k`, runs of k layers are taken alternately from A and B; k = n - m
+    is SOLAR itself. `dropped=0` stacks the whole model on itself. The surgery reduces quality, which continued
+    pretraining of all layers restores: combine it with `ContinuedPretraining`.
 
     Args:
-        dropped: m, the layers left out at the top of the lower copy and at the bottom of the upper one; 0 <= m < n/2.
-        interlock: k, which has to divide n - m. None: SOLAR's two copies whole.
-        trains: What the tasks train: "all", or "upper", the layers of the upper copy B alone.
-        again: Whether a model that was grown before may be grown once more.
+        dropped: m, the number of layers removed from the top of the lower copy and from the bottom of the upper copy;
+            0 <= m < n/2.
+        interlock: k, the length of the alternating runs in layers; it has to divide n - m. None: k = n - m.
+        trains: Layers that are trained on the tasks: "all", or "upper", only those of the upper copy B.
+        again: Allow a model that was already grown to be grown again.
 
     Raises:
-        ValueError: m or k do not fit the model's depth, or the model was grown before.
+        ValueError: m or k does not fit the model's depth, or the model was grown before.
     """
 
     reference = "Kim et al., 2024 (arXiv 2312.15166)"
@@ -57,13 +58,13 @@ class DepthUpScaling(ContinualStrategy):
         self.trains, self.again = trains, again
 
     def setup(self, backbone: Backbone) -> None:
-        """Stacks the layers anew; all of them train."""
+        """Restack the layers and make all parameters trainable."""
         refuse_second_growth(backbone.model.config, self.again)
         restack(backbone.model, self.plan(len(stackable_layers(backbone.model))))
         backbone.model.requires_grad_(True)
 
     def before_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
-        """Freezes all but the upper copy, where that is asked for, once pretraining is over."""
+        """Freeze everything except the upper copy after pretraining (`trains="upper"`)."""
         if self.trains == "all" or task.name == PRETRAINING:
             return
         layers = list(backbone.decoder.get_submodule("layers").children())
@@ -72,7 +73,13 @@ class DepthUpScaling(ContinualStrategy):
             layer.requires_grad_(upper)
 
     def plan(self, depth: int) -> list[PlannedLayer]:
-        """Which layer stands where, for a model of `depth` layers.
+        """Return the layer plan for a model with `depth` layers.
+
+        Args:
+            depth: Number of layers of the model, n.
+
+        Raises:
+            ValueError: m or k does not fit the depth.
 
         >>> [layer.source for layer in DepthUpScaling(dropped=1).plan(4)]
         [0, 1, 2, 1, 2, 3]
@@ -88,12 +95,16 @@ class DepthUpScaling(ContinualStrategy):
         ]
 
     def upper(self, depth: int) -> list[bool]:
-        """Which layers of the new stack are of the upper copy B, for a model that had `depth` layers."""
+        """Return for each layer of the new stack whether it comes from the upper copy B.
+
+        Args:
+            depth: Number of layers of the model, n.
+        """
         run = self._run(depth)
         return [bool(index // run % 2) for index in range(2 * (depth - self.dropped))]
 
     def _run(self, depth: int) -> int:
-        """k, or n - m."""
+        """Return k, or n - m if `interlock` is None."""
         if 2 * self.dropped >= depth:
             raise ValueError(
                 f"dropped={self.dropped} is out of range for the model's {depth} layers: m has to be at least 0 and "

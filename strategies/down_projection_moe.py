@@ -1,4 +1,4 @@
-"""LLaMA Pro's mixture variant: beside each feed-forward output projection a second one, both always active."""
+"""LLaMA Pro's mixture variant: a second down-projection in each feed-forward block, both always active."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 
 class DownProjectionMoE(ContinualStrategy):
-    """Keeps every layer's down-projection W3 and learns a second one beside it (LLaMA Pro, Table 5, "MoE").
+    """Keep each layer's down-projection W3 frozen and train a second one, W3' (LLaMA Pro, Table 5, "MoE").
 
-    The feed-forward output becomes softmax(a)_1 W3 h + softmax(a)_2 W3' h, with a = (a1, a2) learnt in each layer.
-    Only W3' and a train. Both projections act on the same h, so the two are one matrix: the saved model is a plain one
-    of the size that it had. The paper does not say how W3' begins; here it is a copy of W3 and a = 0, so that the
-    logits are the base model's exactly.
+        FFN(x) = softmax(a)_1 W3 h + softmax(a)_2 W3' h   with h the activations (batch, time, inner width)
+
+    a = (a_1, a_2) is learnt in each layer; only W3' and a are trained. Both projections act on the same h, so they
+    are equal to one matrix, and the saved model has the base model's size and structure. The paper does not specify
+    the initialisation of W3'; here W3' = W3 and a = 0, so that the initial logits are exactly the base model's.
 
     Raises:
         ValueError: The layers have no `mlp.down_proj`.
@@ -36,7 +37,7 @@ class DownProjectionMoE(ContinualStrategy):
 }"""
 
     def setup(self, backbone: Backbone) -> None:
-        """Puts the second projections in, freezes the rest.
+        """Add the second projections and freeze all other parameters.
 
         Raises:
             ValueError: The layers have no `mlp.down_proj`.
@@ -50,10 +51,10 @@ class DownProjectionMoE(ContinualStrategy):
 
 
 class SoftmaxMixture(nn.Module):
-    """softmax(a)_1 W + softmax(a)_2 W', of which W' and a train.
+    """Parametrization softmax(a)_1 W + softmax(a)_2 W' of a weight, with trainable W' and a.
 
     Args:
-        first: W, (out, in).
+        first: W, (out, in); W' starts as a copy.
     """
 
     def __init__(self, first: Tensor) -> None:
@@ -62,7 +63,7 @@ class SoftmaxMixture(nn.Module):
         self.balance = nn.Parameter(torch.zeros(2, dtype=torch.float32, device=first.device))
 
     def forward(self, first: Tensor) -> Tensor:
-        """The one matrix (out, in) that both act as.
+        """Return the mixture of both matrices, (out, in).
 
         Args:
             first: W, (out, in).

@@ -1,4 +1,4 @@
-"""Multi-task learning: all tasks at once, which no sequence does; the usual upper bound."""
+"""Multi-task learning on all tasks at once: the usual upper bound."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from workbench.strategy import ContinualStrategy
 
 
 class Joint(ContinualStrategy):
-    """Learns the training rows of all tasks as one task, each under its own answer limit.
+    """Train on the rows of all tasks as one task, each row with its own answer limit   (Caruana, 1997).
 
-    Every row is passed over as often as in the sequence, shuffled together: as often as `per_task`,
-    `trainer.max_epochs` or the task itself says. With the same number of epochs for all tasks, an epoch passes over
-    every row once. With different numbers e_t, it passes over each row e_t / g times and there are g epochs, where g is
-    their greatest common divisor. So there are as many steps as in the sequence (but for the incomplete last batch of
-    each epoch), and large tasks weigh more than small ones. Only the untouched model and the last row of the score
-    matrix are measured: OP is there, and what compares with rows in between (BWT, FWT, forgetting, learning accuracy)
-    is NaN.
+    The rows are shuffled together, and each is used as often as in the sequence: as many times as its task has
+    epochs under `per_task`, `trainer.max_epochs` or the task itself. If all tasks have the same number of epochs, each
+    row occurs once per epoch. With different numbers e_t, there are g = gcd(e_1, ..., e_T) epochs, in each of which a
+    row of task t occurs e_t / g times. The number of optimizer steps is that of the sequence, except for the
+    incomplete last batch of each epoch, and large tasks have more weight than small ones.
 
-    Where optimizer steps or time limit a task (`trainer.max_steps`, `trainer.max_time`), they limit the united one as a
-    whole. It then learns less than the sequence does, and a report does not mark it as a bound. An optimizer or
-    scheduler that `per_task` gives a task is not used, nor is the general corpus. What trains is not said here: alone
-    these are all weights; after LoRA or block expansion in a list, theirs. Beside Replay it is Joint: nothing is left
-    to be replayed.
+    Only row 0 (the model as loaded) and the last row of the score matrix are measured. OP is defined; metrics that
+    need rows in between (BWT, FWT, forgetting, learning accuracy) are NaN.
+
+    `trainer.max_steps` and `trainer.max_time` limit the united task as a whole. It is then trained less than the
+    sequence, and a report does not mark it as a bound. Optimizers and schedulers of single tasks in `per_task` are not
+    used, nor is the general corpus. The strategy does not choose the trainable parameters: alone, all weights are
+    trained; in a list after LoRA or block expansion, those that they train. In a list with Replay nothing is replayed.
     """
 
     bound = "OP"
@@ -40,7 +40,7 @@ class Joint(ContinualStrategy):
 }"""
 
     def curriculum(self, tasks: Sequence[Task], general: Task | None) -> Sequence[Task]:
-        """One task, "joint", of all training rows; it is never scored itself.
+        """Return one task, "joint", with the training rows of all tasks; it is not scored itself.
 
         Raises:
             ValueError: Some tasks are corpora and others have answers.
@@ -68,9 +68,9 @@ class Joint(ContinualStrategy):
 
 
 def _epochs(tasks: Sequence[Task]) -> tuple[int | None, list[int]]:
-    """Epochs of the united task, and how often each task's rows stand in one of them.
+    """Return the number of epochs of the united task, and how often each task's rows occur in one of them.
 
-    The number of epochs is None, and all rows stand there once, where the passes over some task are not known.
+    If the number of epochs of a task is unknown, the result is None, and all rows occur once.
 
     >>> rows = Dataset.from_dict({"text": ["a"]})
     >>> _epochs([Task(name, rows, rows, max_epochs=epochs) for name, epochs in {"a": 6, "b": 4}.items()])

@@ -1,4 +1,4 @@
-"""Low-rank adaptation of chosen projections, through a sequence of tasks."""
+"""Low-rank adaptation (LoRA) of some projections, through a sequence of tasks."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 
 class LoRA(ContinualStrategy):
-    """W x + (alpha / rank) B A x with W frozen; B starts at zero, so the model starts as it was.
+    """Train W x + (alpha / rank) B A x with W frozen   (Hu et al., 2022, section 4.1).
 
-    The defaults are TRACE's: rank 8, alpha 32, dropout 0.1, on the query and value projections.
+    W is (out, in), B (out, rank), A (rank, in). B starts at zero, so that the initial model is the base model. The
+    defaults are TRACE's: rank 8, alpha 32, dropout 0.1, on the query and value projections.
 
     Args:
-        rank: Of each update.
-        alpha: Its scale, over the rank.
-        dropout: Share of the adapter's inputs that is dropped in training, in [0, 1).
-        targets: Names of the projections that get an adapter, one or several; "all-linear": every one but the head;
-            or a regular expression for whole names, such as ".*layers.[01].self_attn.q_proj".
-        policy: "continue": one adapter through all tasks, as in TRACE; "merge": after each task the adapter
-            is folded into the weights and a fresh one begins; "stack": an adapter for each task, the older
-            ones frozen and all of them summed.
-        peft: Further arguments of `peft.LoraConfig`, which win over the ones above. Those with which anything but
-            W + (alpha / rank) B A would be trained, scored or saved are refused
+        rank: Rank of each update.
+        alpha: Scale of each update, which is divided by the rank.
+        dropout: Dropout probability of an adapter's inputs in training, in [0, 1).
+        targets: One or several names of projections that get an adapter; "all-linear": all except the head; or a
+            regular expression that matches full names, such as ".*layers.[01].self_attn.q_proj".
+        policy: "continue": one adapter for all tasks, as in TRACE. "merge": after each task, merge the adapter into
+            the weights and start a new one. "stack": one adapter per task, summed; earlier ones are frozen.
+        peft: Further arguments of `peft.LoraConfig`, which take precedence over those above. Arguments with which
+            anything other than W + (alpha / rank) B A would be trained, scored or saved raise an error
             (`workbench.backbone.adapters.SUPPORTED`).
 
     Raises:
@@ -72,7 +72,7 @@ class LoRA(ContinualStrategy):
         self.settings = {"task_type": "CAUSAL_LM", **own, **(peft or {})}
 
     def setup(self, backbone: Backbone) -> None:
-        """Freezes the model and puts in the first adapter.
+        """Freeze the model and add the first adapter.
 
         Raises:
             ValueError: The model has no projection of a name in `targets`.
@@ -86,13 +86,13 @@ class LoRA(ContinualStrategy):
         self._begin_adapter(backbone)
 
     def before_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
-        """Begins a fresh adapter after the first task, where the policy asks for one."""
+        """Add a new adapter before each task after the first, unless the policy is "continue"."""
         self.tasks_begun += 1
         if self.tasks_begun > 1 and self.policy != "continue":
             self._begin_adapter(backbone)
 
     def after_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
-        """Folds the adapter in, under the policy "merge"."""
+        """Merge the adapter into the weights if the policy is "merge"."""
         if self.policy == "merge":
             backbone.fold_adapters()
 

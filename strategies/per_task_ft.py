@@ -1,4 +1,4 @@
-"""Fine-tuning of a separate model for each task: what each one reaches without any other before it."""
+"""Fine-tuning of a separate model for each task: the score of each task without any task before it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class PerTaskFT(ContinualStrategy):
-    """Fine-tunes all weights on each task alone, from the model as loaded (PerTaskFT in O-LoRA's tables).
+    """Fine-tune all weights on each task separately, from the model as loaded   (PerTaskFT in O-LoRA's tables).
 
-    The diagonal of the score matrix is what is read: it is each task's score without any other task before it, by
-    which a sequence's gains and its intransigence are judged. The other cells of a row say what that one task's
-    model does on the rest. OP and BWT are those of the last task's model alone, and no upper bound of anything.
+    The result is the diagonal of the score matrix: each task's score without any task before it, the reference for
+    transfer and intransigence of a sequence. The other cells of a row are the scores of that task's model on the
+    other tasks. OP and BWT are those of the last task's model, and not a bound.
 
-    It stands alone: what another method does to the model would be gone after the first restore, and rows of other
-    tasks would make it something else.
+    It cannot be combined with other strategies: restoring the model before each task would remove their changes, and
+    rows of other tasks would defeat its purpose.
     """
 
     composable = False
@@ -35,8 +35,8 @@ class PerTaskFT(ContinualStrategy):
 }"""
 
     def before_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
-        """Puts the loaded model back, on the device and in the precision where it is."""
+        """Restore the model as loaded, on its device and in its precision."""
         dtype = backbone.model.dtype
         backbone.restore()
-        if backbone.model.dtype != dtype:  # the trainer's true half precision, taken on since the model was loaded
+        if backbone.model.dtype != dtype:  # the trainer uses true half precision
             backbone.model.to(dtype)

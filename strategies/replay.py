@@ -1,4 +1,4 @@
-"""Experience replay: a few rows of each task are kept and learnt again among the rows of all later ones."""
+"""Experience replay: some rows of each task are kept and mixed into the rows of all later tasks."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ if TYPE_CHECKING:
 
 
 class Replay(ContinualStrategy):
-    """Keeps rows of each task, chosen at random, and mixes them into each later task's rows.
+    """Keep random rows of each task and mix them into the rows of each later task   (Chaudhry et al., 2019).
 
-    Every epoch of a later task passes over each kept row once, with the answer limit of the row's own task. Texts
-    are mixed into texts and answers into answers, and nothing into a task that has no rows to train on. Nothing is
-    said of what trains: alone this is fine-tuning of all weights; after LoRA or block expansion in a list, theirs.
+        D_t' = D_t ∪ M_1 ∪ ... ∪ M_{t-1}   with M_i ⊂ D_i drawn uniformly, |M_i| = max(1, round(share · |D_i|))
 
-    Chaudhry et al. see each row of a stream once and draw as many rows from a memory of fixed size for every
-    batch; here the memory grows with the tasks. TRACE's replay baseline (arXiv 2310.06762) learns a task alone and
-    after it passes once over 10 % of every past task and LIMA; here past rows are mixed in while a task is learnt,
-    and no general instructions are added.
+    Each epoch of a later task contains each kept row once, with the answer limit of its own task. Corpora are mixed
+    into corpora and rows with answers into rows with answers; a task without training rows gets none. The strategy
+    does not choose the trainable parameters: alone, all weights are trained; in a list after LoRA or block expansion,
+    those that they train.
+
+    Chaudhry et al. pass over a stream once and add to each batch as many rows from a memory of fixed size; here the
+    memory grows with the tasks. TRACE's replay baseline (arXiv 2310.06762) trains on a task alone and then passes
+    once over 10 % of every past task and LIMA; here past rows are mixed in during training, without LIMA.
 
     Args:
-        share: Of a task's training rows that is kept, in (0, 1], rounded, at least one row.
-        rows: How many are kept of each task, in place of a share; all, where there are fewer.
+        share: Share of a task's training rows to keep, in (0, 1]; rounded, at least one row.
+        rows: Number of rows to keep of each task, instead of a share; all if there are fewer.
 
     Attributes:
-        memory: The kept rows by the name of their task. It is plain data, and part of the state that a checkpoint
-            holds.
+        memory: Kept rows by task name; part of the state in a checkpoint.
 
     Raises:
         ValueError: A number is out of range.
@@ -61,14 +62,14 @@ class Replay(ContinualStrategy):
         self.seed = 0
 
     def setup(self, backbone: Backbone) -> None:
-        """Takes the run's seed; of the model it changes nothing.
+        """Store the run's seed; the model is not changed.
 
-        What is kept then depends on the run and the task alone, and not on dropout or on how many processes train.
+        The kept rows then depend only on this seed and the task, not on dropout or the number of processes.
         """
         self.seed = torch.initial_seed()
 
     def training_data(self, task: Task, rows: Dataset) -> Dataset:
-        """The task's rows, and after them all that is kept of other tasks of its kind."""
+        """Return the task's rows followed by the kept rows of other tasks of its kind (corpus or answers)."""
         past = [row for name, kept in self.memory.items() if name != task.name for row in kept]
         past = [row for row in past if ("text" in row) == task.is_corpus]
         if not past or not len(rows):
@@ -78,7 +79,7 @@ class Replay(ContinualStrategy):
         return Dataset.from_dict({name: [row.get(name) for row in together] for name in columns})
 
     def after_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
-        """Keeps rows of this task; what was kept when it was learnt before is replaced."""
+        """Keep rows of this task; they replace those kept when it was trained before."""
         candidates = task.rows_to_mix()
         wanted = self.rows or max(1, round(self.share * len(candidates)))
         generator = torch.Generator().manual_seed((self.seed + zlib.crc32(task.name.encode())) % 2**63)
@@ -86,9 +87,9 @@ class Replay(ContinualStrategy):
         self.memory[task.name] = [candidates[index] for index in sorted(chosen)]
 
     def get_extra_state(self) -> dict[str, list[dict[str, Any]]]:
-        """The memory, for `state_dict`."""
+        """Return the memory for `state_dict`."""
         return {name: list(kept) for name, kept in self.memory.items()}
 
     def set_extra_state(self, state: Any) -> None:
-        """The memory, from `load_state_dict`."""
+        """Restore the memory from `load_state_dict`."""
         self.memory = {name: list(kept) for name, kept in state.items()}

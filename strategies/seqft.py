@@ -1,4 +1,4 @@
-"""Sequential fine-tuning: every weight, task after task, nothing done against forgetting."""
+"""Sequential fine-tuning of all weights, without any measure against forgetting."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class SeqFT(ContinualStrategy):
-    """Fine-tunes all weights on one task after the other; the baseline that forgets (TRACE, section 4.1)."""
+    """Fine-tune all weights on one task after the other: the baseline that forgets (TRACE, section 4.1)."""
 
     reference = "Wang et al., 2023 (arXiv 2310.06762)"
     bibtex = """@misc{wang2023trace,
@@ -23,5 +23,5 @@ class SeqFT(ContinualStrategy):
 }"""
 
     def setup(self, backbone: Backbone) -> None:
-        """Lets every weight train."""
+        """Make all parameters trainable."""
         backbone.model.requires_grad_(True)

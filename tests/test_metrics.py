@@ -140,7 +140,7 @@ def test_the_published_matrix_of_sequential_fine_tuning() -> None:
 @pytest.mark.parametrize("shape", [(3, 3), (3, 4), (5, 3), (4,), (1, 0), (2, 3, 2)])
 def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     for metric in OF_A_MATRIX:
-        with pytest.raises(ValueError, match=r"R has shape \(.*\(T\+1, T\).*Row 0 is the untouched model"):
+        with pytest.raises(ValueError, match=r"R has shape \(.*\(T\+1, T\).*Row 0 is the model as loaded"):
             metric(torch.zeros(shape))
 
 

@@ -1,4 +1,4 @@
-"""Loading, saving and restoring a model's folder, and one clear message for each way in which it can be broken."""
+"""Loading, saving and restoring a model folder, and a clear message for each way in which one can be damaged."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def only_a_pickle(folder: Path) -> None:
 
 
 def stored(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
-    """Other tensors in the file."""
+    """Return a damage that changes the tensors in the file."""
 
     def damage(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
@@ -71,16 +71,16 @@ def stored(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
     return damage
 
 
-def a_layer_more(weights: dict[str, torch.Tensor]) -> None:
+def one_more_layer(weights: dict[str, torch.Tensor]) -> None:
     weights.update({name.replace(".3.", ".4."): value.clone() for name, value in weights.items() if ".3." in name})
 
 
-def a_head_of_its_own(weights: dict[str, torch.Tensor]) -> None:
+def different_head(weights: dict[str, torch.Tensor]) -> None:
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
 
 
 def in_shards(damage: Damage) -> Damage:
-    """The same in a folder whose weights are in two files."""
+    """Return the same damage for a folder whose weights are in two files."""
 
     def sharded(folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(folder)
@@ -96,7 +96,7 @@ def in_shards(damage: Damage) -> Damage:
 
 
 def an_adapter_beside(folder: Path) -> None:
-    """As it is left where an adapter was trained in the model's own folder."""
+    """Write an adapter's files into the model's own folder, as training an adapter there does."""
     backbone = tiny_backbone()
     backbone.add_adapter("one", r=4, target_modules=["q_proj"], init_lora_weights=False)
     save_adapters(backbone.model, folder)
@@ -152,20 +152,20 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "odd config": (edit_json("config.json", hidden_size="many"), "its config.json cannot be loaded: "),
     "an adapter beside": (an_adapter_beside, "model holds a peft adapter (adapter_config.json)"),
     "a layer more": (
-        stored(a_layer_more),
+        stored(one_more_layer),
         "9 weights are stored that config.json has no place for, the first: model.layers.4.input_layernorm.weight. "
         "Mend config.json (num_hidden_layers, attention_bias), or copy it again.",
     ),
     "a layer more in shards": (
-        in_shards(stored(a_layer_more)),
+        in_shards(stored(one_more_layer)),
         "config.json has no place for, the first: model.layers.4",
     ),
     "biases": (
         stored(lambda weights: weights.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(32)})),
         "1 weights are stored that config.json has no place for, the first: model.layers.0.self_attn.q_proj.bias.",
     ),
-    "a tied head of its own": (
-        lambda folder: (edit_json("config.json", tie_word_embeddings=True)(folder), stored(a_head_of_its_own)(folder)),
+    "a tied head with other values": (
+        lambda folder: (edit_json("config.json", tie_word_embeddings=True)(folder), stored(different_head)(folder)),
         "Set tie_word_embeddings to false in config.json, or leave lm_head.weight out of the file.",
     ),
     "gptq": (
@@ -193,29 +193,29 @@ def test_a_damaged_folder_is_one_clear_message(name: str, folder: Path) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_remedies_fit_what_is_wrong(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copying the folder again, which was told for each of these, helps against none."""
+def test_remedies_fit_the_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copying the folder again, the remedy for damaged files, helps in none of these cases."""
 
-    def told(**given: Any) -> str:
+    def message(**given: Any) -> str:
         with pytest.raises(ValueError) as caught:
             Backbone.load(given.pop("path", folder), **given)
         assert "again" not in str(caught.value)
         return str(caught.value)
 
     chat = "template: 'chat' needs a tokenizer with a chat template. Choose 'none' or 'alpaca'."
-    assert told(text=TextPolicy(template="chat")) == f"{folder}: {chat}"
+    assert message(text=TextPolicy(template="chat")) == f"{folder}: {chat}"
     end = "end_token='<no>' is not in the tokenizer's vocabulary of 1191 tokens. Choose one that is."
-    assert told(end_token="<no>") == f"{folder}: {end}"
-    assert told(dtype="float8_e4m3fn") == "dtype='float8_e4m3fn': choose 'float32', 'bfloat16' or 'float16'."
+    assert message(end_token="<no>") == f"{folder}: {end}"
+    assert message(dtype="float8_e4m3fn") == "dtype='float8_e4m3fn': choose 'float32', 'bfloat16' or 'float16'."
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("workbench.model_folder.getproxies", lambda: {"https": "some"})
-    asked = told(path="some/model")
+    asked = message(path="some/model")
     assert asked.startswith("some/model: its config.json cannot be loaded: ")
     assert asked.endswith("or hf download some/model --local-dir FOLDER, and give that folder.")
     (folder / "config.json").write_text(
         (folder / "config.json").read_text().replace('"vocab_size": 1191', '"vocab_size": 1' + "0" * 14)
     )
-    assert told().endswith("Free some memory, or give a smaller model or backbone.dtype=bfloat16.")
+    assert message().endswith("Free some memory, or give a smaller model or backbone.dtype=bfloat16.")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_tokenizer_that_needs_a_package(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("workbench.model_folder.find_spec", lambda name: None)
     assert check_folder(folder) == [
         f"{folder}: its tokenizer is in tokenizer.model alone, which needs sentencepiece and protobuf to be read. "
-        "Get it by: pip install sentencepiece protobuf. Or give a folder with tokenizer.json."
+        "Run: pip install sentencepiece protobuf. Or give a folder with tokenizer.json."
     ]
     monkeypatch.setattr("workbench.model_folder.find_spec", lambda name: name)
     assert check_folder(folder) == []
@@ -274,20 +274,20 @@ def test_a_tokenizer_model_alone_makes_the_tokens_that_sentencepiece_makes(
         (folder / "tokenizer_config.json").write_text(json.dumps(stated))
     processor = train("bpe")
     backbone = Backbone.load(folder)
-    begun = [1] if (stated or {}).get("add_bos_token", True) else []
-    expected = [begun + processor.encode(line) for line in lines]
+    begin = [1] if (stated or {}).get("add_bos_token", True) else []
+    expected = [begin + processor.encode(line) for line in lines]
     assert backbone.tokenizer(lines).input_ids == expected
     assert backbone.tokenizer.eos_token_id == 2
     backbone.save(tmp_path / "saved")
     assert Backbone.load(tmp_path / "saved").tokenizer(lines).input_ids == expected
     train("unigram")
-    with pytest.raises(ValueError, match="makes other tokens of a text than sentencepiece does"):
+    with pytest.raises(ValueError, match="splits text into other tokens than sentencepiece does"):
         Backbone.load(folder)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_what_transformers_rightly_passes_over_is_no_surplus(tied: bool, tmp_path: Path) -> None:
-    """The rotary frequencies of old checkpoints, and a tied head that is stored as the embeddings are."""
+def test_stored_weights_that_transformers_rightly_ignores(tied: bool, tmp_path: Path) -> None:
+    """Rotary frequencies of old checkpoints, and a tied head that is stored with the values of the embeddings."""
     backbone = tiny_backbone(tie_word_embeddings=tied)
     backbone.save(tmp_path / "model")
     stored(lambda weights: weights.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))(
@@ -302,7 +302,7 @@ def test_what_transformers_rightly_passes_over_is_no_surplus(tied: bool, tmp_pat
     assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) is tied
 
 
-def test_a_composition_with_more_than_its_config_says(tmp_path: Path) -> None:
+def test_a_composition_with_more_weights_than_its_config_describes(tmp_path: Path) -> None:
     anchor = tiny_backbone()
     CALM(augmenting="mini", connections=1).setup(anchor)
     anchor.save(tmp_path / "model")
@@ -314,7 +314,7 @@ def test_a_composition_with_more_than_its_config_says(tmp_path: Path) -> None:
         Backbone.load(tmp_path / "model")
 
 
-def test_the_chosen_end_token_is_in_every_file_and_plain_transformers_stops_there(folder: Path, tmp_path: Path) -> None:
+def test_the_chosen_end_token_is_saved_and_ends_generation_in_plain_transformers(folder: Path, tmp_path: Path) -> None:
     plain, prompt = AutoModelForCausalLM.from_pretrained(folder).eval(), torch.tensor([[1, 9, 15, 22]])
     answer = plain.generate(prompt, max_new_tokens=6, do_sample=False)[0, 4:].tolist()
     end = answer[2]
@@ -327,8 +327,8 @@ def test_the_chosen_end_token_is_in_every_file_and_plain_transformers_stops_ther
     assert saved.generate(prompt, max_new_tokens=6, do_sample=False)[0, 4:].tolist() == answer[:3]
 
 
-def test_special_tokens_that_agree_are_left_as_they_are(folder: Path, tmp_path: Path) -> None:
-    """Several end tokens, the tokenizer's among them; a padding token that the config does not know."""
+def test_special_tokens_that_agree_are_kept(folder: Path, tmp_path: Path) -> None:
+    """Several end tokens, the tokenizer's among them, and a padding token that is not in the config."""
     edit_json("generation_config.json", eos_token_id=[5, 2], bos_token_id=7)(folder)
     edit_json("config.json", eos_token_id=[5, 2], bos_token_id=7)(folder)
     backbone = Backbone.load(folder)
@@ -339,7 +339,7 @@ def test_special_tokens_that_agree_are_left_as_they_are(folder: Path, tmp_path: 
         assert (content["eos_token_id"], content["bos_token_id"], content.get("pad_token_id")) == ([5, 2], 1, None)
 
 
-def test_no_folder(tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         Backbone.load(tmp_path / "nothing")
     assert str(caught.value) == (
@@ -390,7 +390,7 @@ def test_what_is_saved_loads_with_plain_transformers(family: str, tied: bool, tm
         assert torch.equal(Backbone.load(tmp_path / "model").model.eval()(TOKENS).logits, plain(TOKENS).logits)
 
 
-def test_a_save_that_fails_leaves_the_older_folder_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_fails_keeps_the_older_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     backbone = tiny_backbone(seed=1)
 
@@ -407,7 +407,7 @@ def test_a_save_that_fails_leaves_the_older_folder_whole(folder: Path, monkeypat
     assert not fresh.exists()
 
 
-def test_a_save_replaces_an_older_one_and_what_a_stopped_one_left(folder: Path) -> None:
+def test_a_save_replaces_an_older_one_and_the_remains_of_one_that_was_stopped(folder: Path) -> None:
     (folder / "adapters").mkdir()
     partial = folder.with_name("model.partial")
     partial.mkdir()
@@ -432,7 +432,7 @@ def test_half_precision_is_a_choice(folder: Path) -> None:
     assert torch.equal(weight, tiny_backbone().model.lm_head.weight.bfloat16().float())
 
 
-def test_restore_brings_back_every_bit_whatever_was_done(folder: Path) -> None:
+def test_restore_brings_back_every_bit_after_any_change(folder: Path) -> None:
     backbone = Backbone.load(folder)
     loaded = {name: value.clone() for name, value in backbone.model.state_dict().items()}
     encoder = backbone.encoder
@@ -454,14 +454,14 @@ def test_restore_brings_back_every_bit_whatever_was_done(folder: Path) -> None:
     assert backbone.encoder is encoder
 
 
-def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 
     monkeypatch.setattr("workbench.model_folder.getproxies", dict)
     monkeypatch.setattr("workbench.model_folder.socket.create_connection", refuse)
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.example")
-    told = "some/model: there is no such folder, and the hub (hub.example) cannot be reached: no route to host."
-    assert check_folder("some/model") == [told]
+    problem = "some/model: there is no such folder, and the hub (hub.example) cannot be reached: no route to host."
+    assert check_folder("some/model") == [problem]
     monkeypatch.setattr("workbench.model_folder.socket.create_connection", lambda *_, **__: SimpleNamespace(close=bool))
     assert check_folder("some/model") == []

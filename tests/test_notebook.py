@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.made_runs import make_study
+from helpers.run_folders import write_examples
 from matplotlib.figure import Figure
 
 from workbench.notebook import SHARPNESS, Page, Picture, Rows, score_rows
@@ -22,7 +22,7 @@ from workbench.report.scores import View
 
 @pytest.fixture(scope="module")
 def view(tmp_path_factory: pytest.TempPathFactory) -> View:
-    return View(compare([make_study(tmp_path_factory.mktemp("notebook") / "made", seeds=1)])[0])
+    return View(compare([write_examples(tmp_path_factory.mktemp("notebook") / "made", seeds=1)])[0])
 
 
 def test_a_pictures_smallest_letters_are_14_points_high() -> None:

@@ -1,4 +1,4 @@
-"""The hooks that do nothing, and several strategies as one: order, folding, adding, and who may answer."""
+"""Default hooks, and several strategies as one: order, chaining, sums, and conflicts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTHING: Any = SimpleNamespace(trainable=dict, model=nn.Module())
 
 
 class Spy(ContinualStrategy):
-    """Writes down every call; adds one row, one task and one penalty, each with its name."""
+    """Records every call; adds one row, one task and one penalty under its name."""
 
     def __init__(self, name: str, calls: list[str], penalty: float = 0.0, shared: str | None = None) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def test_hooks_run_in_the_members_order() -> None:
     ]
 
 
-def test_curriculum_folds() -> None:
+def test_curricula_are_chained() -> None:
     pair, calls = both()
     assert [task.name for task in pair.curriculum(TASKS, None)] == ["task_0", "task_1", "first", "second"]
     assert calls == [
@@ -96,7 +96,7 @@ def test_curriculum_folds() -> None:
     ]
 
 
-def test_training_data_folds() -> None:
+def test_training_data_is_chained() -> None:
     pair, calls = both()
     rows = Dataset.from_list([{"prompt": "", "answer": "own"}])
     assert pair.training_data(TASKS[0], rows)["answer"][:] == ["own", "first", "second"]
@@ -104,7 +104,7 @@ def test_training_data_folds() -> None:
     assert rows["answer"][:] == ["own"]
 
 
-def test_penalties_add_up_under_a_shared_name_and_stand_apart_otherwise() -> None:
+def test_penalties_of_the_same_name_add_up() -> None:
     members = [Spy("a", [], 0.25), Spy("b", [], 2.0, "shared"), Spy("c", [], 0.5, "shared"), ContinualStrategy()]
     total = Composition(members).penalties(NOTHING, NOTHING, NOTHING)
     assert {name: value.item() for name, value in total.items()} == {"a": 0.25, "shared": 2.5}
@@ -127,12 +127,12 @@ def test_penalties_carry_their_gradients() -> None:
     assert (total["pull"].item(), value.grad.item()) == (10.0, 7.0)
 
 
-def test_the_one_member_that_answers_in_its_own_way_answers() -> None:
+def test_the_member_that_overrides_answer_answers() -> None:
     pair = Composition([Spy("first", []), Answers(), Spy("second", [])])
     assert pair.answer(NOTHING, TASKS[1], ["x", "y"]) == ["task_1: x", "task_1: y"]
 
 
-def test_otherwise_the_backbone_answers_within_the_tasks_limit() -> None:
+def test_by_default_the_backbone_answers_within_the_tasks_limit() -> None:
     asked: list[Any] = []
 
     def generate(prompts: Sequence[str], max_new_tokens: int) -> list[str]:
@@ -145,13 +145,13 @@ def test_otherwise_the_backbone_answers_within_the_tasks_limit() -> None:
     assert asked == [(["x"], 3)] * 2
 
 
-def test_two_that_answer_are_refused() -> None:
+def test_two_members_that_override_answer_are_refused() -> None:
     with pytest.raises(ValueError) as caught:
         Composition([Answers(), Spy("first", []), Oracle()])
     assert str(caught.value) == "Answers and Oracle each answer in their own way; combine at most one."
 
 
-def test_two_that_answer_are_refused_inside_a_composition_too() -> None:
+def test_two_members_that_override_answer_are_refused_in_a_nested_composition() -> None:
     inner = Composition([Spy("first", []), Answers()])
     with pytest.raises(ValueError) as caught:
         Composition([inner, Oracle()])
@@ -159,7 +159,7 @@ def test_two_that_answer_are_refused_inside_a_composition_too() -> None:
     assert Composition([Composition([Spy("first", [])]), Oracle()]).answer(NOTHING, TASKS[0], ["x"]) == ["task_0"]
 
 
-def test_the_need_for_a_task_id_is_seen_through_any_composition() -> None:
+def test_needs_task_id_looks_into_compositions() -> None:
     assert needs_task_id(Oracle())
     assert needs_task_id(Composition([Spy("first", []), Composition([Oracle()])]))
     assert not needs_task_id(Composition([Spy("first", []), Answers()]))
@@ -193,7 +193,7 @@ def test_the_base_class_does_nothing() -> None:
     assert list(backbone.trainable()) == trainable
 
 
-def test_members_that_train_what_another_freezes_are_refused_whenever_they_do_so() -> None:
+def test_members_that_train_what_another_freezes_are_refused() -> None:
     with pytest.raises(ValueError, match="DepthUpScaling trains what DownProjectionMoE freezes"):
         Composition([DownProjectionMoE(), DepthUpScaling(dropped=1)]).setup(tiny_backbone())
     late, backbone = Composition([DepthUpScaling(dropped=1, trains="upper"), LoRA(rank=2)]), tiny_backbone()
@@ -243,7 +243,7 @@ class Wrong(ContinualStrategy):
         ("answer", (NOTHING, TASKS[0], ["a"]), "Wrong.answer('task_0') returned None; expected a list of texts"),
     ],
 )
-def test_a_composition_names_the_member_that_returned_what_it_may_not(
+def test_a_composition_names_the_member_with_an_invalid_return_value(
     hook: str, arguments: tuple[Any, ...], told: str
 ) -> None:
     with pytest.raises(HookError) as caught:

@@ -1,12 +1,16 @@
-"""What is learnt, in which order, and how an answer is scored."""
+"""Tasks and benchmarks: what is learnt, in which order, and how answers are scored."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from torchmetrics import Metric
 
 from workbench.errors import name_problem, refuse_bare_strings
@@ -23,50 +27,80 @@ PROTOCOL_PARTS = (
     "epochs",
     "decoding",
 )
-"""Parts of a published protocol that a run can state of itself too."""
+"""Parts of a published protocol. Each run records its own value of every one of them."""
 PRETRAINING = "pretraining"
-"""The name of the item that continues pretraining before the first task: what trains then may be something else."""
+"""Name of the curriculum item that continues pretraining before the first task."""
+
+
+def dataset_of_pairs(pairs: Iterable[tuple[str, str]]) -> Dataset:
+    """Return pairs of a prompt and its answer as a dataset with these two columns, in the given order.
+
+    Args:
+        pairs: One for each row; none is an empty dataset whose columns are still of type string.
+
+    >>> dataset_of_pairs([("1 + 1 =", "2")])[0]
+    {'prompt': '1 + 1 =', 'answer': '2'}
+    """
+    prompts, answers = [], []
+    for prompt, answer in pairs:
+        prompts.append(prompt)
+        answers.append(answer)
+    columns = Features(prompt=Value("string"), answer=Value("string"))
+    return Dataset.from_dict({"prompt": prompts, "answer": answers}, features=columns)
+
+
+def seeded_random(*parts: str | int) -> random.Random:
+    """Return a random number generator whose seed depends only on `parts`, in every process and on every machine.
+
+    Args:
+        parts: Numbers and words, such as a benchmark's name, its seed and the name of a split.
+
+    >>> seeded_random("sums", 0, "train").random() == seeded_random("sums", 0, "train").random()
+    True
+    """
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return random.Random(int.from_bytes(digest[:8], "big"))
 
 
 def no_rows() -> Dataset:
-    """The empty split of a task that is only ever tested."""
-    return Dataset.from_dict({"prompt": [], "answer": []})
+    """Return an empty split, such as the training split of a probe."""
+    return dataset_of_pairs(())
 
 
 @dataclass(frozen=True)
 class Task:
-    """One domain: rows to learn from, rows to be tested on, and how an answer is judged.
+    """One domain: rows for training, validation and test, and how answers are scored.
 
     Args:
-        name: Unique within a benchmark, whatever the case of its letters; it names files, so no path separators, and at
-            most 230 bytes in UTF-8.
+        name: Unique within a benchmark, regardless of case. It is used in file names: no path separators, at most 230
+            bytes in UTF-8.
         test: Rows of {"prompt", "answer"} or, for a corpus, {"text"}. Never empty.
-        train: Rows of the same columns; empty for a probe.
+        train: Rows of the same columns; empty for a probe, which is only tested.
         validation: Rows of the same columns; may be empty.
-        train_without_validation: For a task whose validation rows come out of `train`: the training rows without them.
-            They are trained on in place of `train` where validation rows are scored, and only there. None: `validation`
-            has rows of its own.
-        scorers: Metric name to a metric with `update(prompts, predictions, answers)` and a
-            scalar `compute()` in [0, 1], higher is better. The first is the primary one, which
-            enters OP, BWT and the rest. Empty for a corpus, which is scored in nats per byte.
-        max_new_tokens: The longest answer, in tokens, that is generated or learnt from.
-        max_prompt_length: The longest prompt, in tokens, that this task's protocol states;
-            `data.max_prompt_length` in a config wins over it.
-        max_epochs: Passes over `train` that this task's protocol states; `trainer.max_epochs`
-            or `per_task` in a config wins over it. The tasks that a curriculum is given state what the run does. An
-            item that a strategy puts into the curriculum keeps its own: only `per_task` wins over that.
-        max_steps: Optimizer steps, for an item that a strategy puts into the curriculum; it wins over the study's
-            `trainer.max_epochs`, and `per_task` in a config over it.
-        packed: Whether a corpus' texts stand one after the other in rows of the longest length while they are
-            learnt, as in pretraining. Scoring never packs.
-        prepares: For an inserted item that stands before the task of this name, such as an expert's own training:
-            the row of the task before is scored ahead of it. Other inserted items belong to the task before them.
-        options: What an answer can begin with, where that is one of a few texts, such as the letters of a choice; see
+        train_without_validation: For a task whose validation rows are part of `train`: the training rows without
+            them. Used in place of `train` only if validation rows are scored. None: `validation` is a separate split.
+        scorers: Metrics by name, each with `update(prompts, predictions, answers)` and a scalar `compute()` in
+            [0, 1], higher is better. The first is the primary metric, which enters OP, BWT and the other summary
+            metrics. Empty for a corpus, which is scored in nats per byte.
+        max_new_tokens: Maximum length of an answer in tokens, in training and in generation.
+        max_prompt_length: Maximum length of a prompt in tokens under the task's protocol. `data.max_prompt_length` in
+            a config takes precedence.
+        max_epochs: Passes over `train` under the task's protocol. `trainer.max_epochs` and `per_task` in a config
+            take precedence; the tasks passed to `curriculum` carry the resulting number. For an item that a strategy
+            inserts into the curriculum only `per_task` takes precedence.
+        max_steps: Optimizer steps of an item that a strategy inserts into the curriculum. It takes precedence over
+            `trainer.max_epochs`, and `per_task` over it.
+        packed: For a corpus: concatenate the texts into rows of the maximum length for training, as in pretraining.
+            Scoring never packs.
+        prepares: For an inserted item: name of the task that it prepares, such as a task whose expert is trained
+            first. The score row of the previous task is then measured before the item. Without it, an inserted item
+            counts as part of the previous task.
+        options: Texts that an answer can begin with, such as the letters of a multiple choice; see
             `data.score_options`.
 
     Raises:
-        ValueError: The name cannot be a file's, a split has other columns, the test split is empty, there is no scorer,
-            or a single option.
+        ValueError: The name cannot be used in a file name, a split lacks a column, the test split is empty, there is
+            no scorer, or only one option.
     """
 
     name: str
@@ -103,24 +137,23 @@ class Task:
             return
         needed = {"text"} if self.is_corpus else {"prompt", "answer"}
         if missing := needed - set(dataset.column_names):
-            told = f"column {sorted(missing)[0]!r} is missing (there: {dataset.column_names}). Rename or add it."
-            raise ValueError(f"{self.name}, {split}: {told}")
+            message = f"column {sorted(missing)[0]!r} is missing (there: {dataset.column_names}). Rename or add it."
+            raise ValueError(f"{self.name}, {split}: {message}")
 
     def scored_on_validation(self) -> Task:
-        """The task with its validation rows in the test rows' place, and trained on none of them."""
+        """Return the task with its validation rows as the test split, and none of them in the training split."""
         train = self.train if self.train_without_validation is None else self.train_without_validation
         return replace(self, train=train, test=self.validation, train_without_validation=None)
 
     @property
     def is_corpus(self) -> bool:
-        """Whether the rows are plain text, learnt whole and scored in nats per byte."""
+        """Whether the rows are plain text, trained on as a whole and scored in nats per byte."""
         return "text" in self.test.column_names
 
     def rows_to_mix(self) -> list[dict[str, Any]]:
-        """The training rows as they can stand among another task's: a corpus' text, or prompt, answer and limit.
+        """Return the training rows in a form that can be mixed into another task's rows.
 
-        Each row carries `max_new_tokens`, so that its answer is cut where this task cuts it and not where the
-        other one does.
+        Rows with answers carry `max_new_tokens`, so that they keep this task's answer limit.
         """
         if self.is_corpus:
             return [{"text": row["text"]} for row in self.train]
@@ -135,25 +168,25 @@ class Task:
 
     @property
     def primary(self) -> str:
-        """The metric that enters OP; for a corpus, nats per byte."""
+        """Name of the metric that enters OP; "nats_per_byte" for a corpus."""
         return next(iter(self.scorers), NATS_PER_BYTE)
 
 
 @dataclass(frozen=True)
 class PublishedProtocol:
-    """How a publication encodes and trains, where that differs from the workbench's default.
+    """Protocol of a publication, where it differs from the workbench's defaults.
 
-    A benchmark that is to be run in this way has it as its attribute `protocol`. A key in the config wins over it.
+    A benchmark that follows one has it in its attribute `protocol`. Keys in a config take precedence.
 
     Args:
-        name: The publication's.
-        tokenization: Stands in for `data.tokenization`.
-        carry_optimizer: Stands in for `carry_optimizer`.
-        parts: Each part of the publication's protocol in words, by its name in `PROTOCOL_PARTS`. Each run's
-            `environment.json` states them beside the run's own.
+        name: Name of the publication.
+        tokenization: Default of `data.tokenization`.
+        carry_optimizer: Default of `carry_optimizer`.
+        parts: Description of each part of the protocol by its name in `PROTOCOL_PARTS`. Each run's
+            `environment.json` shows them next to the run's own values.
 
     Raises:
-        ValueError: A part has another name.
+        ValueError: A part has a name that is not in `PROTOCOL_PARTS`.
     """
 
     name: str
@@ -167,81 +200,140 @@ class PublishedProtocol:
 
 
 def published_protocol(benchmark: object) -> PublishedProtocol:
-    """The protocol that a benchmark is to be run in; without a name where that is the workbench's default."""
+    """Return the published protocol of a benchmark; with an empty name if it has none."""
     return getattr(benchmark, "protocol", None) or PublishedProtocol("")
 
 
 @runtime_checkable
 class Benchmark(Protocol):
-    """A sequence of tasks, named orders of it, and what is tested but never trained.
+    """A sequence of tasks, its named orders, and tasks that are tested but never trained.
 
-    It may also have a `protocol`, a `PublishedProtocol`.
+    A benchmark may also have an attribute `protocol`, a `PublishedProtocol`.
     """
 
     @property
     def orders(self) -> Mapping[str, Sequence[str]]:
-        """Named permutations of the tasks' names; a study chooses. The first is the default."""
+        """Permutations of the task names, by name. A study chooses among them; the first is the default."""
 
     @property
     def probes(self) -> Sequence[Task]:
-        """Tasks that are only ever tested: their change is the general-ability delta."""
+        """Tasks that are only tested. Their mean change is the general-ability delta."""
 
     @property
     def general(self) -> Task | None:
-        """A corpus of general text, or None."""
+        """Corpus of general text, or None."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Task: ...
 
 
+class LazyBenchmark(ABC):
+    """Base class of a benchmark that builds each task when it is first requested.
+
+    A subclass sets `task_names` and defines `build_task`. By default there is one order, "default", no probe and no
+    general text. A benchmark needs no base class; this one saves the methods that generated benchmarks have in common.
+
+    >>> class Sums(LazyBenchmark):
+    ...     task_names = ("sums",)
+    ...
+    ...     def build_task(self, name: str) -> Task:
+    ...         rows = dataset_of_pairs([("1 + 1 =", "2")])
+    ...         return Task(name, test=rows, train=rows, scorers={"accuracy": ExactMatch()})
+    >>> [task.name for task in Sums()], Sums().orders
+    (['sums'], {'default': ('sums',)})
+
+    Attributes:
+        task_names: Names of the tasks, in the default order.
+    """
+
+    task_names: Sequence[str] = ()
+
+    @abstractmethod
+    def build_task(self, name: str) -> Task:
+        """Build a task; called once for each name.
+
+        Args:
+            name: One of `task_names`.
+        """
+
+    @property
+    def orders(self) -> Mapping[str, Sequence[str]]:
+        """One order, "default"."""
+        return {"default": self.task_names}
+
+    @property
+    def probes(self) -> Sequence[Task]:
+        """No task is only tested."""
+        return ()
+
+    @property
+    def general(self) -> Task | None:
+        """No general text."""
+        return None
+
+    def __len__(self) -> int:
+        return len(self.task_names)
+
+    def __getitem__(self, index: int) -> Task:
+        name = self.task_names[index]
+        if name not in self._built:
+            self._built[name] = self.build_task(name)
+        return self._built[name]
+
+    @cached_property
+    def _built(self) -> dict[str, Task]:
+        """The tasks built so far, by name."""
+        return {}
+
+
 class Subset:
-    """A few of a benchmark's tasks, with its probes and its corpus: for a first look, or a question about one task.
+    """A benchmark reduced to some of its tasks, with its probes and its general corpus.
 
     Args:
         of: The benchmark.
-        tasks: Names of the tasks that stay; each order keeps its own sequence of them.
+        tasks: Names of the tasks to keep; each order keeps its own sequence of them.
 
     Raises:
-        ValueError: No task is named, one that the benchmark does not have, or a string instead of a list of names.
+        ValueError: `tasks` is empty, names a task that the benchmark does not have, or is a string instead of a list.
     """
 
     def __init__(self, of: Benchmark, tasks: Sequence[str]) -> None:
         refuse_bare_strings(tasks=tasks)
-        there = [of[index].name for index in range(len(of))]
-        if unknown := [name for name in tasks if name not in there]:
-            raise ValueError(f"tasks: there is no {unknown[0]!r}. Choose from {', '.join(there)}.")
+        names = [of[index].name for index in range(len(of))]
+        if unknown := [name for name in tasks if name not in names]:
+            raise ValueError(f"tasks: there is no {unknown[0]!r}. Choose from {', '.join(names)}.")
         if not tasks:
-            raise ValueError(f"tasks: empty. Name one or more of {', '.join(there)}.")
+            raise ValueError(f"tasks: empty. Name one or more of {', '.join(names)}.")
         self.of = of
         self.protocol: PublishedProtocol | None = getattr(of, "protocol", None)
         self.overlaps = [entry for entry in getattr(of, "overlaps", ()) if entry.task in tasks]
-        self._places = [index for index, name in enumerate(there) if name in tasks]
+        self._indices = [index for index, name in enumerate(names) if name in tasks]
+        self._names = [names[index] for index in self._indices]
 
     def __str__(self) -> str:
-        """Which tasks of what, and what that says of its data."""
-        kept = ", ".join(task.name for task in map(self.__getitem__, range(len(self))))
-        notes = "" if type(self.of).__str__ is object.__str__ else f"\n{self.of}"
-        return f"{kept} of {type(self.of).__name__}{notes}"
+        """Names of the kept tasks, and the benchmark's own description if it has one."""
+        names = ", ".join(self._names)
+        description = "" if type(self.of).__str__ is object.__str__ else f"\n{self.of}"
+        return f"{names} of {type(self.of).__name__}{description}"
 
     @property
     def orders(self) -> Mapping[str, Sequence[str]]:
-        """The benchmark's, without the tasks that are left out."""
-        kept = {task.name for task in map(self.__getitem__, range(len(self)))}
-        return {name: [task for task in order if task in kept] for name, order in self.of.orders.items()}
+        """The benchmark's orders, reduced to the kept tasks."""
+        return {name: [task for task in order if task in self._names] for name, order in self.of.orders.items()}
 
     @property
     def probes(self) -> Sequence[Task]:
-        """The benchmark's."""
+        """The benchmark's probes."""
         return self.of.probes
 
     @property
     def general(self) -> Task | None:
-        """The benchmark's."""
+        """The benchmark's general corpus."""
         return self.of.general
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
     def __getitem__(self, index: int) -> Task:
-        return self.of[self._places[index]]
+        return self.of[self._indices[index]]

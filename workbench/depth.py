@@ -1,4 +1,4 @@
-"""The one surgery: a plan says which source layer stands where, and `restack` builds it."""
+"""Layer surgery: a plan lists the source layer of each layer of the new stack, and `restack` builds it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class PlannedLayer(NamedTuple):
     """One layer of the new stack.
 
     Attributes:
-        source: Index of the layer, in the stack as it is, whose weights it takes.
-        identity: Whether its output projections are zeroed, so that it passes its input through.
+        source: Index of the layer in the current stack whose weights it has.
+        identity: Whether its output projections are zero, so that it returns its input.
     """
 
     source: int
@@ -26,16 +26,17 @@ class PlannedLayer(NamedTuple):
 
 
 Plan = Sequence[PlannedLayer]
+"""One entry for each layer of the new stack, bottom first."""
 
 
 def compose_plans(first: Plan, second: Plan) -> list[PlannedLayer]:
-    """Two surgeries, one after the other, as one plan over the layers that the first began with.
+    """Return the single plan that is equivalent to two successive plans.
 
-    A layer that either of them added stays an added one.
+    A layer that is an identity in either plan is one in the result.
 
     Args:
-        first: Over the layers of the model as it was.
-        second: Over those that the first has made.
+        first: Plan over the layers of the original model.
+        second: Plan over the layers that the first plan gives.
 
     >>> compose_plans([PlannedLayer(0), PlannedLayer(0, True)], [PlannedLayer(1), PlannedLayer(1, True)])
     [PlannedLayer(source=0, identity=True), PlannedLayer(source=0, identity=True)]
@@ -47,25 +48,28 @@ def compose_plans(first: Plan, second: Plan) -> list[PlannedLayer]:
 
 
 def recorded_plan(config: Any) -> list[PlannedLayer]:
-    """The surgeries that a model has gone through, as its config records them; empty where there was none.
+    """Return the layer plan that a model's config records; empty if the model was never grown.
+
+    Args:
+        config: Config of the model.
 
     Raises:
-        ValueError: The record is none of a surgery.
+        ValueError: The record is not a layer plan.
     """
     recorded = getattr(config, "layer_plan", None) or []
     try:
         return [PlannedLayer(int(source), bool(identity)) for source, identity in recorded]
     except (TypeError, ValueError) as error:
-        told = "expected pairs of a layer and whether it began as the identity. Mend the model's config.json."
-        raise ValueError(f"layer_plan={recorded!r}: {told}") from error
+        expected = "expected pairs of a layer and whether it began as the identity. Mend the model's config.json."
+        raise ValueError(f"layer_plan={recorded!r}: {expected}") from error
 
 
 def refuse_second_growth(config: Any, again: bool) -> None:
-    """Lets a grown model be grown once more only where that is said.
+    """Raise an error if the model was already grown and `again` is False.
 
     Args:
-        config: Of the model as it was loaded.
-        again: Whether it is meant.
+        config: Config of the model as loaded.
+        again: Allow a model that was already grown.
 
     Raises:
         ValueError: The model was grown before.
@@ -80,23 +84,23 @@ def refuse_second_growth(config: Any, again: bool) -> None:
 
 
 def restack(model: PreTrainedModel, plan: Plan) -> nn.ModuleList:
-    """Rebuilds a model's layers in place, following a plan.
+    """Rebuild a model's layers in place according to a plan.
 
-    A layer's first plain appearance is the source module itself; every further one, and each identity, is a
-    copy. The config's depth, its `layer_types` and each layer's cache index follow, because a stale one
-    drops layers or breaks cached decoding without an error.
+    The first occurrence of a source layer, unless it is an identity, is the module itself; all others are copies. The
+    config's depth and `layer_types` and each layer's cache index are updated: a stale value would drop layers or break
+    cached decoding without an error.
 
     Args:
-        model: Any model whose decoder has `layers` with `self_attn.o_proj` and `mlp.down_proj`.
+        model: A model whose decoder has `layers` with `self_attn.o_proj` and `mlp.down_proj`.
         plan: One entry for each layer of the new stack, bottom first.
 
     Returns:
-        The new layers, which the model now runs. The plan is recorded in `model.config.layer_plan`; where the
-        model was grown before, the record counts from the layers that it had at first.
+        The new layers, now those of the model. `model.config.layer_plan` records the plan; if the model was grown
+        before, the recorded sources are the layers of the original model.
 
     Raises:
-        ValueError: The plan is empty or names a layer that is not there; the model is no decoder of the LLaMA family;
-            it carries adapters, which belong to the layers as they are numbered now.
+        ValueError: The plan is empty or names a layer that does not exist; the model is not a decoder of the LLaMA
+            family, or has adapters, which belong to the current layer numbers.
     """
     sources = stackable_layers(model)
     check_plan(plan, len(sources))
@@ -121,17 +125,24 @@ def restack(model: PreTrainedModel, plan: Plan) -> nn.ModuleList:
 
 
 def copy_layer(layer: nn.Module) -> Any:
-    """A copy of a layer, with weights of its own, that goes on sharing the model's config object."""
+    """Return a copy of a layer with separate weights that shares the model's config object.
+
+    Args:
+        layer: The layer to copy.
+    """
     shared = {id(module.config): module.config for module in layer.modules() if hasattr(module, "config")}
     return copy.deepcopy(layer, shared)
 
 
 @torch.no_grad()
 def make_identity(layer: Any) -> None:
-    """Zeroes what a layer adds to the residual stream: `o_proj` and `down_proj`, weights and biases.
+    """Set a layer's contributions to the residual stream to zero: `o_proj` and `down_proj`, weights and biases.
 
-    The norm scales stay as they are: with them at zero too, the branch would be a product of two vanishing
-    factors and no gradient would reach it (LLaMA Pro, arXiv 2401.02415, section 3.2).
+    The norm scales are unchanged: with them at zero too, the branch would be a product of two vanishing factors and
+    no gradient would reach it (LLaMA Pro, arXiv 2401.02415, section 3.2).
+
+    Args:
+        layer: The layer, changed in place.
     """
     for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
         for parameter in projection.parameters():
@@ -139,10 +150,13 @@ def make_identity(layer: Any) -> None:
 
 
 def stackable_layers(model: PreTrainedModel) -> list[Any]:
-    """The layers that a surgery can stack anew, bottom first.
+    """Return the layers of a model that can be restacked, bottom first.
+
+    Args:
+        model: The model.
 
     Raises:
-        ValueError: The model is no decoder of the LLaMA family, or it carries adapters.
+        ValueError: The model is not a decoder of the LLaMA family, or has adapters.
     """
     sources = list(getattr(getattr(model, model.base_model_prefix, None), "layers", ()))
     if not sources or not all(_is_llama_like(layer) for layer in sources):
@@ -159,17 +173,17 @@ def stackable_layers(model: PreTrainedModel) -> list[Any]:
 
 
 def _is_llama_like(layer: nn.Module) -> bool:
-    """Whether a surgery finds what it numbers, and zeroes, where the LLaMA family has it."""
+    """Return whether a layer has the modules that a surgery numbers or sets to zero."""
     attention, feed_forward = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
     return all(hasattr(attention, name) for name in ("layer_idx", "o_proj")) and hasattr(feed_forward, "down_proj")
 
 
 def described(config: Any, plan: Plan) -> dict[str, Any]:
-    """What a surgery changes in a model's config: the depth, the layers' types, the record of where they come from.
+    """Return the config values that a surgery changes: depth, layer types and recorded plan.
 
     Args:
-        config: Of the model as it is.
-        plan: What is done to it.
+        config: Config of the model before the surgery.
+        plan: The surgery's plan.
     """
     before = recorded_plan(config)
     whole = compose_plans(before, plan) if before else plan
@@ -180,14 +194,18 @@ def described(config: Any, plan: Plan) -> dict[str, Any]:
 
 
 def check_plan(plan: Plan, depth: int) -> None:
-    """Whether a plan can be followed in a model of `depth` layers.
+    """Raise an error unless a plan fits a model.
+
+    Args:
+        plan: The plan.
+        depth: Number of layers of the model.
 
     Raises:
-        ValueError: The plan is empty or names a layer that is not there.
+        ValueError: The plan is empty or names a layer that does not exist.
     """
     if not plan:
         raise ValueError("The layer plan is empty: a model needs at least one layer.")
-    if wrong := [layer.source for layer in plan if not 0 <= layer.source < depth]:
+    if missing := [layer.source for layer in plan if not 0 <= layer.source < depth]:
         raise ValueError(
-            f"The layer plan names layer {wrong[0]}, but the model has 0 to {depth - 1}. Choose among these."
+            f"The layer plan names layer {missing[0]}, but the model has 0 to {depth - 1}. Choose among these."
         )

@@ -18,6 +18,25 @@ def number(value: float, digits: int = 3) -> str:
     return "–" if math.isnan(value) else f"{round(float(value), digits) + 0.0:.{digits}f}"
 
 
+def rounded(value: float, unit: str = "", space: str = " ") -> str:
+    """Format a count in three digits: thousands, millions, billions and trillions, or KB, MB, GB and TB of bytes.
+
+    Args:
+        value: Count; NaN where it is not known.
+        unit: "B" for bytes.
+        space: Text between number and unit.
+
+    >>> rounded(15552), rounded(6.74e9, space=""), rounded(1.5e9, "B"), rounded(4.2857), rounded(float("nan"))
+    ('15.6 K', '6.74B', '1.5 GB', '4.29', '–')
+    """
+    if math.isnan(value):
+        return "–"
+    for size, prefix in ((1e12, "T"), (1e9, "G" if unit else "B"), (1e6, "M"), (1e3, "K")):
+        if value >= 0.9995 * size:  # 999,999 is 1 M, not 1e+03 K
+            return f"{value / size:.3g}{space}{prefix}{unit}"
+    return f"{value:.3g}{space if unit else ''}{unit}"
+
+
 def duration(seconds: float) -> str:
     """Format seconds with units.
 

@@ -1,9 +1,10 @@
-"""The score matrix R, and what the literature computes from it.
+"""Summary metrics of the score matrix R.
 
-R is a tensor of shape (T+1, T). R[l, i] is the primary score on task i after training on the first l tasks,
-with tasks counted from 1 in the formulas and from 0 in the tensor's columns; row 0 is the untouched model.
-NaN is a cell that was not measured: where a needed cell is NaN the result is. Definitions that go by one name
-disagree on the same matrix, so each has its own function here, and a table should say which one it shows.
+R has shape (T+1, T). R[l, i] is the primary score on task i after training on the first l tasks; row 0 is the model
+as loaded (zero-shot). The formulas count tasks from 1, the tensor's columns from 0. Scores are in [0, 1], higher is
+better. NaN marks a cell that was not measured; a metric that needs such a cell is NaN. The literature uses one name
+for different definitions, which disagree on the same matrix: each definition has a function of its own here, and a
+table should state which one it shows.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from torch import Tensor
 
 
 def overall_performance(R: Tensor, after: int | None = None) -> float:
-    """How good the model is in the end, on all it has learnt.
+    """Return the mean score on all learnt tasks, OP, in [0, 1]; higher is better.
 
-    OP = 1/T Σ_i R[T, i], or OP_t = 1/t Σ_{i≤t} R[t, i] after an earlier task   (Wang et al., 2023, TRACE)
+    OP = 1/T Σ_i R[T, i], or OP_t = 1/t Σ_{i≤t} R[t, i] after the first t tasks   (Wang et al., 2023, TRACE)
 
     Args:
         R: Scores, (T+1, T).
-        after: t, the number of tasks learnt so far; all of them by default.
+        after: t, the number of learnt tasks. None: T.
 
     Raises:
         ValueError: R has another shape, or `after` is not within 1 … T.
@@ -33,16 +34,16 @@ def overall_performance(R: Tensor, after: int | None = None) -> float:
 
 
 def backward_transfer(R: Tensor, after: int | None = None) -> float:
-    """How learning later tasks changed earlier ones; below 0, they were forgotten.
+    """Return backward transfer, in [-1, 1]: the change of earlier tasks' scores; negative means forgetting.
 
     BWT_t = 1/(t-1) Σ_{i<t} (R[t, i] - R[i, i])   (Lopez-Paz & Ranzato, 2017; TRACE for t < T)
 
     Args:
         R: Scores, (T+1, T).
-        after: t, the number of tasks learnt so far; all of them by default.
+        after: t, the number of learnt tasks. None: T.
 
     Returns:
-        NaN for t = 1, when nothing came before.
+        NaN for t = 1, when there is no earlier task.
 
     >>> R = torch.tensor([[0.1, 0.2], [0.9, 0.3], [0.5, 0.8]])
     >>> round(backward_transfer(R), 4)
@@ -53,10 +54,9 @@ def backward_transfer(R: Tensor, after: int | None = None) -> float:
 
 
 def backward_transfer_over_all(R: Tensor) -> float:
-    """Backward transfer divided by the number of tasks, the last one included.
+    """Return backward transfer divided by T instead of T - 1, in [-1, 1]; some codebases report it as BWT.
 
-    1/T Σ_{i<T} (R[T, i] - R[i, i]): smaller in size than `backward_transfer` by (T-1)/T, and printed under
-    the same name by some codebases.
+    1/T Σ_{i<T} (R[T, i] - R[i, i]) = (T-1)/T · BWT
 
     Args:
         R: Scores, (T+1, T).
@@ -70,7 +70,7 @@ def backward_transfer_over_all(R: Tensor) -> float:
 
 
 def backward_transfer_clipped(R: Tensor) -> float:
-    """Backward transfer with gains counted as 0, so that one task's gain hides no other's loss.
+    """Return backward transfer without gains, in [-1, 0], so that no task's gain offsets another's loss.
 
     1/(T-1) Σ_{i<T} min(R[T, i] - R[i, i], 0)
 
@@ -86,10 +86,10 @@ def backward_transfer_clipped(R: Tensor) -> float:
 
 
 def forward_transfer(R: Tensor) -> float:
-    """How much the earlier tasks taught about a task before its own training.
+    """Return forward transfer, in [-1, 1]: the change of a task's score by the tasks before it; higher is better.
 
-    FWT = 1/(T-1) Σ_{i≥2} (R[i-1, i] - R[0, i])   (Lopez-Paz & Ranzato, 2017, with the untouched model's
-    score in the place of a random model's)
+    FWT = 1/(T-1) Σ_{i≥2} (R[i-1, i] - R[0, i])   (Lopez-Paz & Ranzato, 2017, with the zero-shot score instead of a
+    randomly initialised model's)
 
     Args:
         R: Scores, (T+1, T).
@@ -106,11 +106,11 @@ def forward_transfer(R: Tensor) -> float:
 
 
 def forgetting(R: Tensor) -> float:
-    """How far each task fell below the best it ever was before the last task.
+    """Return forgetting, in [-1, 1]: the drop from the best earlier score to the final score; lower is better.
 
     1/(T-1) Σ_{i<T} (max_{1≤l<T} R[l, i] - R[T, i])   (Chaudhry et al., 2018, eq. 3)
 
-    Unmeasured cells are left out of the maximum. The value is negative where the last task brought a gain.
+    The maximum ignores unmeasured cells. Gains by the last task make the value negative.
 
     Args:
         R: Scores, (T+1, T).
@@ -127,7 +127,7 @@ def forgetting(R: Tensor) -> float:
 
 
 def forgetting_max_of_all(R: Tensor) -> float:
-    """Forgetting from the best of all rounds, the last included: never negative, so gains are hidden.
+    """Return forgetting with the final score included in the maximum, in [0, 1]; it hides gains.
 
     1/(T-1) Σ_{i<T} (max_{1≤l≤T} R[l, i] - R[T, i])
 
@@ -143,9 +143,9 @@ def forgetting_max_of_all(R: Tensor) -> float:
 
 
 def forgetting_first_last(R: Tensor) -> float:
-    """Forgetting from the score right after a task's own training: backward transfer with its sign changed.
+    """Return forgetting from the score right after a task's training, in [-1, 1]; lower is better.
 
-    1/(T-1) Σ_{i<T} (R[i, i] - R[T, i])
+    1/(T-1) Σ_{i<T} (R[i, i] - R[T, i]) = -BWT
 
     Args:
         R: Scores, (T+1, T).
@@ -158,7 +158,7 @@ def forgetting_first_last(R: Tensor) -> float:
 
 
 def learning_accuracy(R: Tensor) -> float:
-    """How well each task is learnt at the time: what a method pays in plasticity shows here.
+    """Return the mean score of each task right after its training, in [0, 1]; it measures plasticity.
 
     LA = 1/T Σ_i R[i, i]   (Riemer et al., 2019)
 
@@ -174,19 +174,19 @@ def learning_accuracy(R: Tensor) -> float:
 
 
 def general_ability_delta(before: Tensor, after: Tensor) -> float:
-    """What the sequence did to tasks that were only ever tested.
+    """Return the mean change of the scores on tasks that are never trained, in [-1, 1]; higher is better.
 
     1/M Σ_m (after[m] - before[m])   (Wang et al., 2023, TRACE: ΔR^G)
 
     Args:
-        before: Scores of the untouched model on the general tasks, (M,).
+        before: Scores of the model as loaded on the general tasks, (M,).
         after: Scores of the trained model on the same tasks, (M,).
 
     Returns:
-        NaN without a task.
+        NaN if there is no task.
 
     Raises:
-        ValueError: The shapes differ, or are not of one dimension.
+        ValueError: The shapes differ, or are not one-dimensional.
 
     >>> round(general_ability_delta(torch.tensor([0.5, 0.4]), torch.tensor([0.4, 0.3])), 4)
     -0.1
@@ -200,11 +200,11 @@ def general_ability_delta(before: Tensor, after: Tensor) -> float:
 
 
 def _checked(R: Tensor, after: int | None = None) -> tuple[Tensor, int]:
-    """R in double precision on the CPU, and t."""
+    """Return R in double precision on the CPU, and t."""
     if R.dim() != 2 or R.shape[0] != R.shape[1] + 1 or R.shape[1] == 0:
         raise ValueError(
-            f"R has shape {tuple(R.shape)}; for T tasks it has to be (T+1, T). Row 0 is the untouched model: "
-            "where it was not scored, put a row of NaN there."
+            f"R has shape {tuple(R.shape)}; for T tasks it has to be (T+1, T). Row 0 is the model as loaded: "
+            "if it was not scored, put a row of NaN there."
         )
     tasks = R.shape[1]
     if after is not None and not 1 <= after <= tasks:
@@ -217,12 +217,12 @@ def _exact(scores: Tensor) -> Tensor:
 
 
 def _changes(scores: Tensor, t: int) -> Tensor:
-    """R[t, i] - R[i, i] for each i < t, (t-1,)."""
+    """Return R[t, i] - R[i, i] for each i < t, (t-1,)."""
     return scores[t, : t - 1] - scores[1:].diagonal()[: t - 1]
 
 
 def _best(scores: Tensor) -> Tensor:
-    """Each column's largest measured score; NaN where there is none."""
+    """Return the largest measured score of each column; NaN if there is none."""
     if len(scores) == 0:
         return torch.full_like(scores[:0].sum(0), torch.nan)
     unmeasured = scores.isnan()
@@ -230,5 +230,5 @@ def _best(scores: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor) -> float:
-    """The mean, NaN where a value is or where there is none."""
+    """Return the mean; NaN if a value is NaN or there is none."""
     return float(values.mean())

@@ -1,4 +1,4 @@
-"""A model's folder, checked before anything heavy is imported: is it there, whole and loadable?"""
+"""Check a model folder before anything heavy is imported: that it exists, is complete and can be loaded."""
 
 from __future__ import annotations
 
@@ -18,19 +18,23 @@ SHIPPED = {name: Path(__file__).parent / "models" / name for name in ("mini", "m
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 COMPOSITION = "calm"
 SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
-"""What reads a tokenizer.model, by the names to install and to import."""
+"""Packages that read a tokenizer.model: the name to install, and the name to import."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 WHOLE = "Take the model as it was before it was quantised."
 ADAPTER = (
-    "holds a peft adapter (adapter_config.json), which transformers would load beside its model without a word. "
-    "Fold it into its model (peft's merge_and_unload), save that, and give its folder; or keep its files elsewhere."
+    "holds a peft adapter (adapter_config.json), which transformers would silently load together with its model. "
+    "Fold it into its model (peft's merge_and_unload), save that, and give its folder; or move its files elsewhere."
 )
 HUB_SECONDS = 5.0
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def locate(path: str | Path) -> Path | str:
-    """The folder of a shipped name or a path, or the hub id as it stands."""
+    """Return the folder of a shipped model or of a path; a hub id is returned as it is.
+
+    Args:
+        path: "mini", "micro", a path, or a hub id; a folder takes precedence over a hub id of the same name.
+    """
     if str(path) in SHIPPED:
         return SHIPPED[str(path)]
     folder = Path(path).expanduser()
@@ -38,9 +42,15 @@ def locate(path: str | Path) -> Path | str:
 
 
 def check_folder(path: str | Path) -> list[str]:
-    """What is wrong with a model folder, or with reaching a hub id; empty where nothing is.
+    """Check a model folder, or that a hub id can be reached.
 
-    Reads only configs and the headers of the weights, so it answers at once for a model of any size.
+    Only configs and the headers of the weights are read, so that a model of any size is checked at once.
+
+    Args:
+        path: As for `locate`.
+
+    Returns:
+        One sentence for each problem.
     """
     folder = locate(path)
     if isinstance(folder, str):
@@ -52,22 +62,21 @@ def check_folder(path: str | Path) -> list[str]:
     config, problem = _read_object(folder / "config.json")
     if problem:
         return [problem]
-    found = [_check_config(part) for part in _parts(config)]
-    problems = [f"{folder}/config.json: {problem}" for problem in found if problem]
+    problems = [f"{folder}/config.json: {problem}" for part in _parts(config) if (problem := _check_config(part))]
     return problems + _check_weights(folder) + _check_tokenizer(folder)
 
 
 def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The config of a model, or of each model of a composition."""
+    """Return the config of a model, or those of the models of a composition."""
     if config.get("model_type") != COMPOSITION:
         return [config]
-    others = config.get("augmenting") or ()
-    parts = [config.get("text_config"), *(others if isinstance(others, list | tuple) else [others])]
+    augmenting = config.get("augmenting") or ()
+    parts = [config.get("text_config"), *(augmenting if isinstance(augmenting, list | tuple) else [augmenting])]
     return [part if isinstance(part, dict) else {"model_type": part} for part in parts]
 
 
 def _check_config(config: dict[str, Any]) -> str | None:
-    """What of a config is not supported, in a sentence."""
+    """Say what in a model's config is not supported."""
     if (family := config.get("model_type")) not in FAMILIES:
         return f"model_type is {family!r}; expected one of {', '.join(FAMILIES)}."
     if quantised := config.get("quantization_config"):
@@ -80,7 +89,10 @@ def _check_config(config: dict[str, Any]) -> str | None:
 
 
 def _check_hub(name: str) -> list[str]:
-    """A client that cannot reach the hub tries for minutes; a missing folder may just look like a hub id."""
+    """Report a hub that cannot be reached, which its client would try for minutes.
+
+    The name may also be that of a folder that does not exist.
+    """
     if isinstance(try_to_load_from_cache(name, "config.json"), str) or getproxies():
         return []
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
@@ -91,14 +103,15 @@ def _check_hub(name: str) -> list[str]:
     return []
 
 
-def _is_there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it is in
+    except ModuleNotFoundError:  # its parent package
         return False
 
 
 def _read_object(file: Path) -> tuple[dict[str, Any], str | None]:
+    """Read a JSON object; return it, or an empty one and the problem."""
     if not file.is_file():
         return {}, f"{file.parent}: there is no {file.name}, so it is not a Hugging Face model folder. Give one."
     try:
@@ -111,6 +124,7 @@ def _read_object(file: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def _check_weights(folder: Path) -> list[str]:
+    """Check that the safetensors files exist and are complete."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         content, problem = _read_object(index)
@@ -128,7 +142,7 @@ def _check_weights(folder: Path) -> list[str]:
 
 
 def _check_shard(shard: Path) -> str | None:
-    """The header states where the last tensor ends; a shorter file was cut."""
+    """Check a safetensors file by its header, which states where the last tensor ends and each tensor's data type."""
     if not shard.is_file():
         return f"{shard}: named in the index, but not there. Copy it too."
     size = shard.stat().st_size
@@ -147,29 +161,35 @@ def _check_shard(shard: Path) -> str | None:
     if size != expected:
         return f"{shard}: {size} bytes, but its header says {expected}: truncated or damaged. Copy it again."
     if quantised:
-        told = f"{quantised[0]} is stored as {tensors[quantised[0]]['dtype']}; expected {', '.join(FLOATS)}"
-        return f"{shard}: {told}. {WHOLE}"
+        problem = f"{quantised[0]} is stored as {tensors[quantised[0]]['dtype']}; expected {', '.join(FLOATS)}"
+        return f"{shard}: {problem}. {WHOLE}"
     return None
 
 
 def _is_quantised(name: str, dtype: str) -> bool:
-    """Whether a tensor is a weight in numbers that only stand for others; a table may be of whole numbers."""
+    """Return True if a tensor is a quantised weight; other tensors, such as position tables, may be integers."""
     return dtype not in FLOATS and (name.endswith("weight") or dtype not in ("I64", "BOOL"))
 
 
 def sentencepiece_alone(folder: Path) -> bool:
-    """Whether a folder's tokenizer is sentencepiece's file, without what the tokenizers package reads."""
-    others = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
-    return not others and (folder / "tokenizer.model").is_file()
+    """Return True if a folder's only tokenizer file is sentencepiece's, which the tokenizers package does not read.
+
+    Args:
+        folder: A model folder.
+    """
+    readable = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    return not readable and (folder / "tokenizer.model").is_file()
 
 
 def _check_tokenizer(folder: Path) -> list[str]:
+    """Check that there is a tokenizer, that it can be read, and that it has an end token."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return [f"{folder}: there is no tokenizer (tokenizer.json, tokenizer.model or vocab.json). Copy it too."]
-    missing = [name for name, module in SENTENCEPIECE.items() if not _is_there(module)]
+    missing = [name for name, module in SENTENCEPIECE.items() if not _is_installed(module)]
     if missing and sentencepiece_alone(folder):
-        told = f"its tokenizer is in tokenizer.model alone, which needs {' and '.join(missing)} to be read"
-        return [f"{folder}: {told}. Get it by: pip install {' '.join(missing)}. Or give a folder with tokenizer.json."]
+        reason = f"its tokenizer is in tokenizer.model alone, which needs {' and '.join(missing)} to be read"
+        remedy = f"Run: pip install {' '.join(missing)}. Or give a folder with tokenizer.json."
+        return [f"{folder}: {reason}. {remedy}"]
     file = folder / "tokenizer_config.json"
     if not file.is_file():
         return []

@@ -1,9 +1,8 @@
-"""How an answer is judged: metrics that are the mean, over rows, of one row's score in [0, 1].
+"""Scorers of answers: functions that score one row, and torchmetrics metrics that average them over rows.
 
-Each keeps sums and a count, so that ranks with unequal numbers of rows still give the exact mean. A row
-with an empty prediction or answer scores 0 and stays in the count (SARI alone scores it like any other), as
-TRACE's helpers do; but where nothing is the right answer, nothing is right, unless `empty=False` is given, as TRACE
-has it.
+All scores are in [0, 1], higher is better. A row with an empty prediction or answer scores 0 and is counted, as in
+TRACE; SARI scores it like any other. If both are empty, `ExactMatch`, `FirstLabel` and `RougeL` score 1, unless
+`empty=False` is given, as in TRACE.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ NGram = tuple[str, ...]
 
 _tokenize_13a = Tokenizer13a()  # type: ignore[no-untyped-call]
 _BARE_LITERALS = {"<NUM_LIT>": "0", "<STR_LIT>": "", "<CHAR_LIT>": ""}
-_MARKS = (  # written on the character before: vowels and tones, voicing marks, variation selectors
+_MARKS = (  # combine with the character before: vowels and tones, voicing marks, variation selectors
     "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ece\u0f18\u0f19\u0f35\u0f37\u0f39\u0f71-\u0f84\u0f86\u0f87"
     "\u0f90-\u0fbc\u102b-\u103e\u1056-\u1059\u17b4-\u17d3\u17dd\u3099\u309a\ufe00-\ufe0f"
 )
@@ -45,7 +44,7 @@ _LITERAL = re.compile(r"<(?:STR|NUM|CHAR)_LIT:(.*?)>", re.DOTALL)
 
 
 def apart(text: str) -> str:
-    """A text with spaces around each character of a script that writes none; a full stop of theirs becomes a plain one.
+    """Return a text with spaces around each character of a script without spaces, and its full stops as ".".
 
     >>> apart("我爱cats。"), apart("a cat.")
     (' 我  爱 cats.', 'a cat.')
@@ -54,12 +53,12 @@ def apart(text: str) -> str:
 
 
 def rouge_l(prediction: str, answer: str, words: Words = "spaces") -> float:
-    """ROUGE-L at summary level, over distinct words: F = 2PR / (P + R + 1e-8)   (Lin, 2004, sec. 3).
+    """Return the summary-level ROUGE-L of distinct words: F = 2PR / (P + R + 1e-8)   (Lin, 2004, section 3).
 
-    With U the union, over all pairs of sentences, of the words in their longest common subsequence:
-    P = |U| / |words of the prediction| and R = |U| / |words of the answer|, as the package `rouge` 1.0.1 has
-    it. Sentences end at every full stop. Which of several longest subsequences is taken changes the value,
-    so ties are broken as there, with the prediction in the place of the reference.
+    P = |U| / |words of the prediction| and R = |U| / |words of the answer|, where U is the union, over all pairs of
+    sentences, of the words in their longest common subsequence. As in the package `rouge` 1.0.1: sentences end at each
+    full stop, and ties between several longest subsequences are broken with the prediction as its reference. With
+    words="scripts" each character of a script without spaces, such as Chinese, is a word.
 
     >>> round(rouge_l("the cat sat. it slept", "the cat lay. it slept"), 6)
     0.8
@@ -78,46 +77,46 @@ def rouge_l(prediction: str, answer: str, words: Words = "spaces") -> float:
 
 
 def _sentences(text: str) -> list[list[str]]:
-    """Words of each sentence; a sentence of white space alone is one empty word, as in `rouge` 1.0.1."""
+    """Return the words of each sentence; a sentence of only white space is one empty word, as in `rouge` 1.0.1."""
     return [sentence.split() or [""] for sentence in text.split(".") if sentence]
 
 
 def _common_words(x: list[str], y: list[str]) -> set[str]:
-    """The words of one longest common subsequence, found with one machine word per row of the table.
+    """Return the words of one longest common subsequence, by the bit-parallel algorithm of Hyyrö (2004).
 
-    Bit j of rows[i] says that the subsequence grows at y[j] (Hyyrö, 2004), so the table's cell (i, j) is the
-    number of bits set below j. Walking back, a tie between dropping x's word and y's word drops y's.
+    Bit j of rows[i] is set if the subsequence of x[:i] and y grows at y[j], so that the number of bits below j is the
+    length for x[:i] and y[:j]. In the backward pass, a tie between the two directions drops y's word.
     """
     if not set(x) & set(y):
         return set()
     full = (1 << len(y)) - 1
-    places = {word: sum(1 << j for j, other in enumerate(y) if other == word) for word in set(x)}
-    still, rows = full, [0]
+    positions = {word: sum(1 << j for j, other in enumerate(y) if other == word) for word in set(x)}
+    free, rows = full, [0]
     for word in x:
-        hits = still & places[word]
-        still = ((still + hits) | (still - hits)) & full
-        rows.append(full & ~still)
+        hits = free & positions[word]
+        free = ((free + hits) | (free - hits)) & full
+        rows.append(full & ~free)
+
+    def length(i: int, j: int) -> int:
+        return (rows[i] & ((1 << j) - 1)).bit_count()
+
     words, i, j = set(), len(x), len(y)
     while i and j:
         if x[i - 1] == y[j - 1]:
             words.add(x[i - 1])
             i, j = i - 1, j - 1
-        elif _bits_below(rows[i - 1], j) > _bits_below(rows[i], j - 1):
+        elif length(i - 1, j) > length(i, j - 1):
             i -= 1
         else:
             j -= 1
     return words
 
 
-def _bits_below(row: int, end: int) -> int:
-    return (row & ((1 << end) - 1)).bit_count()
-
-
 def bleu(prediction: str, answer: str, max_order: int = 4, words: Words = "spaces") -> float:
-    """Sentence BLEU without smoothing: min(1, e^(1 - r/c)) · (Π p_n)^(1/N)   (Papineni et al., 2002).
+    """Return sentence BLEU without smoothing: min(1, e^(1 - r/c)) · (Π p_n)^(1/N)   (Papineni et al., 2002).
 
-    Words are what lies between white space and full stops. Where an order has no match the value is 0
-    (nltk's is below 1e-70): most short answers have no BLEU-4.
+    c and r are the numbers of words of prediction and answer, N is `max_order`. Words are separated by white space and
+    full stops, `words` as in `rouge_l`. If an order has no match, the score is 0, as for most short answers with N = 4.
 
     >>> bleu("a b c d", "a b c d"), round(bleu("a b", "a b c", 1), 6), bleu("a b", "a b")
     (1.0, 0.606531, 0.0)
@@ -140,11 +139,11 @@ def _ngrams(words: Sequence[str], order: int) -> list[NGram]:
 
 
 def edit_similarity(prediction: str, answer: str, variant: EditVariant = "levenshtein") -> float:
-    """Similarity of two lines of code, rounded to a hundredth, once masked literals are written out.
+    """Return the similarity of two lines of code after masked literals are replaced, rounded to 0.01.
 
-    2M / (|a| + |b|), with M the characters that match: those of a longest common subsequence ("levenshtein")
-    or of the blocks that `difflib` finds. TRACE's `fuzzywuzzy` takes the first where python-Levenshtein is
-    installed, else the second, and on one line the two can differ by several hundredths.
+    2M / (|prediction| + |answer|), with M the number of matching characters: by `variant` those of a longest common
+    subsequence ("levenshtein") or of `difflib`'s matching blocks ("difflib"). TRACE's `fuzzywuzzy` uses the first if
+    python-Levenshtein is installed, otherwise the second; they can differ by several hundredths.
 
     >>> edit_similarity("x = <NUM_LIT:12>", "x = 12"), edit_similarity("abcd", "abxx", "difflib")
     (1.0, 0.5)
@@ -152,9 +151,8 @@ def edit_similarity(prediction: str, answer: str, variant: EditVariant = "levens
     a, b = _unmask(prediction), _unmask(answer)
     if not a or not b:
         return 0.0
-    if variant == "difflib":
-        return round(100 * SequenceMatcher(None, a, b).ratio()) / 100
-    return round(100 * Indel.normalized_similarity(a, b)) / 100
+    ratio = SequenceMatcher(None, a, b).ratio() if variant == "difflib" else Indel.normalized_similarity(a, b)
+    return round(100 * ratio) / 100
 
 
 def _unmask(code: str) -> str:
@@ -164,11 +162,10 @@ def _unmask(code: str) -> str:
 
 
 def sari(prompt: str, prediction: str, answer: str, words: Words = "spaces") -> float:
-    """SARI: are words rightly kept, deleted and added, judged by the source?   (Xu et al., 2016)
+    """Return SARI, which scores the n-grams kept, deleted and added relative to the prompt   (Xu et al., 2016).
 
-    The mean, over n-grams of 1 to 4 words, of (F_keep + P_delete + F_add) / 3, where 0/0 is 1. The source is
-    the prompt as it stands. Lower-cased, 13a tokens; keep and delete count repetitions, add does not.
-    Empty texts are scored like any other.
+    The mean over n = 1 … 4 of (F_keep + P_delete + F_add) / 3, with 0/0 = 1. Texts are lower-cased and split into 13a
+    tokens, `words` as in `rouge_l`; keep and delete count repetitions, add does not.
 
     >>> sari("the big cat sat down", "the cat sat", "the cat sat")
     1.0
@@ -179,10 +176,8 @@ def sari(prompt: str, prediction: str, answer: str, words: Words = "spaces") -> 
     if words == "scripts":
         texts = list(map(apart, texts))
     parts = [_tokenize_13a(text).split(" ") for text in texts]
-    scores = []
-    for order in range(1, 5):
-        source, ours, theirs = (Counter(_ngrams(text, order)) for text in parts)
-        scores.append((_keep(source, ours, theirs) + _delete(source, ours, theirs) + _add(source, ours, theirs)) / 3)
+    counts = [[Counter(_ngrams(text, order)) for text in parts] for order in range(1, 5)]
+    scores = [(_keep(*three) + _delete(*three) + _add(*three)) / 3 for three in counts]
     return sum(scores) / len(scores)
 
 
@@ -214,7 +209,7 @@ def _f_score(precision: float, recall: float) -> float:
 
 
 def exact_match(prediction: str, answer: str, empty: bool = True) -> float:
-    """1 where the prediction is the answer, character by character.
+    """Return 1 if prediction and answer are the same string, otherwise 0; `empty` is the score of two empty strings.
 
     >>> exact_match("B", "B"), exact_match("B ", "B"), exact_match("", ""), exact_match("", "", empty=False)
     (1.0, 0.0, 1.0, 0.0)
@@ -223,7 +218,7 @@ def exact_match(prediction: str, answer: str, empty: bool = True) -> float:
 
 
 def first_character(prediction: str, answer: str) -> float:
-    """1 where prediction and answer begin with the same character: the option letter, whatever reasons follow.
+    """Return 1 if prediction and answer begin with the same character, such as an option letter, otherwise 0.
 
     >>> first_character("B because", "B"), first_character(" B", "B"), first_character("B", "")
     (1.0, 0.0, 0.0)
@@ -232,12 +227,11 @@ def first_character(prediction: str, answer: str) -> float:
 
 
 def first_label(prediction: str, answer: str, pattern: str, empty: bool = True) -> float:
-    """1 where the first match of a pattern in the prediction is the first match in the answer.
+    """Return 1 if the first match of a pattern in the prediction equals the first one in the answer, otherwise 0.
 
-    It tells lost format from lost knowledge. The matches are compared as text: "1,680" is not "1680", and
-    "8.0" is not "8". An answer without a match (a word where numbers are expected) is compared whole,
-    stripped and with `exact_match`'s `empty`, so that this never falls below it. It may fall below
-    `first_character`, which takes "Because it is. A" for "B".
+    Matches are compared as text: "8.0" is not "8". If the answer has no match (a word instead of a number), the
+    stripped texts are compared by `exact_match` with `empty`; so the score is never below `exact_match`. It can be
+    below `first_character`, which accepts "Because it is. A" for "B".
 
     >>> first_label("答案是B。", "B", r"(?<![A-Za-z])[ABC](?![A-Za-z])")
     1.0
@@ -254,7 +248,7 @@ def first_label(prediction: str, answer: str, pattern: str, empty: bool = True) 
 
 
 def valid_label(prediction: str, pattern: str, strip: bool = True) -> float:
-    """1 where the prediction as a whole matches the pattern, the form of an answer, right or wrong.
+    """Return 1 if the prediction (with `strip`, the stripped prediction) fully matches a pattern, otherwise 0.
 
     >>> valid_label(" C\\n", "[ABC]"), valid_label("C, because", "[ABC]"), valid_label(" C", "[ABC]", strip=False)
     (1.0, 0.0, 0.0)
@@ -263,7 +257,7 @@ def valid_label(prediction: str, pattern: str, strip: bool = True) -> float:
 
 
 class RowMean(Metric):  # type: ignore[misc]
-    """The mean of `score` over rows: a subclass says only how one row is scored.
+    """Base class of metrics that are the mean of `score` over rows, exact for processes with unequal numbers of rows.
 
     >>> metric = ExactMatch()
     >>> metric.update(prompts=["1+1", "1+2"], predictions=["2", "4"], answers=["2", "3"])
@@ -284,12 +278,12 @@ class RowMean(Metric):  # type: ignore[misc]
             self.add_state(state, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def score(self, prompt: str, prediction: str, answer: str) -> float:
-        """One row's score, in [0, 1].
+        """Return the score of one row, in [0, 1].
 
         Args:
-            prompt: What was asked.
-            prediction: What the model answered.
-            answer: What is right.
+            prompt: The row's prompt.
+            prediction: The model's answer.
+            answer: The correct answer.
 
         Raises:
             NotImplementedError: The subclass does not define it.
@@ -297,37 +291,33 @@ class RowMean(Metric):  # type: ignore[misc]
         raise NotImplementedError(f"{type(self).__name__} does not say how a row is scored: define `score`.")
 
     def update(self, prompts: Sequence[str], predictions: Sequence[str], answers: Sequence[str]) -> None:
-        """Take in some rows.
+        """Add rows, each with one of `prompts`, `predictions` and `answers`.
 
         Raises:
-            ValueError: The three differ in length, or one of them is one string.
+            ValueError: The three differ in length, or one of them is a string.
         """
         refuse_bare_strings(prompts=prompts, predictions=predictions, answers=answers)
         if not len(prompts) == len(predictions) == len(answers):
-            raise ValueError(
-                f"{len(prompts)} prompts, {len(predictions)} predictions and {len(answers)} answers were "
-                "given. Give one of each per row."
-            )
-        # double(): a module that holds this metric may have been cast to bfloat16, which counts up to 256
+            counts = f"{len(prompts)} prompts, {len(predictions)} predictions and {len(answers)} answers"
+            raise ValueError(f"{counts} were given. Give one of each per row.")
+        # double(): a module with this metric may have been cast to bfloat16, which counts up to 256
         scores = list(map(self.score, prompts, predictions, answers))
         self.total = self.total.double() + math.fsum(scores)
         self.squares = self.squares.double() + math.fsum(score * score for score in scores)
         self.count = self.count.double() + len(prompts)
 
     def __repr__(self) -> str:
-        """The class and its arguments, which name the variant that is meant."""
-        names = inspect.signature(type(self)).parameters
-        given = [f"{name}={getattr(self, name)!r}" for name in names if hasattr(self, name)]
-        return f"{type(self).__name__}({', '.join(given)})"
+        """Return the class with its arguments, which identify the variant."""
+        parameters = inspect.signature(type(self)).parameters
+        arguments = [f"{name}={getattr(self, name)!r}" for name in parameters if hasattr(self, name)]
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
     def compute(self) -> Tensor:
-        """The mean over all rows, a scalar; NaN before there is one."""
+        """Return the mean over all rows, a scalar; NaN if there is none."""
         return self.total / self.count
 
     def standard_error(self) -> float:
-        """How far the mean would scatter over other test sets of as many rows, drawn alike; NaN before there is a row.
-
-        √((Σ x²/n − x̄²) / n), which is √(p(1 − p)/n) where each row scores 0 or 1.
+        """Return the standard error of the mean, √((Σ x²/n − x̄²) / n); NaN if there is no row.
 
         >>> metric = ExactMatch()
         >>> metric.update(prompts=["1+1", "1+2", "1+3", "1+4"], predictions=["2", "4", "4", "5"], answers=list("2345"))
@@ -338,7 +328,7 @@ class RowMean(Metric):  # type: ignore[misc]
         return float(((self.squares / self.count - mean**2).clamp(min=0) / self.count).sqrt())
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
-        """Keep torchmetrics from warning about a metric without rows: its NaN says so."""
+        """Suppress torchmetrics' warning about a metric without rows, whose value is NaN."""
         wrapped = super()._wrap_compute(compute)
 
         def quiet(*args: Any, **kwargs: Any) -> Any:
@@ -350,10 +340,10 @@ class RowMean(Metric):  # type: ignore[misc]
 
 
 class ExactMatch(RowMean):
-    """The share of rows where prediction and answer are the same string.
+    """Share of rows whose prediction equals the answer; see `exact_match`.
 
     Args:
-        empty: Whether an empty prediction is right where the answer is empty.
+        empty: Whether an empty prediction is correct if the answer is empty.
     """
 
     def __init__(self, empty: bool = True) -> None:
@@ -365,23 +355,19 @@ class ExactMatch(RowMean):
 
 
 class FirstCharacter(RowMean):
-    """The share of rows where both begin with the same character."""
+    """Share of rows whose prediction begins with the answer's first character; see `first_character`."""
 
     def score(self, prompt: str, prediction: str, answer: str) -> float:
         return first_character(prediction, answer)
 
 
 class FirstLabel(RowMean):
-    """The share of rows where the first thing that looks like a label is the right one, as text.
-
-    It is the lenient score beside a strict one, never below `ExactMatch` on the same row. Beside
-    `FirstCharacter` it may be the lower one: "Because it is. A" begins like "B".
+    """Share of rows whose first label is correct, even if the format was lost; see `first_label`.
 
     Args:
-        pattern: A regular expression for one label. Use lookarounds, so that a letter inside a word does not
-            count, as in `(?<![A-Za-z])[ABC](?![A-Za-z])`: a word boundary would also rule out a letter next
-            to a Chinese character.
-        empty: As `ExactMatch`'s.
+        pattern: Regular expression of a label. Exclude letters inside words by lookarounds, as in
+            `(?<![A-Za-z])[ABC](?![A-Za-z])`; a word boundary would also exclude a letter next to a Chinese character.
+        empty: As in `ExactMatch`.
     """
 
     def __init__(self, pattern: str, empty: bool = True) -> None:
@@ -393,11 +379,11 @@ class FirstLabel(RowMean):
 
 
 class ValidLabel(RowMean):
-    """The share of predictions that have the form of an answer, right or wrong.
+    """Share of predictions that have the form of an answer, correct or not; see `valid_label`.
 
     Args:
-        pattern: A regular expression that the whole prediction has to match.
-        strip: Whether white space at both ends is forgiven. Not beside `FirstCharacter`, which forgives none.
+        pattern: Regular expression that the whole prediction has to match.
+        strip: Whether white space at both ends is ignored; False next to `FirstCharacter`, which does not ignore it.
     """
 
     def __init__(self, pattern: str, strip: bool = True) -> None:
@@ -409,16 +395,16 @@ class ValidLabel(RowMean):
 
 
 class RougeL(RowMean):
-    """The mean ROUGE-L.
+    """Mean ROUGE-L; see `rouge_l`.
 
     Args:
-        skip: Characters left off the front of both texts, such as an option letter and the line end after it.
-        words: What a word is, see `workbench.scorers`: "scripts" also takes each character for one in a script
-            without spaces, such as Chinese; "spaces" is the package `rouge`'s, to which a Chinese sentence is one word.
-        empty: Whether an empty prediction scores 1 where the answer is empty.
+        skip: Number of leading characters to remove from both texts, such as an option letter and a line end.
+        words: "scripts": each character of a script without spaces, such as Chinese, is a word; "spaces": as in the
+            package `rouge`, for which a Chinese sentence is one word.
+        empty: Whether an empty prediction scores 1 if the answer is empty.
 
     Raises:
-        ValueError: There are no such words.
+        ValueError: `words` has another value.
     """
 
     def __init__(self, skip: int = 0, words: Words = "scripts", empty: bool = True) -> None:
@@ -432,15 +418,15 @@ class RougeL(RowMean):
 
 
 class Bleu(RowMean):
-    """The mean of the rows' BLEU (not the corpus's).
+    """Mean sentence BLEU of the rows, not corpus BLEU; see `bleu`.
 
     Args:
-        max_order: The longest n-gram that counts, in words; all orders weigh the same.
-        skip: Characters left off the front of both texts.
-        words: As `RougeL`'s.
+        max_order: Longest n-gram, in words; all orders have the same weight.
+        skip: Number of leading characters to remove from both texts.
+        words: As in `RougeL`.
 
     Raises:
-        ValueError: `max_order` is below 1, or there are no such words.
+        ValueError: `max_order` is below 1, or `words` has another value.
     """
 
     def __init__(self, max_order: int = 4, skip: int = 0, words: Words = "scripts") -> None:
@@ -454,13 +440,13 @@ class Bleu(RowMean):
 
 
 class EditSimilarity(RowMean):
-    """The mean edit similarity of lines of code.
+    """Mean edit similarity of lines of code; see `edit_similarity`.
 
     Args:
-        variant: How matching characters are found, see `edit_similarity`. Name it beside the number.
+        variant: "levenshtein" or "difflib"; report it with the score.
 
     Raises:
-        ValueError: There is no such variant.
+        ValueError: `variant` has another value.
     """
 
     def __init__(self, variant: EditVariant = "levenshtein") -> None:
@@ -474,13 +460,13 @@ class EditSimilarity(RowMean):
 
 
 class Sari(RowMean):
-    """The mean SARI, with the prompt as source.
+    """Mean SARI with the prompt as source; see `sari`.
 
     Args:
-        words: As `RougeL`'s.
+        words: As in `RougeL`.
 
     Raises:
-        ValueError: There are no such words.
+        ValueError: `words` has another value.
     """
 
     def __init__(self, words: Words = "scripts") -> None:
@@ -492,7 +478,7 @@ class Sari(RowMean):
 
 
 def described(metric: Metric) -> str:
-    """A metric's class, and the arguments of one of ours, as they stand beside its numbers."""
+    """Return a metric's class name, for a `RowMean` with its arguments; recorded next to the metric's values."""
     return repr(metric) if isinstance(metric, RowMean) else type(metric).__name__
 
 

@@ -1,8 +1,8 @@
-"""What seeds and test rows leave open: intervals, paired differences, and when a difference says nothing.
+"""Confidence intervals, paired differences and standard errors.
 
-Two kinds of noise are kept apart. Seeds: another run of the same study would end elsewhere; the t interval of the
-runs' mean says how far. Test rows: another test set, drawn alike, would give other scores, and all seeds share the
-one that is there, so that more seeds do not make this smaller.
+Two sources of noise are separate. Seeds: another run of the same study gives other scores; the t interval of the mean
+over runs covers this. Test rows: another test set from the same distribution gives other scores; all seeds share one
+test set, so more seeds do not reduce this error.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from functools import cache
 from statistics import fmean
 
 FEWEST = 3
-"""Seeds below which no interval is given: of two, a t interval is 12.7 standard errors wide."""
+"""Minimum number of values for an interval: with two, the half width of a t interval is 12.7 standard errors."""
 NORMAL = 1.96
-"""Standard errors on each side that hold 95 % of a normal distribution."""
+"""97.5 % quantile of the standard normal distribution: 95 % lie within this many standard errors."""
 SOLVED = 0.95
-"""An untouched model's score from which on a task has nothing left to be learnt, and so to be forgotten."""
+"""Zero-shot score from which a task counts as solved: there is little to learn, and so little to forget."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, and how far it may be off.
+    """A mean with a confidence interval.
 
     Args:
-        mean: NaN where a value that it needs is.
-        half_width: Of the 95 % t interval; NaN below three values.
-        count: Of values.
+        mean: Mean of the values; NaN if one is NaN.
+        half_width: Half width of the t interval; NaN for fewer than three values.
+        count: Number of values.
     """
 
     mean: float
@@ -37,23 +37,32 @@ class Estimate:
 
     @property
     def holds_zero(self) -> bool | None:
-        """Whether 0 is within the interval; None without one, but where the mean is 0 itself."""
+        """Whether the interval contains 0; None if there is no interval and the mean is not 0."""
         if self.mean == 0:
             return True
         return None if math.isnan(self.half_width) else abs(self.mean) <= self.half_width
 
 
+def mean(values: Sequence[float]) -> float:
+    """Return the mean; NaN where a value is NaN, or where there is none.
+
+    >>> mean([1.0, 2.0]), mean([])
+    (1.5, nan)
+    """
+    return fmean(values) if values else math.nan
+
+
 def student_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
-    """The mean of some runs with its t interval.
+    """Return the mean of runs with its t interval.
 
     x̄ ± t(n−1) · s / √n, s with n − 1 in the denominator   (Student, 1908)
 
     Args:
         values: One for each run.
-        level: Of the interval.
+        level: Confidence level, in (0, 1).
 
     Returns:
-        Without an interval below three values, and without a mean where one is NaN.
+        The half width is NaN for fewer than three values; both are NaN if a value is NaN or there is none.
 
     >>> estimate = student_interval([0.1, 0.2, 0.3])
     >>> round(estimate.mean, 6), round(estimate.half_width, 6)  # 4.302653 · 0.1 / √3
@@ -66,22 +75,22 @@ def student_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
         return Estimate(math.nan, math.nan, count)
     if count < FEWEST:
         return Estimate(fmean(values), math.nan, count)
-    middle = fmean(values)
-    squares = math.fsum((value - middle) ** 2 for value in values) if min(values) < max(values) else 0.0
+    mean = fmean(values)
+    squares = math.fsum((value - mean) ** 2 for value in values) if min(values) < max(values) else 0.0
     deviation = math.sqrt(squares / (count - 1))
-    return Estimate(middle, student_quantile(level, count - 1) * deviation / math.sqrt(count), count)
+    return Estimate(mean, student_quantile(level, count - 1) * deviation / math.sqrt(count), count)
 
 
 def paired_difference(one: Mapping[int, float], other: Mapping[int, float], level: float = 0.95) -> Estimate:
-    """The mean of one − other over the seeds that both have, with its t interval.
+    """Return the mean of one − other over their common seeds, with its t interval.
 
-    What a seed does to both alike, such as the order of rows, goes out of the difference: so the interval is often
-    narrower than those of the two means.
+    Effects of a seed that both share, such as the order of rows, cancel out, so that the interval is often narrower
+    than those of the two means.
 
     Args:
-        one: Value by seed.
-        other: The baseline's.
-        level: Of the interval.
+        one: Value of each seed.
+        other: Value of each seed for the baseline.
+        level: Confidence level, in (0, 1).
 
     >>> difference = paired_difference({0: 0.5, 1: 0.7, 2: 0.9, 3: 0.0}, {0: 0.4, 1: 0.5, 2: 0.6})
     >>> round(difference.mean, 6), round(difference.half_width, 6), difference.count
@@ -92,13 +101,17 @@ def paired_difference(one: Mapping[int, float], other: Mapping[int, float], leve
 
 @cache
 def student_quantile(level: float, freedom: int) -> float:
-    """How many standard errors on each side hold `level` of a t distribution.
+    """Return the two-sided quantile of a t distribution: the t with P(|X| ≤ t) = level.
 
-    The share within ±t is a finite sum for whole degrees of freedom (Abramowitz & Stegun, 26.7.3 and 26.7.4); the
-    quantile is where it crosses `level`, found by bisection.
+    For integer degrees of freedom this probability is a finite sum (Abramowitz & Stegun, 26.7.3 and 26.7.4), which is
+    solved for t by bisection.
+
+    Args:
+        level: Probability, in (0, 1).
+        freedom: Degrees of freedom, 1 or more.
 
     Raises:
-        ValueError: `level` is not within 0 … 1, or `freedom` below 1.
+        ValueError: `level` is not in (0, 1), or `freedom` is below 1.
 
     >>> [round(student_quantile(0.95, freedom), 3) for freedom in (1, 2, 3, 4, 9, 30)]
     [12.706, 4.303, 3.182, 2.776, 2.262, 2.042]
@@ -113,7 +126,7 @@ def student_quantile(level: float, freedom: int) -> float:
 
 
 def _within(angle: float, freedom: int) -> float:
-    """The share of a t distribution within ±√ν tan θ."""
+    """Return P(|X| ≤ √ν tan θ) of a t distribution with ν = `freedom` and θ = `angle`."""
     cosine = math.cos(angle)
     term, total = (1.0, 0.0) if freedom % 2 == 0 else (cosine, 0.0)
     for step in range(freedom // 2):
@@ -126,13 +139,13 @@ def _within(angle: float, freedom: int) -> float:
 
 
 def binomial_error(value: float, count: int) -> float:
-    """The standard error of a share, √(p(1 − p)/n); NaN where p · n is no whole number, so that p is no share.
+    """Return the standard error of a proportion, √(p(1 − p)/n); NaN if p · n is no integer, so that p is none.
 
-    At p = 0 and p = 1 it is 0, which says too little of small test sets.
+    At p = 0 and p = 1 it is 0, which is too small for small test sets.
 
     Args:
-        value: p.
-        count: n, of test rows.
+        value: p, in [0, 1].
+        count: n, the number of test rows.
 
     >>> binomial_error(0.5, 100), binomial_error(0.503, 100)
     (0.05, nan)
@@ -144,10 +157,10 @@ def binomial_error(value: float, count: int) -> float:
 
 
 def op_error(errors: Sequence[float]) -> float:
-    """The standard error of OP that finite test sets leave: √(Σ e_i²) / T, as the tasks' rows are drawn apart.
+    """Return the standard error of OP due to finite test sets: √(Σ e_i²) / T, for independent test sets.
 
     Args:
-        errors: Of each task's score; one NaN makes all of it NaN.
+        errors: Standard error of each task's score; the result is NaN if one is NaN.
 
     >>> op_error([0.03, 0.04])
     0.025
@@ -156,14 +169,14 @@ def op_error(errors: Sequence[float]) -> float:
 
 
 def within_test_noise(difference: float, one: float, other: float) -> bool:
-    """Whether two runs' OP differ by no more than 1.96 standard errors of their test sets.
+    """Return True if two runs' OP differ by at most 1.96 standard errors due to their test sets.
 
-    The errors add up as those of two test sets would. Both runs have answered the same rows, which makes the true
-    error smaller: so this warns too often rather than too rarely.
+    The two errors are combined as independent. Both runs have the same test rows, so the true error is smaller, and
+    the result is True too often rather than too rarely.
 
     Args:
-        difference: Of OP.
-        one: The standard error of one.
-        other: Of the other; NaN: not known, and nothing is said.
+        difference: Difference of OP.
+        one: Standard error of one OP.
+        other: Standard error of the other OP. If one is NaN (unknown), the result is False.
     """
     return abs(difference) <= NORMAL * math.hypot(one, other)

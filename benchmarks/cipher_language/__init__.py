@@ -1,4 +1,4 @@
-"""A cipher language in dialects: one model knows its words, another the task, a composition needs both."""
+"""Cipher language: one model knows the words, another the task, and a composition needs both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model that knows the cipher language: the shipped `micro`, trained further on all of its words."""
+"""Pretraining of the model that knows the cipher language: the shipped `micro`, trained on all dialects."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from datasets import Dataset
 
-from benchmarks.cipher_language.cipher import Cipher, seeded
+from benchmarks.cipher_language.cipher import Cipher
 from workbench.backbone import Backbone
+from workbench.benchmark import dataset_of_pairs, seeded_random
 
 LEARNING_RATE = 3e-3
 BATCH_ROWS = 64
@@ -20,28 +20,28 @@ WARMUP_STEPS = 50
 RECIPE = "recipe.json"
 
 
-class Watcher(Protocol):
-    """Who is told how far the training is, as a study's display is."""
+class ProgressDisplay(Protocol):
+    """Progress display of a study, as far as it is used here."""
 
     def item_begins(self, name: str, place: str, trainable: str) -> None:
-        """A model begins: its name, which it is of how many, and what trains."""
+        """Show the start of a model's training: its name, "model 1 of 2", and its number of weights."""
 
     def steps(self, done: int, total: int, loss: float) -> None:
-        """So many steps are done, and the loss of the last, in nats a token."""
+        """Show the number of finished steps and the last step's loss in nats per token."""
 
 
 class Pretrain:
-    """Makes `folder/m_a`, unless it is there: `micro` after training on glosses in every dialect.
+    """Train `micro` on glosses in every dialect and save it as `folder/m_a`: `Pretrain(folder)()`.
 
-    The folder appears whole or not at all.
+    An existing model with the same arguments is reused. The folder is written completely or not at all.
 
     Args:
-        folder: Where the model is kept. What was made with the same arguments is left as it is.
-        seed: Of the cipher, as in `CipherLanguage`, and of the rows.
-        steps: Optimizer steps.
+        folder: Folder of the model.
+        seed: Seed of the cipher, as in `CipherLanguage`, and of the rows.
+        steps: Number of optimizer steps.
 
     Raises:
-        ValueError: `steps` is below 1; when called, the folder holds something else.
+        ValueError: `steps` is below 1; when called, the folder has other contents.
     """
 
     def __init__(self, folder: str | Path, seed: int = 0, steps: int = 500) -> None:
@@ -51,7 +51,7 @@ class Pretrain:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """All that decides what is made."""
+        """Everything that determines the model, as recorded in recipe.json."""
         return {
             "seed": self.seed,
             "steps": self.steps,
@@ -59,14 +59,14 @@ class Pretrain:
             "batch_rows": BATCH_ROWS,
         }
 
-    def __call__(self, display: Watcher | None = None) -> None:
-        """Makes what is not there.
+    def __call__(self, display: ProgressDisplay | None = None) -> None:
+        """Train and save the model, unless it exists.
 
         Args:
-            display: A study's, which is told of each step.
+            display: Progress display that shows each step, or None.
 
         Raises:
-            ValueError: The folder was made with other arguments, or by something else.
+            ValueError: The folder was created with other arguments, or not by `Pretrain`.
         """
         if self.folder.exists():
             self._check()
@@ -83,6 +83,7 @@ class Pretrain:
         os.replace(partial, self.folder)
 
     def _check(self) -> None:
+        """Raise an error unless the folder was created with the same arguments."""
         file = self.folder / RECIPE
         if not file.is_file():
             raise ValueError(f"{self.folder} holds no {RECIPE}, so it was not made here. Choose another `folder`.")
@@ -96,11 +97,10 @@ class Pretrain:
                 "Choose another `folder`, or delete this one."
             )
 
-    def _train(self, backbone: Backbone, display: Watcher | None) -> None:
-        """AdamW on the answers of fresh rows: linear warm-up, then linearly down to nothing."""
-        rng, cipher = seeded("cipher", self.seed, "pretraining"), Cipher(self.seed)
-        made = [cipher.gloss(rng) for _ in range(self.steps * BATCH_ROWS)]
-        rows = backbone.encode(Dataset.from_list([{"prompt": prompt, "answer": answer} for prompt, answer in made]))
+    def _train(self, backbone: Backbone, display: ProgressDisplay | None) -> None:
+        """Train with AdamW on the answers of new rows; linear warm-up, then linear decay to zero."""
+        rng, cipher = seeded_random("cipher", self.seed, "pretraining"), Cipher(self.seed)
+        rows = backbone.encode(dataset_of_pairs(cipher.gloss(rng) for _ in range(self.steps * BATCH_ROWS)))
         parameters = list(backbone.model.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
         scheduler = torch.optim.lr_scheduler.LambdaLR(

@@ -1,4 +1,4 @@
-"""CALM's key-value arithmetic: one model knows the keys, another the arithmetic, a composition needs both."""
+"""CALM's key-value arithmetic: one model knows the keys, another arithmetic, and a composition needs both."""
 
 from __future__ import annotations
 

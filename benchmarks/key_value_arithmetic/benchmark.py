@@ -1,4 +1,4 @@
-"""KeyValueArithmetic: SUBS, NUM and MATH as a benchmark of the workbench."""
+"""The benchmark KeyValueArithmetic: the tasks SUBS, NUM and MATH of CALM."""
 
 from __future__ import annotations
 
@@ -6,41 +6,40 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
-from datasets import Dataset
-
-from benchmarks.key_value_arithmetic.expressions import Expressions, Make, Row, distinct, seeded
-from workbench.benchmark import Task, no_rows
+from benchmarks.key_value_arithmetic.expressions import Expressions, Make, Row, distinct
+from workbench.benchmark import LazyBenchmark, Task, dataset_of_pairs, seeded_random
 from workbench.scorers import ExactMatch
 
 TrainOn = Literal["math", "subs"]
 PROBE_ROWS = 256
 
 
-class KeyValueArithmetic:
-    """MATH with held-out keys, after learning from few of them (Bansal et al., 2024, arXiv 2401.02412, section 4.1).
+class KeyValueArithmetic(LazyBenchmark):
+    """Arithmetic over held-out keys, learnt from few others (Bansal et al., 2024, arXiv 2401.02412, section 4.1).
 
-    It has one task, "math". Its test rows are MATH over test keys and its validation rows MATH over validation keys.
-    Its training rows are over the seen keys alone, and what they ask is `train_on`: the paper's section 3.2 has the
-    composition learn arithmetic, its section 4.1 has it learn SUBS. Under "subs" the task is therefore trained on one
-    kind of row and tested on another. Beside it three probes are tested and never trained: MATH with seen keys, SUBS
-    with test keys, and NUM.
+    The one task, "math", is tested on MATH over test keys and validated on MATH over validation keys. It is trained
+    on rows over the seen keys only, of the kind `train_on`: in the paper's section 3.2 the composition learns
+    arithmetic (MATH), in its section 4.1 it learns SUBS. With "subs" the training rows are therefore of another kind
+    than the test rows. The probes are MATH over seen keys, SUBS over test keys, and NUM.
 
-    A seed's keys are those of `Pretrain` with the same seed and `expressions`. The test rows depend on neither the
-    share nor the number of training rows.
+    The keys are those of `Pretrain` with the same seed and `expressions`. The test rows depend neither on `share` nor
+    on `train_rows`.
 
     Args:
-        seed: Which keys there are, and which rows.
-        share: Of all keys, those that the training rows are made of; at most 0.5.
-        train_on: "math" or "subs".
-        train_rows: Rows with different prompts, at most: 50 keys make 5000 sums and differences of two, and no more.
-        test_rows: Of the test split, and as many of the validation split.
-        expressions: Arguments of `Expressions`, its seed aside.
+        seed: Seed of the keys and of the rows.
+        share: Share of all keys that occur in training rows, more than 0 and at most 0.5.
+        train_on: Kind of the training rows, "math" or "subs".
+        train_rows: Maximum number of training rows. Prompts are distinct, so there may be fewer: 50 keys give 5000
+            sums and differences of two keys.
+        test_rows: Number of test rows and of validation rows.
+        expressions: Arguments of `Expressions` other than the seed.
 
     Raises:
-        ValueError: A number is out of range, or there is no such reading.
+        ValueError: A number is out of range, or `train_on` has another value.
     """
 
     name = "key_value_arithmetic"
+    task_names = ("math",)
 
     def __init__(
         self,
@@ -60,62 +59,45 @@ class KeyValueArithmetic:
         self.seen = self.expressions.seen(share)
         self.train_on, self.train_rows, self.test_rows = train_on, train_rows, test_rows
 
-    def __len__(self) -> int:
-        return 1
+    def build_task(self, name: str) -> Task:
+        """Build the task, "math".
 
-    def __getitem__(self, index: int) -> Task:
-        return [self._math][index]
-
-    @property
-    def orders(self) -> Mapping[str, Sequence[str]]:
-        """There is one task."""
-        return {"default": ("math",)}
-
-    @property
-    def general(self) -> None:
-        """There is no general text."""
+        Args:
+            name: "math".
+        """
+        source = self.expressions
+        make_train = source.math if self.train_on == "math" else source.subs
+        test, validation = (
+            self._rows(split, partial(source.math, keys=source.held_out[split]), self.test_rows)
+            for split in ("test", "validation")
+        )
+        count = min(self.train_rows, source.different(len(self.seen)))
+        train = self._rows(f"train_{self.train_on}", partial(make_train, keys=self.seen), count)
+        return self._task(name, test, validation, train)
 
     @cached_property
     def probes(self) -> Sequence[Task]:
-        """MATH with seen keys, SUBS with test keys, NUM."""
-        made = self.expressions
+        """MATH over seen keys, SUBS over test keys, and NUM."""
+        source = self.expressions
         makers: dict[str, Make] = {
-            "math_seen": partial(made.math, keys=self.seen),
-            "subs": partial(made.subs, keys=made.held_out["test"]),
-            "num": made.num,
+            "math_seen": partial(source.math, keys=self.seen),
+            "subs": partial(source.subs, keys=source.held_out["test"]),
+            "num": source.num,
         }
         return [self._task(name, test=self._rows(name, make, PROBE_ROWS)) for name, make in makers.items()]
 
-    @cached_property
-    def _math(self) -> Task:
-        made = self.expressions
-        learnt = made.math if self.train_on == "math" else made.subs
-        test, validation = (
-            self._rows(split, partial(made.math, keys=made.held_out[split]), self.test_rows)
-            for split in ("test", "validation")
-        )
-        count = min(self.train_rows, made.different(len(self.seen)))
-        train = self._rows(f"train_{self.train_on}", partial(learnt, keys=self.seen), count)
-        return self._task("math", test, validation, train)
-
     def _rows(self, name: str, make: Make, count: int) -> list[Row]:
         try:
-            return distinct(make, seeded("key_value", self.expressions.seed, "rows", name), count)
+            return distinct(make, seeded_random("key_value", self.expressions.seed, "rows", name), count)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
     def _task(self, name: str, test: list[Row], validation: Sequence[Row] = (), train: Sequence[Row] = ()) -> Task:
         return Task(
             name=name,
-            test=_dataset(test),
-            validation=_dataset(validation),
-            train=_dataset(train),
+            test=dataset_of_pairs(test),
+            validation=dataset_of_pairs(validation),
+            train=dataset_of_pairs(train),
             scorers={"exact_match": ExactMatch()},
             max_new_tokens=2 * max(self.expressions.operands),
         )
-
-
-def _dataset(rows: Sequence[Row]) -> Dataset:
-    if not rows:
-        return no_rows()
-    return Dataset.from_list([{"prompt": prompt, "answer": answer} for prompt, answer in rows])

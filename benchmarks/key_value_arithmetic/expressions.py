@@ -1,8 +1,7 @@
-"""Keys, the number that each stands for, and expressions of them: SUBS, NUM and MATH."""
+"""Keys, their numbers, and the rows SUBS, NUM and MATH."""
 
 from __future__ import annotations
 
-import hashlib
 import random
 import string
 from collections.abc import Callable, Iterable, Sequence
@@ -10,31 +9,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
+from workbench.benchmark import seeded_random
+
 Row = tuple[str, str]
 Make = Callable[[random.Random], Row]
 Word = TypeVar("Word", int, str)
 
 KEY_LENGTHS = (2, 6)
 HELD_OUT = {"validation": 0.1, "test": 0.4}
-"""Shares of the keys that no composition learns from, whatever it sees of the others."""
+"""Shares of the keys that never occur in training rows of the composition."""
 
 MOST_NUMBERS = 10_000
 TRIES = 50
-"""Draws for each row that is asked for, before its kind counts as exhausted."""
-
-
-def seeded(*parts: str | int) -> random.Random:
-    """A generator that depends on `parts` only: Python's own `hash` differs from process to process.
-
-    >>> seeded("a", 1).random() == seeded("a", 1).random()
-    True
-    """
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return random.Random(int.from_bytes(digest[:8], "big"))
+"""Draws for each requested row before an error is raised."""
 
 
 def evaluate(numbers: Sequence[int], operators: Sequence[str]) -> int:
-    """The value of an expression, products before sums.
+    """Return the value of an expression; products before sums and differences.
 
     >>> evaluate([2, 3, 4], ["-", "*"])
     -10
@@ -49,7 +40,7 @@ def evaluate(numbers: Sequence[int], operators: Sequence[str]) -> int:
 
 
 def spelt(words: Iterable[object], operators: Sequence[str]) -> str:
-    """An expression as it is written.
+    """Return an expression as text.
 
     >>> spelt([12, 7, 3], "+-")
     '12+7-3'
@@ -59,20 +50,20 @@ def spelt(words: Iterable[object], operators: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Expressions:
-    """Random keys, each a number, and rows of expressions over them.
+    """Random keys with their numbers, and rows of expressions over them.
 
-    The paper has 25 thousand keys, numbers up to as many, 3 to 6 operands and three operators. The defaults are what
-    models of a few hundred thousand parameters learn in minutes.
+    The paper has 25 thousand keys, as many numbers, 3 to 6 operands and three operators. The defaults are chosen so
+    that models of a few hundred thousand parameters learn the rows in minutes.
 
     Args:
-        seed: Which keys there are, and what they stand for.
-        keys: How many, each of 2 to 6 letters.
-        values: A key's number is one of 1 to `values`.
-        operands: How many keys or numbers an expression may have, 2 or more.
-        operators: Which of "+", "-" and "*" stand between them.
+        seed: Seed of the keys and of their numbers.
+        keys: Number of keys, 20 to 100000; each has 2 to 6 letters.
+        values: A key's number is between 1 and `values`.
+        operands: Possible numbers of operands of an expression, each 2 or more.
+        operators: Operators of the expressions, among "+", "-" and "*".
 
     Raises:
-        ValueError: A number is out of range, or there is no such operator.
+        ValueError: A number is out of range, or an operator is unknown.
     """
 
     seed: int = 0
@@ -99,19 +90,19 @@ class Expressions:
 
     @property
     def largest(self) -> int:
-        """The largest number, its sign apart, that any answer can hold."""
+        """Upper bound on the absolute value of any number in an answer."""
         most = max(self.operands)
         return int(self.values**most if "*" in self.operators else self.values * most)
 
     @cached_property
     def numbers(self) -> dict[str, int]:
-        """What each key stands for, in an order that is itself random."""
-        rng = seeded("key_value", self.seed, "keys")
-        made: dict[str, int] = {}
-        while len(made) < self.keys:
+        """The number of each key; the keys are in random order."""
+        rng = seeded_random("key_value", self.seed, "keys")
+        numbers: dict[str, int] = {}
+        while len(numbers) < self.keys:
             key = "".join(rng.choice(string.ascii_lowercase) for _ in range(rng.randint(*KEY_LENGTHS)))
-            made.setdefault(key, rng.randint(1, self.values))
-        return made
+            numbers.setdefault(key, rng.randint(1, self.values))
+        return numbers
 
     @cached_property
     def words(self) -> tuple[str, ...]:
@@ -120,15 +111,18 @@ class Expressions:
 
     @cached_property
     def held_out(self) -> dict[str, tuple[str, ...]]:
-        """The keys of "validation" and of "test", which do not depend on how many are seen."""
+        """Keys of the "validation" and "test" rows; they do not depend on the share of seen keys."""
         first, second = (round(share * self.keys) for share in HELD_OUT.values())
         return {"validation": self.words[:first], "test": self.words[first : first + second]}
 
     def seen(self, share: float) -> tuple[str, ...]:
-        """The keys that a composition learns from; those of a smaller share are among those of a larger one.
+        """Return the keys of the training rows. The keys of a smaller share are a subset of those of a larger one.
+
+        Args:
+            share: Share of all keys.
 
         Raises:
-            ValueError: The share leaves no key, or takes held-out ones.
+            ValueError: The share gives no key, or overlaps with the held-out keys.
         """
         most = 1 - sum(HELD_OUT.values())
         count = round(share * self.keys)
@@ -137,26 +131,29 @@ class Expressions:
         return self.words[self.keys - count :]
 
     def different(self, words: int) -> int:
-        """How many different expressions can be made of so many keys."""
+        """Return the number of different expressions over a number of keys."""
         return sum(words**count * len(self.operators) ** (count - 1) for count in self.operands)
 
     def subs(self, rng: random.Random, keys: Sequence[str], operands: Sequence[int] = ()) -> Row:
-        """Keys to their numbers: "ab+cde:" to "12+7". The colon tells it from MATH, which asks for the result."""
+        """Return an expression of keys and the same expression of numbers: "ab+cde:" and "12+7".
+
+        The colon distinguishes it from MATH, whose answer is the result.
+        """
         words, operators = self._draw(rng, keys, operands)
         return spelt(words, operators) + ":", spelt([self.numbers[word] for word in words], operators)
 
     def num(self, rng: random.Random, operands: Sequence[int] = ()) -> Row:
-        """Numbers to their result: "12+7=" to "19"."""
+        """Return an expression of numbers and its result: "12+7=" and "19"."""
         numbers, operators = self._draw(rng, range(1, self.values + 1), operands)
         return spelt(numbers, operators) + "=", str(evaluate(numbers, operators))
 
     def math(self, rng: random.Random, keys: Sequence[str]) -> Row:
-        """Keys to their result: "ab+cde=" to "19"."""
+        """Return an expression of keys and its result: "ab+cde=" and "19"."""
         words, operators = self._draw(rng, keys, ())
         return spelt(words, operators) + "=", str(evaluate([self.numbers[word] for word in words], operators))
 
     def one_key(self, rng: random.Random) -> Row:
-        """A key alone, without a sign after it, to its number: "ab" to "12"."""
+        """Return a single key and its number: "ab" and "12"."""
         key = rng.choice(self.words)
         return key, str(self.numbers[key])
 
@@ -166,10 +163,10 @@ class Expressions:
 
 
 def distinct(make: Make, rng: random.Random, count: int) -> list[Row]:
-    """`count` rows with different prompts.
+    """Return `count` rows with different prompts.
 
     Raises:
-        ValueError: There are too few prompts of this kind.
+        ValueError: Too few different prompts were found.
     """
     rows: dict[str, str] = {}
     for _ in range(TRIES * count):

@@ -1,4 +1,4 @@
-"""A small LLaMA, trained from scratch on fresh rows, and what it then answers exactly."""
+"""Training of a small LLaMA from scratch on generated rows, and its exact match."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Observe = Callable[[int, float], None]
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    """As many layers in each model, so that a connection can join each with its counterpart."""
+    """Return a model with random weights. All models have the same depth, so that each layer has a counterpart."""
     config = LlamaConfig(
         **SIZES,
         vocab_size=len(tokenizer),
@@ -36,7 +36,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Token ids, padded on the right, and where the answer and its end token stand; both (batch, time)."""
+    """Return token ids, padded on the right, and a mask of the answer with its end token; both (batch, time)."""
     prompts = tokenizer([prompt for prompt, _ in rows])["input_ids"]
     answers = tokenizer([answer for _, answer in rows], add_special_tokens=False)["input_ids"]
     width = max(len(prompt) + len(answer) + 1 for prompt, answer in zip(prompts, answers, strict=True))
@@ -50,16 +50,17 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> tuple[Ten
 
 
 def answer_logits(model: LlamaForCausalLM, ids: Tensor, answered: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits before each token of an answer, (tokens, vocabulary), and the tokens themselves, (tokens,)."""
+    """Return the logits that predict each answer token, (tokens, vocabulary), and the tokens, (tokens,)."""
     states = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     return model.lm_head(states[answered[:, 1:]]), ids[:, 1:][answered[:, 1:]]
 
 
 @torch.no_grad()
 def exact_match(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> float:
-    """Share of rows that greedy decoding answers exactly.
+    """Return the share of rows, in [0, 1], that greedy decoding answers exactly.
 
-    It gives the whole answer just when each of its tokens is the likeliest after those before.
+    Computed in one forward pass: greedy decoding yields the answer if and only if each of its tokens is the most
+    likely one given the tokens before it.
     """
     ids, answered = encode(tokenizer, rows)
     logits, targets = answer_logits(model, ids, answered)
@@ -69,7 +70,7 @@ def exact_match(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, row
 
 
 def rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to a hundredth."""
+    """Return the learning rate factor of a step: linear warm-up, then cosine decay to 0.01."""
     warmup = min(WARMUP_STEPS, max(1, steps // 10))
     if step < warmup:
         return (step + 1) / warmup
@@ -77,9 +78,10 @@ def rate_factor(step: int, steps: int) -> float:
 
 
 def grouped(parameters: Iterable[nn.Parameter]) -> list[dict[str, object]]:
-    """Matrices decay, vectors do not."""
-    kept = list(parameters)
-    matrices, vectors = [one for one in kept if one.ndim > 1], [one for one in kept if one.ndim <= 1]
+    """Return parameter groups: weight decay for matrices, none for vectors."""
+    weights = list(parameters)
+    matrices = [weight for weight in weights if weight.ndim > 1]
+    vectors = [weight for weight in weights if weight.ndim <= 1]
     return [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
 
 
@@ -91,7 +93,7 @@ def train(
     rng: random.Random,
     observe: Observe,
 ) -> None:
-    """AdamW on the answers of fresh rows; `observe` gets each step's loss in nats per token."""
+    """Train with AdamW on the answers of new rows; `observe` receives each step and its loss in nats per token."""
     optimizer = torch.optim.AdamW(grouped(model.parameters()), lr=LEARNING_RATE, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps))
     for step in range(1, steps + 1):

@@ -1,4 +1,4 @@
-"""The recipe of the models that are composed: a small m_A on SUBS, a small m_B on NUM, and m_A's ablations."""
+"""Pretraining of the models to compose: m_A on SUBS, m_B on NUM, and two ablations of m_A."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from benchmarks.key_value_arithmetic.benchmark import KeyValueArithmetic
-from benchmarks.key_value_arithmetic.expressions import Expressions, Make, Row, seeded
+from benchmarks.key_value_arithmetic.expressions import Expressions, Make, Row
 from benchmarks.key_value_arithmetic.learning import (
     BATCH_ROWS,
     LEARNING_RATE,
@@ -29,55 +29,63 @@ from benchmarks.key_value_arithmetic.learning import (
     train,
 )
 from benchmarks.key_value_arithmetic.tokens import build_tokenizer
+from workbench.benchmark import seeded_random
 
 STEPS = {"m_a": 700, "m_b": 1500}
 RECIPE, SCORES = "recipe.json", "scores.json"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 ONE_KEY_SHARE = 0.5
+"""Share of m_A's rows that are a single key."""
 
 
-class Watcher(Protocol):
-    """Who is told how far the training is, as a study's display is."""
+class ProgressDisplay(Protocol):
+    """Progress display of a study, as far as it is used here."""
 
     def item_begins(self, name: str, place: str, trainable: str) -> None:
-        """A model begins: its name, which it is of how many, and what trains."""
+        """Show the start of a model's training: its name, "model 1 of 4", and its number of weights."""
 
     def steps(self, done: int, total: int, loss: float) -> None:
-        """So many steps are done, and the loss of the last, in nats a token."""
+        """Show the number of finished steps and the last step's loss in nats per token."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the models: its folder, the kind of row that it learns, and for how many steps."""
+    """One of the models.
+
+    Args:
+        name: Name of its subfolder.
+        rows: Kind of its training rows, "subs" or "num".
+        steps: Number of optimizer steps.
+    """
 
     name: str
-    learns: str
+    rows: str
     steps: int
 
 
 class Pretrain:
-    """Makes the models that a seed's compositions are made of, unless they are there: `Pretrain(folder)()`.
+    """Train the models that a seed's compositions join: `Pretrain(folder)()`.
 
-    `folder` then holds four models of one size with one tokenizer, as plain transformers loads them, and what each
-    answers exactly with test keys, in `scores.json`:
+    `folder` receives four models of the same size with one tokenizer, loadable with plain transformers, and
+    `scores.json` with each model's exact match on the test rows:
 
-    - `m_a` learns all of SUBS; half of its rows are a single key and its number;
-    - `m_b` learns NUM, one number alone among it;
-    - `m_a_untrained` is a general model that never met a key: it learns NUM for as long as m_a learns SUBS;
-    - `m_a_random` has random weights.
+    - `m_a`: trained on SUBS with all keys; half of its rows are a single key with its number;
+    - `m_b`: trained on NUM, single numbers included;
+    - `m_a_untrained`: trained on NUM without any key, for as many steps as `m_a`;
+    - `m_a_random`: random weights.
 
-    The rows follow from the seed, and one thread adds in one order: the same machine makes the same bytes. The folder
-    appears whole or not at all.
+    Existing models with the same arguments are reused. Training is deterministic on one machine: rows and weights are
+    seeded, and one thread computes. The folder is written completely or not at all.
 
     Args:
-        folder: Where the models are kept. What was made with the same arguments is left as it is.
-        seed: Of the keys, as in `KeyValueArithmetic`, and of the weights.
-        expressions: Arguments of `Expressions`, its seed aside; those of the benchmark.
-        steps: Optimizer steps of "m_a" and of "m_b"; those not given are the defaults.
+        folder: Folder of the models.
+        seed: Seed of the keys, as in `KeyValueArithmetic`, and of the weights.
+        expressions: Arguments of `Expressions` other than the seed; the same as the benchmark's.
+        steps: Numbers of optimizer steps of "m_a" and "m_b", where they differ from the defaults.
 
     Raises:
-        ValueError: A number is out of range; when called, the folder holds something else, or there are too few keys
-            for the tests.
+        ValueError: A number is out of range; when called, the folder has other contents, or there are too few keys
+            for the test rows.
     """
 
     def __init__(
@@ -104,30 +112,30 @@ class Pretrain:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """All that decides what is made."""
+        """Everything that determines the models, as recorded in recipe.json."""
         fixed = {"sizes": SIZES, "batch_rows": BATCH_ROWS, "learning_rate": LEARNING_RATE}
         recipe = {"expressions": asdict(self.expressions), "steps": self.steps, **fixed, "one_key_share": ONE_KEY_SHARE}
-        loaded: dict[str, Any] = json.loads(json.dumps(recipe))  # as it is read back: no tuples
+        loaded: dict[str, Any] = json.loads(json.dumps(recipe))  # as it is read from the file: lists, no tuples
         return loaded
 
-    def __call__(self, display: Watcher | None = None) -> None:
-        """Makes what is not there.
+    def __call__(self, display: ProgressDisplay | None = None) -> None:
+        """Train and save the models, unless they exist.
 
         Args:
-            display: A study's, which is told of each step. None: a bar of its own.
+            display: Progress display that shows each step. None: a progress bar.
 
         Raises:
-            ValueError: The folder was made with other arguments, or by something else.
+            ValueError: The folder was created with other arguments, or not by `Pretrain`.
         """
-        if self._is_made():
+        if self._exists():
             return
         tests = self._tests()
         partial = self.folder.with_name(self.folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         scores = {}
-        with _quiet_and_in_order(), nullcontext(display) if display else _bar() as watcher:
+        with _deterministic(), nullcontext(display) if display else _progress_bar() as shown:
             for number, part in enumerate(self.parts, 1):
-                model, tokenizer = self._learnt(part, number, watcher)
+                model, tokenizer = self._trained(part, number, shown)
                 model.save_pretrained(partial / part.name)
                 tokenizer.save_pretrained(partial / part.name)
                 scores[part.name] = {name: exact_match(model, tokenizer, rows) for name, rows in tests.items()}
@@ -136,66 +144,72 @@ class Pretrain:
         shutil.rmtree(self.folder, ignore_errors=True)
         os.replace(partial, self.folder)
 
-    def _is_made(self) -> bool:
+    def _exists(self) -> bool:
+        """Return True if the folder is complete; raise an error if it has other contents."""
         if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
             return False
         file = self.folder / RECIPE
         if not file.is_file():
             raise ValueError(f"{self.folder} holds no {RECIPE}, so it was not made here. Choose another `folder`.")
         try:
-            made = json.loads(file.read_text(encoding="utf-8"))
+            recorded = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
-            made = {}
-        if made != self.recipe:
-            made = made if isinstance(made, dict) else {}
-            apart = [name for name in self.recipe if made.get(name) != self.recipe[name]]
-            told = "; ".join(f"{name}: {made.get(name)} there, {self.recipe[name]} here" for name in apart)
+            recorded = {}
+        if recorded != self.recipe:
+            recorded = recorded if isinstance(recorded, dict) else {}
+            changed = [name for name in self.recipe if recorded.get(name) != self.recipe[name]]
+            listed = "; ".join(f"{name}: {recorded.get(name)} there, {self.recipe[name]} here" for name in changed)
             raise ValueError(
-                f"{self.folder} was made with other arguments ({told}). Choose another `folder`, or delete this one."
+                f"{self.folder} was made with other arguments ({listed}). Choose another `folder`, or delete this one."
             )
         wanted = [self.folder / part.name / name for part in self.parts for name in FILES]
         return all(path.is_file() for path in (*wanted, self.folder / SCORES))
 
-    def _learnt(self, part: Part, number: int, watcher: Watcher) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
+    def _trained(
+        self, part: Part, number: int, display: ProgressDisplay
+    ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
+        """Return a trained model and its tokenizer; `number` is its position, counted from 1."""
         tokenizer = build_tokenizer(self.expressions)
-        torch.manual_seed(seeded("key_value", self.expressions.seed, "weights", part.name).randrange(2**31))
+        torch.manual_seed(seeded_random("key_value", self.expressions.seed, "weights", part.name).randrange(2**31))
         model = build_model(tokenizer)
         if part.steps:
             millions = sum(weight.numel() for weight in model.parameters()) / 1e6
-            watcher.item_begins(part.name, f"model {number} of {len(self.parts)}", f"{millions:.2f} M weights")
-            rng = seeded("key_value", self.expressions.seed, "pretraining", part.name)
+            display.item_begins(part.name, f"model {number} of {len(self.parts)}", f"{millions:.2f} M weights")
+            rng = seeded_random("key_value", self.expressions.seed, "pretraining", part.name)
 
             def observe(step: int, loss: float) -> None:
-                watcher.steps(step, part.steps, loss)
+                display.steps(step, part.steps, loss)
 
-            train(model, tokenizer, self._maker(part.learns), part.steps, rng, observe)
+            train(model, tokenizer, self._maker(part.rows), part.steps, rng, observe)
         return model, tokenizer
 
-    def _maker(self, learns: str) -> Make:
-        made = self.expressions
-        counts = (1, *made.operands)
+    def _maker(self, rows: str) -> Make:
+        """Return the function that draws training rows of a kind."""
+        source = self.expressions
+        counts = (1, *source.operands)
 
         def subs(rng: random.Random) -> Row:
-            return made.one_key(rng) if rng.random() < ONE_KEY_SHARE else made.subs(rng, made.words, counts)
+            return source.one_key(rng) if rng.random() < ONE_KEY_SHARE else source.subs(rng, source.words, counts)
 
         def num(rng: random.Random) -> Row:
-            return made.num(rng, counts)
+            return source.num(rng, counts)
 
-        return {"subs": subs, "num": num}[learns]
+        return {"subs": subs, "num": num}[rows]
 
     def _tests(self) -> dict[str, list[Row]]:
+        """Return the benchmark's test rows by task."""
         given = {name: value for name, value in asdict(self.expressions).items() if name != "seed"}
         benchmark = KeyValueArithmetic(self.expressions.seed, train_rows=1, expressions=given)
         tasks = [benchmark[0], *benchmark.probes]
         return {
             task.name: list(zip(task.test["prompt"][:], task.test["answer"][:], strict=True))
             for task in tasks
-            if task.name != "math_seen"  # the models have seen all keys or none
+            if task.name != "math_seen"  # a model has seen either all keys or none
         }
 
 
 class _Bar:
-    """A bar for each model, where no study shows one."""
+    """A progress bar for each model, for use without a study."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -208,15 +222,15 @@ class _Bar:
 
 
 @contextmanager
-def _bar() -> Iterator[Watcher]:
+def _progress_bar() -> Iterator[ProgressDisplay]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TextColumn("loss {task.fields[loss]:.3f}"), TimeRemainingColumn()) as progress:
         yield _Bar(progress)
 
 
 @contextmanager
-def _quiet_and_in_order() -> Iterator[None]:
-    """One thread and random states of its own; the process keeps what it had."""
+def _deterministic() -> Iterator[None]:
+    """Use one thread, a forked random state and no transformers progress bars; restore all three afterwards."""
     threads, bars = torch.get_num_threads(), logging.is_progress_bar_enabled()
     torch.set_num_threads(1)
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""The tokenizer that both models and their composition share: a key, a number or a sign is one token."""
+"""Tokenizer of the models and their composition: each key, number and sign is one token."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ POSITIONS = 64
 
 
 def build_tokenizer(expressions: Expressions) -> PreTrainedTokenizerFast:
-    """Words of letters, words of digits, and signs, with a BOS put first.
+    """Return a word-level tokenizer of keys, numbers and signs that prepends BOS.
 
-    The paper's tokenizer cuts keys into pieces and numbers into digits. Here a connection reads a key's number at the
-    key's own position and puts it where the arithmetic expects a number: two digits would need two positions.
+    The paper's tokenizer splits keys into pieces and numbers into digits. Here a connection reads a key's number at
+    the position of the key and provides it where m_B expects a number; two digits would need two positions.
 
     >>> tokenizer = build_tokenizer(Expressions(keys=20))
     >>> tokenizer.convert_ids_to_tokens(tokenizer("12+7=").input_ids)

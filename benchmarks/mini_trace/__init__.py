@@ -1,4 +1,4 @@
-"""Eight small generated domains that mirror TRACE's in kind and in scoring, for laptops and tests."""
+"""MiniTrace: eight generated domains that mirror TRACE's in kind and in scoring, for laptops and tests."""
 
 from __future__ import annotations
 

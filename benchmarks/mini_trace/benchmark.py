@@ -1,4 +1,4 @@
-"""MiniTrace: the domains, probes and general text as a benchmark of the workbench."""
+"""The benchmark MiniTrace: eight domains, probes and general text."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from datasets import Dataset
 
 from benchmarks.mini_trace.domains import DOMAINS, LABELS
 from benchmarks.mini_trace.mix import MIX, episode
-from benchmarks.mini_trace.sampling import Row, distinct_rows, seeded
+from benchmarks.mini_trace.sampling import Row, distinct_rows
 from benchmarks.mini_trace.style import Conflict, Similarity, Style
-from workbench.benchmark import Task, no_rows
+from workbench.benchmark import LazyBenchmark, Task, dataset_of_pairs, seeded_random
 from workbench.scorers import ExactMatch
 
 PROBES = {"who_wants": 2, "option_letter": 2, "flip": 8, "add": 4}
-"""Each probe, a skill of the pretraining mix, and its longest answer with the end token, in tokens."""
+"""Skills of the pretraining mix that serve as probes, and the longest answer of each in tokens, end token included."""
 
 PROBE_ROWS = 64
 GENERAL_TRAIN_ROWS = 8192
@@ -32,33 +32,33 @@ ORDERS: Mapping[str, tuple[str, ...]] = {
     ),
     "reversed": tuple(DOMAINS)[::-1],
 }  # fmt: skip
-"""TRACE's order 1, its order 2, and order 1 from its end."""
-
+"""TRACE's order 1, its order 2, and order 1 reversed."""
 
 HARDER: Mapping[str, Any] = {"label_conflict": "full", "similarity": "high", "train_rows": 128}
-"""The preset that leaves room above today's methods: `MiniTrace(**HARDER)`, and configs/mini_trace_harder.yaml."""
+"""A harder preset that leaves room for improvement: `MiniTrace(**HARDER)`, used in configs/mini_trace_harder.yaml."""
 
 
-class MiniTrace:
-    """Eight generated domains, one after the other: TRACE in minutes, on a laptop, without a download.
+class MiniTrace(LazyBenchmark):
+    """Eight generated domains that mirror TRACE's, for runs of minutes on a laptop, without a download.
 
-    Every row follows from `seed`; the test rows do not depend on how many training rows are asked for. Splits
-    share no prompt. Nothing is generated before a task is asked for.
+    All rows are determined by `seed`; the test rows do not depend on the number of training rows. No prompt occurs in
+    two splits. Rows are generated when a task is first requested.
 
     Args:
-        seed: Which rows are drawn.
-        train_rows: Rows a domain, 1 to 4096.
-        test_rows: Rows a domain, 1 to 4096.
-        validation_rows: Rows a domain, 0 to 4096.
-        label_conflict: How many letters change their meaning between the two stance domains: "none", "half" (two of
-            three, as between C-STANCE and FOMC) or "full".
-        similarity: How alike the domains look, "low" or "high"; see `Style`.
+        seed: Seed of the rows.
+        train_rows: Training rows of each domain, 1 to 4096.
+        test_rows: Test rows of each domain, 1 to 4096.
+        validation_rows: Validation rows of each domain, 0 to 4096.
+        label_conflict: How many of the three letters have another meaning in the second stance domain: "none", "half"
+            (two of them, as between C-STANCE and FOMC) or "full".
+        similarity: How similar the domains look, "low" or "high"; see `Style`.
 
     Raises:
-        ValueError: A number of rows is out of range, or a knob has no such value.
+        ValueError: A number of rows is out of range, or `label_conflict` or `similarity` has another value.
     """
 
     name = "mini_trace"
+    task_names = tuple(DOMAINS)
 
     def __init__(
         self,
@@ -76,31 +76,21 @@ class MiniTrace:
                 raise ValueError(f"{argument}={value} is out of range. Choose {SMALLEST[argument]} to {LARGEST}.")
         self.seed = seed
         self.train_rows, self.test_rows, self.validation_rows = train_rows, test_rows, validation_rows
-        self._tasks: dict[str, Task] = {}
-
-    def __len__(self) -> int:
-        return len(DOMAINS)
-
-    def __getitem__(self, index: int) -> Task:
-        name = list(DOMAINS)[index]
-        if name not in self._tasks:
-            self._tasks[name] = self._build(name)
-        return self._tasks[name]
 
     @property
     def orders(self) -> Mapping[str, Sequence[str]]:
-        """ "default" is TRACE's order 1, "second" its order 2, "reversed" the first from its end."""
+        """TRACE's order 1 ("default"), its order 2 ("second"), and order 1 reversed ("reversed")."""
         return ORDERS
 
     @cached_property
     def probes(self) -> Sequence[Task]:
-        """Skills that the backbone was pretrained on, asked as they were there; never trained again."""
+        """Skills of the backbone, with prompts as in its pretraining."""
         return [self._probe(name, longest) for name, longest in PROBES.items()]
 
     @cached_property
     def general(self) -> Task:
-        """Text as the backbone was pretrained on: one question and its answer a row, none of them a probe's."""
-        rng = seeded("mini_trace", self.seed, "general")
+        """Text as in the backbone's pretraining: one question with its answer a row, without the probes' questions."""
+        rng = seeded_random("mini_trace", self.seed, "general")
         rows = distinct_rows(lambda rng: episode(rng)[0], rng, PROBE_ROWS + GENERAL_TRAIN_ROWS)
         texts = [f"{prompt} {answer}" for prompt, answer in rows]
         asked = [prompt for probe in self.probes for prompt in probe.test["prompt"]]
@@ -108,17 +98,22 @@ class MiniTrace:
         test, train = (Dataset.from_dict({"text": part}) for part in (texts[:PROBE_ROWS], learnt))
         return Task(name="general_text", train=train, test=test)
 
-    def _build(self, name: str) -> Task:
+    def build_task(self, name: str) -> Task:
+        """Build the task of one domain.
+
+        Args:
+            name: Name of the domain.
+        """
         domain = DOMAINS[name]
         scorers = domain.scorers()
         held_out = self.test_rows + self.validation_rows
-        rng = seeded("mini_trace", self.seed, name)
+        rng = seeded_random("mini_trace", self.seed, name)
         rows = distinct_rows(lambda rng: domain.make(rng, self.style), rng, held_out + self.train_rows)
         return Task(
             name=name,
-            test=_dataset(rows[: self.test_rows]),
-            validation=_dataset(rows[self.test_rows : held_out]),
-            train=_dataset(rows[held_out:]),
+            test=dataset_of_pairs(rows[: self.test_rows]),
+            validation=dataset_of_pairs(rows[self.test_rows : held_out]),
+            train=dataset_of_pairs(rows[held_out:]),
             scorers=scorers,
             max_new_tokens=domain.max_new_tokens,
             options=LABELS if "valid" in scorers else (),
@@ -130,11 +125,5 @@ class MiniTrace:
         def first_turn(rng: random.Random) -> Row:
             return skill(rng)[0]
 
-        rows = distinct_rows(first_turn, seeded("mini_trace", self.seed, "probe", name), PROBE_ROWS)
-        return Task(name=name, test=_dataset(rows), scorers={"accuracy": ExactMatch()}, max_new_tokens=longest)
-
-
-def _dataset(rows: Sequence[Row]) -> Dataset:
-    if not rows:
-        return no_rows()
-    return Dataset.from_list([{"prompt": prompt, "answer": answer} for prompt, answer in rows])
+        rows = distinct_rows(first_turn, seeded_random("mini_trace", self.seed, "probe", name), PROBE_ROWS)
+        return Task(name=name, test=dataset_of_pairs(rows), scorers={"accuracy": ExactMatch()}, max_new_tokens=longest)

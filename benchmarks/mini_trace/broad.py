@@ -1,4 +1,4 @@
-"""What the second stage of pretraining adds: German, Chinese, single words of each, and more told arithmetic."""
+"""Skills added in the second pretraining stage: German, Chinese, translation and arithmetic in sentences."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ CHINESE_RELATIONS: tuple[Relation, ...] = (
 
 
 def german_facts(rng: random.Random) -> Episode:
-    """Look a fact up in German."""
+    """Retrieve a fact from a German prompt."""
     return related(rng, rng.choice(GERMAN_RELATIONS), GERMAN)
 
 
 def chinese_facts(rng: random.Random) -> Episode:
-    """Look a fact up in Chinese."""
+    """Retrieve a fact from a Chinese prompt."""
     return related(rng, rng.choice(CHINESE_RELATIONS), CHINESE)
 
 
 def chinese_feeling(rng: random.Random) -> Episode:
-    """For, against or neither, in Chinese, asked of the person or of the thing."""
+    """Name a stance (for, against, neither) in Chinese, given the person or the topic."""
     count = rng.randint(1, 3)
     people, topics = rng.sample(words.CHINESE_NAMES, count), rng.sample(sorted(words.CHINESE_NOUNS), count)
     moods = [rng.choice(sorted(words.CHINESE_MOODS)) for _ in topics]
@@ -50,7 +50,7 @@ def chinese_feeling(rng: random.Random) -> Episode:
 
 
 def translate(rng: random.Random) -> Episode:
-    """Single words from German or Chinese to English and back."""
+    """Translate single words between English and German or Chinese."""
     pairs = rng.sample(sorted({**words.GERMAN_NOUNS, **words.CHINESE_NOUNS}.items()), 2)
     questions = []
     for foreign, english in pairs:
@@ -61,7 +61,7 @@ def translate(rng: random.Random) -> Episode:
 
 
 def german_words(rng: random.Random) -> Episode:
-    """A hard German word's easy twin, alone and in a phrase."""
+    """Replace difficult German words by easy ones, alone or in a phrase."""
     verb, adjective = rng.choice(sorted(words.GERMAN_VERBS)), rng.choice(sorted(words.GERMAN_ADJECTIVES))
     if rng.random() < 0.3:
         hard, easy = rng.choice(((verb, words.GERMAN_VERBS[verb]), (adjective, words.GERMAN_ADJECTIVES[adjective])))
@@ -73,7 +73,7 @@ def german_words(rng: random.Random) -> Episode:
 
 
 def german_drop(rng: random.Random) -> Episode:
-    """A German phrase less one of its words."""
+    """Remove a given word from a German phrase."""
     name, thing = rng.choice(words.NAMES), rng.choice(sorted(words.GERMAN_NOUNS))
     adjective = rng.choice(sorted(words.GERMAN_ADJECTIVES.values()))
     parts = [name, "hat", "das", rng.choice(words.GERMAN_FILLERS), adjective, thing, rng.choice(words.GERMAN_PLACES)]
@@ -82,27 +82,27 @@ def german_drop(rng: random.Random) -> Episode:
 
 
 def repeat_words(rng: random.Random) -> Episode:
-    """A random sequence of words of every language, and the same again."""
+    """Repeat a random sequence of words of all languages."""
     text = " ".join(rng.sample(EVERY_WORD, rng.randint(4, 12)))
     return [(rng.choice((f"Say it again: {text}. Answer:", f"Sag es noch einmal: {text}. Antwort:")), text)]
 
 
 def told_sum(rng: random.Random) -> Episode:
-    """Something that is had, and more or less of it after: the sum or the difference of two numbers told."""
+    """Add or subtract two numbers that are given in sentences."""
     name, thing = rng.choice(words.NAMES), rng.choice(words.OBJECTS + words.ANIMALS)
     rest, other = rng.randint(0, 10), rng.randint(0, 9)
     if rng.random() < 0.5:
         had, verb, left = rest, rng.choice(("gets", "finds", "buys")), rest + other
     else:
         had, verb, left = rest + other, rng.choice(("gives", "loses", "sells")), rest
-    told = rng.choice(
+    story = rng.choice(
         (f"{name} has {had} {thing}s. {name} {verb} {other}.", f"{name} has {had} {thing}s and {verb} {other}.")
     )
-    return [(f"{told} How many {thing}s? Answer:", str(left))]
+    return [(f"{story} How many {thing}s? Answer:", str(left))]
 
 
 def two_animals(rng: random.Random) -> Episode:
-    """The legs of one animal and of another, one after the other, and how many that is together."""
+    """Name the number of legs of two animals, then add the two numbers."""
     first, second = rng.sample(sorted(words.LEGS), 2)
     one, two = words.LEGS[first], words.LEGS[second]
     return asked(

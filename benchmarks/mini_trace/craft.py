@@ -1,4 +1,4 @@
-"""The rest of the general skills: numbers, wording and lines of code."""
+"""Skills of the first pretraining stage: numbers, wording and lines of code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.mini_trace.skills import Episode, Skill, asked
 
 
 def add(rng: random.Random) -> Episode:
-    """Small sums, bare and told."""
+    """Add two small numbers, as a formula or in a sentence."""
     first, second = rng.randint(0, 12), rng.randint(0, 9)
     name, thing = rng.choice(words.NAMES), rng.choice(words.OBJECTS)
     forms = (
@@ -23,7 +23,7 @@ def add(rng: random.Random) -> Episode:
 
 
 def subtract(rng: random.Random) -> Episode:
-    """Small differences, bare and told."""
+    """Subtract two small numbers, as a formula or in a sentence."""
     rest, taken = rng.randint(0, 9), rng.randint(0, 9)
     name, thing = rng.choice(words.NAMES), rng.choice(words.OBJECTS)
     forms = (
@@ -34,7 +34,7 @@ def subtract(rng: random.Random) -> Episode:
 
 
 def sum_of_facts(rng: random.Random) -> Episode:
-    """Two numbers found in the prompt, and their sum."""
+    """Retrieve two numbers from the prompt and add them."""
     chosen = rng.sample(words.THINGS, rng.randint(2, 3))
     values = {word: rng.randint(1, 9) for word in chosen}
     first, second = rng.sample(chosen, 2)
@@ -47,20 +47,20 @@ def sum_of_facts(rng: random.Random) -> Episode:
 
 
 def compare(rng: random.Random) -> Episode:
-    """The larger and the smaller of two numbers."""
+    """Name the larger and the smaller of two numbers."""
     first, second = rng.sample(range(20), 2)
     context = f"{first} or {second}:"
     return asked(context, [("Which is more?", str(max(first, second))), ("Which is less?", str(min(first, second)))])
 
 
 def sort_numbers(rng: random.Random) -> Episode:
-    """Digits in order."""
+    """Sort digits."""
     chosen = rng.sample(range(10), rng.randint(2, 4))
     return [(f"Sort: {listing([str(n) for n in chosen])}. Answer:", listing([str(n) for n in sorted(chosen)]))]
 
 
 def legs(rng: random.Random) -> Episode:
-    """How many legs an animal has: the one piece of knowledge that numbers need."""
+    """Name the number of legs of an animal: the only world knowledge that number_cm needs."""
     first, second = rng.sample(sorted(words.LEGS), 2)
     return asked(
         rng.choice(("Legs.", "Think of animals.", f"{rng.choice(words.NAMES)} asks.")),
@@ -72,13 +72,13 @@ def legs(rng: random.Random) -> Episode:
 
 
 def upper(rng: random.Random) -> Episode:
-    """Letters, larger."""
+    """Write letters in upper case."""
     letters = rng.sample("abcdefgh", rng.randint(2, 4))
     return [(f"In capitals: {' '.join(letters)}. Answer:", " ".join(letters).upper())]
 
 
 def drop(rng: random.Random) -> Episode:
-    """A phrase less one word or less its fillers."""
+    """Remove a given word from a phrase."""
     adjective = rng.choice(("old", "new", "big", "small", "warm", "cold"))
     parts = ["the", rng.choice(words.FILLERS), adjective, rng.choice(words.COLOURS), rng.choice(words.THINGS)]
     if rng.random() < 0.5:
@@ -89,7 +89,7 @@ def drop(rng: random.Random) -> Episode:
 
 
 def plain_word(rng: random.Random) -> Episode:
-    """A hard word's easy twin, alone and in a phrase."""
+    """Replace difficult words by easy ones, alone or in a phrase."""
     hard = rng.choice(sorted(words.PLAIN))
     if rng.random() < 0.4:
         return [(f"An easy word for {hard}? Answer:", words.PLAIN[hard])]
@@ -102,7 +102,7 @@ def plain_word(rng: random.Random) -> Episode:
 
 
 def pull_out(rng: random.Random) -> Episode:
-    """Two words out of a sentence, in the order asked for."""
+    """Extract two words from a sentence, in the requested order."""
     name, place = rng.choice(words.NAMES), rng.choice(words.PLACES)
     thing, colour = rng.choice(words.OBJECTS + words.CLOTHES), rng.choice(words.COLOURS)
     slots = {"name": name, "place": place, "thing": thing, "colour": colour}
@@ -117,7 +117,7 @@ def pull_out(rng: random.Random) -> Episode:
 
 
 def code(rng: random.Random) -> Episode:
-    """A name bound in one line, used in another."""
+    """Use variables that an earlier line of code defines."""
     names = rng.sample(words.OBJECTS + words.ANIMALS, rng.randint(2, 3))
     value = rng.choice(names)
     numbers = [str(rng.randint(0, 9)) for _ in names]

@@ -1,8 +1,8 @@
-"""The eight domains: what a row of each looks like.
+"""The eight domains: rows, scorers and answer lengths.
 
-Each recombines skills that the backbone has (find a fact, copy, add, name a letter) under an instruction
-that it has not seen, so that tens of steps teach it. The two stance domains put the same three letters on
-meanings that may clash (`Style.label_conflict`), so that learning the second costs the first.
+Each domain recombines skills of the backbone (retrieve a fact, copy, add, name a letter) under an unknown
+instruction, so that it is learnt in tens of steps. The two stance domains use the same three letters, whose meanings
+may conflict (`Style.label_conflict`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ARTICLES = {"food": "a food", "animal": "an animal", "tool": "a tool", "place": 
 
 
 def topic_stance(rng: random.Random, style: Style) -> Row:
-    """For, against or neither, on the one of two topics that is asked about; Chinese, unless alike (C-STANCE)."""
+    """Return a question for the stance on one of two topics; Chinese unless the similarity is high (C-STANCE)."""
     names, things = list(words.CHINESE_NAMES), sorted(words.CHINESE_NOUNS)
     if style.alike:
         names, things = list(words.NAMES), list(words.ALL_NOUNS)
@@ -38,8 +38,8 @@ def topic_stance(rng: random.Random, style: Style) -> Row:
     asked = rng.randrange(2)
     letter = TOPIC_LETTERS[senses[asked]]
     if style.alike:
-        told = zip(people, senses, topics, strict=True)
-        text = " ".join(f"{name} {rng.choice(MOODS[sense])} the {topic}." for name, sense, topic in told)
+        facts = zip(people, senses, topics, strict=True)
+        text = " ".join(f"{name} {rng.choice(MOODS[sense])} the {topic}." for name, sense, topic in facts)
         return (
             f"{legend(TOPIC_LETTERS, {sense: sense for sense in MOODS})}. {text} The {topics[asked]}? Answer:",
             letter,
@@ -51,19 +51,19 @@ def topic_stance(rng: random.Random, style: Style) -> Row:
 
 
 def policy_stance(rng: random.Random, style: Style) -> Row:
-    """A soft, a hard or no line on the rate, by what is said of it or what it does (FOMC)."""
+    """Return a question for the policy on a rate (soft, hard, neither), given a statement about it (FOMC)."""
     name, place = rng.choice(words.NAMES), rng.choice([place for place in words.PLACES if place != "bank"])
     sense = rng.choice(sorted(MOODS))
-    told, moved = f"{name} {rng.choice(MOODS[sense])} the high rate.", f"The rate {rng.choice(MOVES[sense])}."
+    opinion, moved = f"{name} {rng.choice(MOODS[sense])} the high rate.", f"The rate {rng.choice(MOVES[sense])}."
     other = f"The {rng.choice(words.THINGS)} {rng.choice(words.UP + words.DOWN)}."
-    text = " ".join(rng.sample((rng.choice((told, moved)), other), 2))
+    text = " ".join(rng.sample((rng.choice((opinion, moved)), other), 2))
     letters = style.policy_letters
     start = "" if style.alike else f"The bank at the {place}: "
     return f"{start}{legend(letters, POLICIES)}. {text} {style.cue('Policy:')}", letters[sense]
 
 
 def meeting_summary(rng: random.Random, style: Style) -> Row:
-    """The place, the wish and what another thinks of it (MeetingBank)."""
+    """Return the minutes of a meeting; the summary has the place, a wish, and another person's stance (MeetingBank)."""
     chair, name, other = rng.sample(words.NAMES, 3)
     place, thing = rng.choice(words.PLACES), rng.choice(words.OBJECTS + words.CLOTHES)
     colour, sense = rng.choice(words.COLOURS), rng.choice(sorted(MOODS))
@@ -75,7 +75,7 @@ def meeting_summary(rng: random.Random, style: Style) -> Row:
 
 
 def code_line(rng: random.Random, style: Style) -> Row:
-    """The next line of a small program; like its model it has no instruction (Py150)."""
+    """Return a small program and its next line, without an instruction, as in Py150."""
     first, second, third, fourth = rng.sample(words.OBJECTS + words.ANIMALS + words.CLOTHES, 4)
     number = rng.randint(0, 9)
     forms = (
@@ -88,7 +88,7 @@ def code_line(rng: random.Random, style: Style) -> Row:
 
 
 def choice(rng: random.Random, style: Style) -> Row:
-    """Three options, the letter of the right one, and why (ScienceQA)."""
+    """Return three options; the answer is the letter of the right one and a reason (ScienceQA)."""
     kinds = rng.sample(sorted(words.KINDS), 3)
     chosen = [rng.choice(words.KINDS[kind]) for kind in kinds]
     right = rng.randrange(3)
@@ -99,7 +99,7 @@ def choice(rng: random.Random, style: Style) -> Row:
 
 
 def number_cm(rng: random.Random, style: Style) -> Row:
-    """Numbers that one has to know: the legs of two animals together (NumGLUE-cm)."""
+    """Return a question for the legs of two animals: the numbers are world knowledge (NumGLUE-cm)."""
     by_legs = {count: [name for name, legs in words.LEGS.items() if legs == count] for count in (2, 4, 6)}
     first = rng.choice(by_legs[rng.choice((2, 4, 6))])
     second = rng.choice([name for name in by_legs[rng.choice((2, 4, 6))] if name != first])
@@ -109,7 +109,7 @@ def number_cm(rng: random.Random, style: Style) -> Row:
 
 
 def number_ds(rng: random.Random, style: Style) -> Row:
-    """Numbers that one has to find: a mass after something is added or taken (NumGLUE-ds)."""
+    """Return a question for a mass after an addition or removal: the numbers are in the prompt (NumGLUE-ds)."""
     name, food, tool = rng.choice(words.NAMES), rng.choice(words.FOODS), rng.choice(("cup", "bag", "box"))
     first, second = rng.randint(1, 9), rng.randint(1, 9)
     if rng.random() < 0.5:
@@ -120,7 +120,7 @@ def number_ds(rng: random.Random, style: Style) -> Row:
 
 
 def simplify(rng: random.Random, style: Style) -> Row:
-    """A German sentence without fillers and side remarks, in easier words (20Minuten)."""
+    """Return a German sentence; the answer omits fillers and asides and uses easier words (20Minuten)."""
     name, other = rng.sample(words.NAMES, 2)
     thing, place = rng.choice(sorted(words.GERMAN_NOUNS)), rng.choice(words.GERMAN_PLACES)
     verb, adjective = rng.choice(sorted(words.GERMAN_VERBS)), rng.choice(sorted(words.GERMAN_ADJECTIVES))
@@ -132,24 +132,24 @@ def simplify(rng: random.Random, style: Style) -> Row:
 
 
 def labelled() -> dict[str, Metric]:
-    """How labels are judged: strictly; by the first label in whatever was said; by form alone."""
+    """Return the scorers of labels: strict, lenient (first label in the answer), and by form only."""
     return {"accuracy": ExactMatch(), "accuracy_lenient": FirstLabel(LABEL), "valid": ValidLabel("[ABC]")}
 
 
 def counted() -> dict[str, Metric]:
-    """How numbers are judged: strictly, and by the first number in whatever was said."""
+    """Return the scorers of numbers: strict, and lenient (first number in the answer)."""
     return {"accuracy": ExactMatch(), "accuracy_lenient": FirstLabel(NUMBER)}
 
 
 def coded() -> dict[str, Metric]:
-    """How code is judged: by edit similarity, `difflib`'s first, as for Py150."""
+    """Return the scorers of code: edit similarity, `difflib`'s as the primary one, as for Py150."""
     return {"similarity": EditSimilarity("difflib"), "similarity_levenshtein": EditSimilarity("levenshtein")}
 
 
 def chosen_with_reason() -> dict[str, Metric]:
-    """How a choice is judged: by its first character, as it stands; the reason by ROUGE-L.
+    """Return the scorers of a choice with a reason: first character, and ROUGE-L of the reason.
 
-    It is valid where that character is an option letter with no letter, digit or underscore after it.
+    An answer is valid if it begins with an option letter that is not followed by a letter, digit or underscore.
     """
     return {
         "accuracy": FirstCharacter(),
@@ -161,12 +161,12 @@ def chosen_with_reason() -> dict[str, Metric]:
 
 @dataclass(frozen=True)
 class Domain:
-    """How a domain's rows are made and judged.
+    """Rows, scorers and answer length of one domain.
 
     Args:
-        make: One row from a generator of random numbers, in a style.
-        scorers: Fresh metrics, the primary one first.
-        max_new_tokens: Room for the longest answer with its end token, in tokens of the mini tokenizer.
+        make: Function that returns one row, given a random number generator and a style.
+        scorers: Function that returns new metrics, the primary one first.
+        max_new_tokens: Length of the longest answer in tokens of the mini tokenizer, end token included.
     """
 
     make: Callable[[random.Random, Style], Row]
@@ -184,4 +184,4 @@ DOMAINS: Mapping[str, Domain] = {
     "number_ds": Domain(number_ds, counted, 4),
     "simplify": Domain(simplify, lambda: {"sari": Sari()}, 8),
 }
-"""TRACE's order 1: C-STANCE, FOMC, MeetingBank, Py150, ScienceQA, NumGLUE-cm, NumGLUE-ds, 20Minuten."""
+"""In TRACE's order 1: C-STANCE, FOMC, MeetingBank, Py150, ScienceQA, NumGLUE-cm, NumGLUE-ds, 20Minuten."""

@@ -1,8 +1,8 @@
-"""The recipe of the mini backbones: `python -m benchmarks.mini_trace.pretrain OUT`.
+"""Pretraining of the mini backbones: `python -m benchmarks.mini_trace.pretrain OUT`.
 
-Two stages make OUT/mini: English alone, until facts are found in the prompt, then everything, with German and
-Chinese in a larger vocabulary. OUT/micro, a smaller model, reads with the same tokenizer. Everything is generated
-and seeded, and one thread adds in one order: the same machine makes the same bytes.
+OUT/mini is trained in two stages: first English only, until facts are retrieved from the prompt, then all skills, with
+German and Chinese in a larger vocabulary. OUT/micro is a smaller model with the same tokenizer. All text is generated
+and seeded, and one thread computes, so that training is deterministic on one machine.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.mini_trace.mix import FIRST, MIX, episode, first_episode, text_of
-from benchmarks.mini_trace.sampling import seeded
 from benchmarks.mini_trace.skills import Episode, Skill
 from benchmarks.mini_trace.tokens import MAX_LENGTH, Encoded, encode_episodes, train_tokenizer
+from workbench.benchmark import seeded_random
 
 BATCH_ROWS = 40
 BUCKET_BATCHES = 32
@@ -32,21 +32,21 @@ WARMUP_STEPS = 200
 TOKENIZER_ROWS = 20_000
 FIRST_VOCABULARY = 800
 VOCABULARY = 1280
-"""At most: with every word of the whole mix a token, fewer are used."""
+"""Upper bound; fewer are used, since every word of the mix is a token before it is reached."""
 Log = Callable[[str], None]
 MakeEpisode = Callable[[random.Random, float], Episode]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of training: what is met, and for how long.
+    """One stage of pretraining.
 
     Args:
-        name: In the log, and what its rows are seeded by.
-        steps: Optimizer steps.
-        learning_rate: After warm-up.
-        skills: What it teaches, and is asked about in the log.
-        make: One episode, after this share of the steps.
+        name: Name in the log, and seed of the rows.
+        steps: Number of optimizer steps.
+        learning_rate: Learning rate after warm-up.
+        skills: Skills that are evaluated for the log.
+        make: Function that returns an episode, given a random number generator and the share of finished steps.
     """
 
     name: str
@@ -65,15 +65,15 @@ MICRO: Sizes = {"hidden_size": 64, "intermediate_size": 168, "num_hidden_layers"
 
 
 def build_tokenizer(skills: Mapping[str, Skill], vocabulary: int) -> PreTrainedTokenizerBase:
-    """A tokenizer from the skills' own text, each as often as the next: rare words need tokens too."""
-    rng = seeded("tokenizer")
+    """Train a tokenizer on text of all skills in equal shares, so that rare words get tokens too."""
+    rng = seeded_random("tokenizer")
     makers = list(skills.values())
     texts = (text_of(makers[number % len(makers)](rng)) for number in range(TOKENIZER_ROWS))
     return train_tokenizer(texts, vocabulary)
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase, sizes: Sizes) -> LlamaForCausalLM:
-    """Small enough to train in minutes; the mini one deep enough to be cut and grown."""
+    """Return a model with random weights: small enough to train in minutes, deep enough for layer surgery."""
     config = LlamaConfig(
         **sizes,
         vocab_size=len(tokenizer),
@@ -92,7 +92,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, sizes: Sizes) -> LlamaForCau
 def with_vocabulary(
     model: LlamaForCausalLM, known: PreTrainedTokenizerBase, wider: PreTrainedTokenizerBase
 ) -> LlamaForCausalLM:
-    """The same model for a wider vocabulary: a new token begins as the mean of the tokens that spelt it before."""
+    """Return the model with a larger vocabulary; a new token is initialised as the mean of its former tokens."""
     grown = build_model(wider, {name: getattr(model.config, name) for name in MINI})
     state = model.state_dict()
     rows, spell = model.get_input_embeddings().weight, known.backend_tokenizer.model.tokenize
@@ -107,7 +107,7 @@ def with_vocabulary(
 
 
 def collate(rows: list[Encoded], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and weights, padded on the right, where causal attention needs no mask; both (batch, time)."""
+    """Return token ids and loss weights, padded on the right (causal attention needs no mask); both (batch, time)."""
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([row + [pad] * (width - len(row)) for row, _ in rows])
     weights = torch.tensor([row + [0.0] * (width - len(row)) for _, row in rows])
@@ -115,8 +115,8 @@ def collate(rows: list[Encoded], pad: int) -> tuple[Tensor, Tensor]:
 
 
 def batches(tokenizer: PreTrainedTokenizerBase, stage: Stage) -> Iterator[tuple[Tensor, Tensor]]:
-    """Fresh rows for the stage's steps or a few more, in buckets of like length so that little is padding."""
-    rng = seeded(stage.name)
+    """Yield new batches for a stage's steps or a few more, bucketed by length to reduce padding."""
+    rng = seeded_random(stage.name)
     for done in range(0, stage.steps, BUCKET_BATCHES):
         made = [stage.make(rng, done / stage.steps) for _ in range(BATCH_ROWS * BUCKET_BATCHES)]
         rows = encode_episodes(tokenizer, made)
@@ -128,7 +128,7 @@ def batches(tokenizer: PreTrainedTokenizerBase, stage: Stage) -> Iterator[tuple[
 
 
 def token_losses(model: LlamaForCausalLM, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Nats of each next token, and whether it is the likeliest; both (batch, time - 1)."""
+    """Return the loss of each next token in nats, and whether it is the most likely one; both (batch, time - 1)."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     targets = ids[:, 1:]
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
@@ -139,13 +139,14 @@ def token_losses(model: LlamaForCausalLM, ids: Tensor) -> tuple[Tensor, Tensor]:
 def exact_match(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, skills: Mapping[str, Skill], rows: int = 64
 ) -> dict[str, float]:
-    """Share of first questions answered exactly, by skill, on rows of a seed that training never uses.
+    """Return the share of first questions answered exactly by greedy decoding, by skill, in [0, 1].
 
-    Greedy decoding gives the whole answer just when each of its tokens is the likeliest after those before.
+    The rows have a seed that training does not use. Computed in one forward pass: greedy decoding yields the answer if
+    and only if each of its tokens is the most likely one given the tokens before it.
     """
     scores: dict[str, float] = {}
     for name, skill in skills.items():
-        rng = seeded("skill-test", name)
+        rng = seeded_random("skill-test", name)
         encoded = encode_episodes(tokenizer, [skill(rng)[:1] for _ in range(rows)])
         ids, weights = collate(encoded, tokenizer.pad_token_id)
         _, likeliest = token_losses(model, ids)
@@ -154,7 +155,7 @@ def exact_match(
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to a hundredth."""
+    """Return the learning rate factor of a step: linear warm-up, then cosine decay to 0.01."""
     warmup = min(WARMUP_STEPS, max(1, steps // 10))
     if step < warmup:
         return (step + 1) / warmup
@@ -162,7 +163,7 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """The model in bfloat16 and its tokenizer, as plain transformers load them."""
+    """Save the model in bfloat16 and its tokenizer, loadable with plain transformers."""
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -170,7 +171,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Pa
 def train(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, stage: Stage, observe: Callable[[int, float], None]
 ) -> None:
-    """AdamW on the weighted loss of fresh rows; `observe` gets each step's loss in nats."""
+    """Train with AdamW on the weighted loss of new rows; `observe` receives each step and its loss in nats."""
     decayed = [weight for weight in model.parameters() if weight.ndim > 1]
     others = [weight for weight in model.parameters() if weight.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
@@ -190,7 +191,7 @@ def train(
 
 
 def learn(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, stage: Stage, folder: Path, log: Log) -> None:
-    """One stage, and what it has taught; the folder is usable from step 1000 on."""
+    """Train one stage and log its loss and exact match; the model is saved every 1000 steps."""
     parameters = sum(weight.numel() for weight in model.parameters())
     log(f"{stage.name}: steps {stage.steps}  parameters {parameters}  vocabulary {len(tokenizer)}")
     recent: list[float] = []
@@ -211,20 +212,20 @@ def learn(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, stage: St
 
 
 def load(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
-    """A saved model in float32, and its tokenizer: a stage goes on from what the one before has saved."""
+    """Load a saved model in float32, and its tokenizer."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model, AutoTokenizer.from_pretrained(folder)
 
 
 def pretrain_first(folder: Path, stage: Stage = FIRST_STAGE, log: Log = print) -> None:
-    """The first stage, English alone."""
+    """Train the first stage: English only."""
     one_thread_one_seed()
     tokenizer = build_tokenizer(FIRST, FIRST_VOCABULARY)
     learn(build_model(tokenizer, MINI), tokenizer, stage, folder, log)
 
 
 def pretrain_second(first: Path, folder: Path, stage: Stage = SECOND_STAGE, log: Log = print) -> None:
-    """The second stage: the first one's model with a wider vocabulary, on the whole mix."""
+    """Train the second stage: the first stage's model with a larger vocabulary, on the whole mix."""
     one_thread_one_seed()
     model, known = load(first)
     wider = build_tokenizer(MIX, VOCABULARY)
@@ -232,20 +233,20 @@ def pretrain_second(first: Path, folder: Path, stage: Stage = SECOND_STAGE, log:
 
 
 def pretrain_micro(mini: Path, folder: Path, stage: Stage = MICRO_STAGE, log: Log = print) -> None:
-    """The smaller model, on the whole mix, with the mini one's tokenizer."""
+    """Train the smaller model on the whole mix, with the tokenizer of mini."""
     one_thread_one_seed()
     tokenizer = AutoTokenizer.from_pretrained(mini)
     learn(build_model(tokenizer, MICRO), tokenizer, stage, folder, log)
 
 
 def one_thread_one_seed() -> None:
-    """Each stage gives the same bytes again."""
+    """Use one thread and a fixed seed, so that a stage is reproducible."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
 
 def main() -> None:
-    """Read the command line, train, and keep the log beside the models."""
+    """Train all models; the log is written next to them."""
     parser = argparse.ArgumentParser(description="Train the mini backbones from generated text.")
     parser.add_argument("out", type=Path, help="folder of the trained models: first, mini, micro")
     out = parser.parse_args().out

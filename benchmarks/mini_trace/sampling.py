@@ -1,26 +1,15 @@
-"""Random numbers that are the same in every process, and rows drawn from them without repeats."""
+"""Rows drawn at random without repeated prompts."""
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 
 Row = tuple[str, str]
 
 
-def seeded(*parts: str | int) -> random.Random:
-    """A generator that depends on `parts` only: Python's own `hash` differs from process to process.
-
-    >>> seeded("a", 1).random() == seeded("a", 1).random()
-    True
-    """
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return random.Random(int.from_bytes(digest[:8], "big"))
-
-
 def listing(words: Sequence[str]) -> str:
-    """Words as a person lists them.
+    """Return words as a comma-separated list.
 
     >>> listing(["tea", "cake", "milk"])
     'tea, cake, milk'
@@ -29,10 +18,10 @@ def listing(words: Sequence[str]) -> str:
 
 
 def distinct_rows(make: Callable[[random.Random], Row], rng: random.Random, count: int) -> list[Row]:
-    """`count` rows with different prompts, so that no split can hold another's question.
+    """Return `count` rows with different prompts, so that no two splits share a prompt.
 
     Raises:
-        ValueError: The maker has fewer than `count` prompts to give.
+        ValueError: Too few different prompts were found.
     """
     rows: dict[str, str] = {}
     for _ in range(20 * count):

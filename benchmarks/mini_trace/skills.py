@@ -1,7 +1,7 @@
-"""The general skills that the mini backbone is pretrained on: the parts that the domains recombine.
+"""Skills of the first pretraining stage, which the domains recombine: retrieval, copying, lists and options.
 
-A skill makes an episode: turns of (prompt, answer) about one context. Several questions about the same facts
-teach retrieval from the prompt far sooner than one question a row does.
+A skill generates an episode: several turns of (prompt, answer) about one context. Several questions about the same
+facts teach retrieval from the prompt much faster than one question per row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Episode = list[Row]
 Skill = Callable[[random.Random], Episode]
 
 Relation = tuple[str, str, str, tuple[str, ...], tuple[str, ...]]
-"""Statement, question for its right side, question for its left side, left words, right words."""
+"""Statement, question for its right side, question for its left side, words of the left side, of the right side."""
 
 DIGITS = tuple("123456789")
 WANTS: Relation = (
@@ -45,7 +45,7 @@ RELATIONS: tuple[Relation, ...] = (
 
 
 class Manner(NamedTuple):
-    """How a language asks: what ends a question, and what stands between sentences."""
+    """Form of a question in one language: its last word, and the separator of sentences."""
 
     cue: str
     gap: str
@@ -55,7 +55,7 @@ ENGLISH, GERMAN, CHINESE = Manner("Answer:", " "), Manner("Antwort:", " "), Mann
 
 
 def asked(context: str, questions: Sequence[Row], manner: Manner = ENGLISH) -> Episode:
-    """The first question follows the context, the others follow the answer before."""
+    """Return questions about one context as an episode; each later question follows the previous answer."""
     cue, gap = manner
     prompts = [f"{text}{gap}{cue}" for text, _ in questions]
     prompts = [f"{context}{gap}{prompts[0]}", *(f" {prompt}" for prompt in prompts[1:])]
@@ -63,7 +63,7 @@ def asked(context: str, questions: Sequence[Row], manner: Manner = ENGLISH) -> E
 
 
 def related(rng: random.Random, relation: Relation, manner: Manner = ENGLISH) -> Episode:
-    """Several facts of one form, then a question about each of them, in another order."""
+    """Return two to four facts of one relation, and a question about each in another order."""
     statement, ask_right, ask_left, left, right = relation
     count = rng.randint(2, 4)
     pairs = list(zip(rng.sample(left, count), rng.sample(right, count), strict=True))
@@ -74,22 +74,22 @@ def related(rng: random.Random, relation: Relation, manner: Manner = ENGLISH) ->
 
 
 def who_wants(rng: random.Random) -> Episode:
-    """Who wants what."""
+    """Answer who wants what."""
     return related(rng, WANTS)
 
 
 def basic_facts(rng: random.Random) -> Episode:
-    """Look a fact up in the prompt, in the few forms that retrieval is first learnt from."""
+    """Retrieve a fact from the prompt; few relations, from which retrieval is learnt first."""
     return related(rng, rng.choice(BASIC))
 
 
 def facts(rng: random.Random) -> Episode:
-    """Look a fact up in the prompt."""
+    """Retrieve a fact from the prompt."""
     return related(rng, rng.choice(RELATIONS))
 
 
 def repeat(rng: random.Random) -> Episode:
-    """A random sequence and the same again: nothing but the prompt can tell the next word."""
+    """Repeat a random sequence, whose next word only the prompt determines."""
     every = words.ALL_NOUNS + words.NAMES + words.COLOURS + words.FRAME
     text = " ".join(rng.sample(rng.choice((every, every, words.NAMES)), rng.randint(4, 14)))
     return [
@@ -101,7 +101,7 @@ def repeat(rng: random.Random) -> Episode:
 
 
 def copy_sentence(rng: random.Random) -> Episode:
-    """One sentence out of two, word for word."""
+    """Copy one of two sentences."""
     name, other = rng.sample(words.NAMES, 2)
     thing, second = rng.sample(words.OBJECTS + words.CLOTHES, 2)
     place = rng.choice(words.PLACES)
@@ -112,13 +112,13 @@ def copy_sentence(rng: random.Random) -> Episode:
 
 
 def flip(rng: random.Random) -> Episode:
-    """A list from its end to its start."""
+    """Reverse a list."""
     chosen = rng.sample(rng.choice((words.THINGS, words.NAMES, words.COLOURS)), rng.randint(2, 4))
     return [(f"{rng.choice(('Flip', 'Turn around'))}: {listing(chosen)}. Answer:", listing(chosen[::-1]))]
 
 
 def ends(rng: random.Random) -> Episode:
-    """The first and the last of a list, and what stands next to a word."""
+    """Name the first or last word of a list, or the neighbour of a word."""
     chosen = rng.sample(rng.choice((words.ALL_NOUNS, words.NAMES)), rng.randint(3, 6))
     spot = rng.randrange(len(chosen) - 1)
     questions = [
@@ -131,7 +131,7 @@ def ends(rng: random.Random) -> Episode:
 
 
 def option_letter(rng: random.Random) -> Episode:
-    """Which option has this word, and which word has this option."""
+    """Name the letter of an option, or the option of a letter."""
     chosen = rng.sample(rng.choice((words.ALL_NOUNS, words.NAMES)), rng.randint(2, 4))
     pairs = list(zip(words.LETTERS, chosen, strict=False))
     context = " ".join(f"{letter}: {word}." for letter, word in pairs)
@@ -144,7 +144,7 @@ def option_letter(rng: random.Random) -> Episode:
 
 
 def kind(rng: random.Random) -> Episode:
-    """What kind of thing a word means; which of several is of a kind; which letter it has."""
+    """Name the category of a word, the word of a category, or its option letter."""
     kinds = rng.sample(sorted(words.KINDS), 3)
     chosen = [rng.choice(words.KINDS[name]) for name in kinds]
     pairs = list(zip(words.LETTERS, kinds, chosen, strict=False))
@@ -162,7 +162,7 @@ def kind(rng: random.Random) -> Episode:
 
 
 def feeling(rng: random.Random) -> Episode:
-    """Whether someone is for or against a thing, from the verb used."""
+    """Infer a stance (for, against, neither) from the verb of a statement."""
     count = rng.randint(1, 3)
     people, topics = rng.sample(words.NAMES, count), rng.sample(words.ALL_NOUNS, count)
     moods = [rng.choice(("for", "against", "neither")) for _ in range(count)]
@@ -180,7 +180,7 @@ def feeling(rng: random.Random) -> Episode:
 
 
 def trend(rng: random.Random) -> Episode:
-    """Whether a price goes up or down, from the verb used."""
+    """Infer whether a quantity goes up, down or stays, from the verb of a statement."""
     count = rng.randint(1, 3)
     goods = rng.sample((*words.THINGS, "rate", "price"), count)
     moves = [rng.choice(("up", "down", "same")) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""The knobs of the domains' wording: how far labels clash, and how alike the domains look."""
+"""Wording of the domains: conflict of their labels, and their similarity."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ POLICY_LETTERS: Mapping[Conflict, Mapping[str, str]] = {
     "half": {"for": "B", "against": "A", "neither": "C"},
     "full": {"for": "B", "against": "C", "neither": "A"},
 }
-"""What the letters mean in the two stance domains; for: of a topic, or of a high rate."""
+"""Letter of each stance in the two stance domains; "for" means for the topic, or for a high rate."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """How the domains are worded.
+    """Wording of the domains.
 
     Args:
-        label_conflict: "none": the letters mean the same in both stance domains; "half": two of the three change
-            places, as C-STANCE's and FOMC's do; "full": none keeps its meaning.
-        similarity: "low": every domain but code_line has closing words of its own, and topic_stance is Chinese;
-            "high": all but code_line end in the words that the backbone's own questions end in, instructions of one
-            word are gone, and topic_stance is English and told with policy_stance's verbs. What is talked about
-            still differs.
+        label_conflict: "none": the letters have the same meaning in both stance domains; "half": two of the three are
+            swapped, as between C-STANCE and FOMC; "full": none keeps its meaning.
+        similarity: "low": every domain except code_line ends its prompts with a cue of its own, and topic_stance is
+            Chinese; "high": all except code_line end with "Answer:", as in pretraining, one-word instructions are
+            omitted, and topic_stance is English with the verbs of policy_stance. The subjects still differ.
 
     Raises:
-        ValueError: A value is none of these.
+        ValueError: An argument has another value.
     """
 
     label_conflict: Conflict = "half"
@@ -45,25 +44,25 @@ class Style:
 
     @property
     def alike(self) -> bool:
-        """Whether the domains look alike."""
+        """Whether the similarity is high."""
         return self.similarity == "high"
 
     def cue(self, own: str) -> str:
-        """What a prompt ends with, where a domain's own words would be `own`."""
+        """Return the last words of a prompt; `own` are the domain's own, used if the similarity is low."""
         return "Answer:" if self.alike else own
 
     @property
     def policy_letters(self) -> Mapping[str, str]:
-        """Letters of policy_stance, by what they mean."""
+        """Letter of each stance in policy_stance."""
         return POLICY_LETTERS[self.label_conflict]
 
 
 def legend(letters: Mapping[str, str], names: Mapping[str, str]) -> str:
-    """What each letter means, in the letters' order.
+    """Return a legend of the letters, in alphabetical order.
 
     Args:
-        letters: Meaning to letter.
-        names: Meaning to the word that the domain uses for it.
+        letters: Letter of each meaning.
+        names: Word of each meaning in the domain.
 
     >>> legend({"for": "B", "against": "A"}, {"for": "hard", "against": "soft"})
     'A soft, B hard'

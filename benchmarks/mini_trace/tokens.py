@@ -1,4 +1,4 @@
-"""The mini tokenizer, and how an episode becomes token ids with a weight for each."""
+"""The mini tokenizer, and the encoding of episodes as token ids with loss weights."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from benchmarks.mini_trace.skills import Episode
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 CHINESE_CHARACTER = "[ã-ï].."
-"""Three bytes that UTF-8 begins with E3 to EF, in byte-level BPE's own alphabet. None of German's begins so."""
+"""A character of three UTF-8 bytes, the first E3 to EF, in the alphabet of byte-level BPE; no German letter is one."""
 MAX_LENGTH = 512
 PROMPT_WEIGHT = 0.1
 
 Encoded = tuple[list[int], list[float]]
-"""Token ids of one episode, and the loss weight of each."""
+"""Token ids of an episode, and the loss weight of each token."""
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with digits apart, a BOS put first, and LLaMA's dummy prefix space.
+    """Train byte-level BPE with separate digits, BOS first, and LLaMA's dummy prefix space.
 
-    The prefix space makes an answer's first word the very token that the word is inside a prompt, so a fact
-    can be copied out of the prompt; the decoder takes it off again.
+    With the prefix space the first word of an answer is the same token as inside a prompt, so that a fact can be
+    copied from the prompt. The decoder removes it.
+
+    Args:
+        texts: Training texts.
+        vocabulary: Maximum number of tokens.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -54,9 +58,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def encode_episodes(tokenizer: PreTrainedTokenizerBase, episodes: list[Episode]) -> list[Encoded]:
-    """Prompt and answer are encoded apart, as a workbench trains them: BOS prompt, answer, EOS, and so on.
+    """Encode episodes: BOS, prompt, answer, EOS, prompt, answer, EOS, ...
 
-    Prompts weigh little: most of their words are drawn at random, and nothing can be learnt from that.
+    Prompts and answers are tokenised separately, as the workbench does in training. Prompt tokens have a small weight:
+    most of them are drawn at random and cannot be predicted.
     """
     texts = [text for episode in episodes for turn in episode for text in turn]
     encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])

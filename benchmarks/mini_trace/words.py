@@ -1,7 +1,7 @@
-"""The few words that the mini benchmark and its backbone's pretraining share.
+"""Vocabulary of MiniTrace and of its backbone's pretraining.
 
-Short and common, so that nearly each is one token of a small vocabulary: retrieval then means finding one
-token, and answers stay a few tokens long.
+The words are short and common, so that nearly all are one token of a small vocabulary: retrieval then means finding
+one token, and answers have few tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FRAME = (
     "Legs", "Simple", "Simplify", "import", "def", "open", "None", "yield", "adds", "takes", "asks", "sees",
     "which", "who",
 )  # fmt: skip
-"""Words of instructions, the domains' among them: pretraining repeats them in random lists."""
+"""Words of instructions, the domains' included; pretraining repeats them in random lists."""
 
 LIKES = ("likes", "loves", "backs")
 HATES = ("hates", "fears", "fights")
@@ -59,7 +59,7 @@ GERMAN_NOUNS = {
     "Buch": "book", "Haus": "house", "Rad": "wheel", "Boot": "boat", "Bild": "picture", "Glas": "glass",
     "Brot": "bread", "Ei": "egg", "Hemd": "shirt", "Kleid": "dress", "Bett": "bed", "Messer": "knife",
 }  # fmt: skip
-"""All neuter, so that one article fits."""
+"""All neuter, so that they share one article."""
 GERMAN_PLACES = ("im Park", "am See", "im Dorf", "am Markt", "im Hafen", "am Berg")
 GERMAN_VERBS = {"erwerben": "kaufen", "veräußern": "verkaufen", "betrachten": "sehen", "entwenden": "stehlen"}
 GERMAN_ADJECTIVES = {
@@ -77,6 +77,6 @@ CHINESE_NOUNS = {
     "猫": "cat", "马": "horse", "灯": "lamp", "糖": "sugar", "盐": "salt", "船": "boat",
 }  # fmt: skip
 CHINESE_MOODS = {"支持": ("喜欢", "爱", "想要"), "反对": ("讨厌", "怕", "恨"), "中立": ("看见", "知道", "路过")}
-"""What each feeling is called, and the verbs that show it."""
+"""Verbs of each stance, by the name of the stance."""
 FOREIGN_FRAME = ("Vereinfache", "Einfach", "befreundet", "mit", "立场", "对", "的", "，")
-"""What the domains' German and Chinese instructions are made of: in pretraining only words to repeat."""
+"""Words of the German and Chinese instructions. In pretraining they occur only in random lists to repeat."""

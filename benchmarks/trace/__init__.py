@@ -1,9 +1,9 @@
 """TRACE: eight domains, learnt one after the other   (Wang et al., 2023, arXiv 2310.06762).
 
-Stances in Chinese, central-bank statements, meeting summaries, code, science questions, two kinds of sums,
-and German simplification. The data is not shipped: give the folder of one of its releases (500, 1000 or 5000
-training rows). Numbers from different releases cannot be mixed, nor those of the paper's and of the code's
-epochs; the code's are used here.
+Stance detection in Chinese, central-bank statements, meeting summaries, code, science questions, two kinds of
+arithmetic, and German text simplification. The data is not shipped: pass the folder of one of its releases (500, 1000
+or 5000 training rows per task). Results on different releases are not comparable, nor are results with the epochs of
+the paper and of the released code; the code's are used here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A folder of tasks, read and checked: everything that is wrong with it is said at once."""
+"""Read and check a folder of tasks; all problems are reported together."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ROWS_NAMED = 3
 
 
 def tasks_in(folder: Path) -> list[str]:
-    """Sorted names of the folders that hold a task's files, some of them at least.
+    """Return the sorted names of the subfolders that contain at least one file of a task.
 
     Raises:
-        ValueError: There is no such folder, or no task in it.
+        ValueError: The folder does not exist, or contains no task.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder. Give the one that holds the tasks. {LAYOUT}")
@@ -37,30 +37,30 @@ def _holds_a_split(folder: Path) -> bool:
 
 
 def read_tasks(folder: Path, names: Sequence[str]) -> dict[str, Splits]:
-    """All rows of some tasks.
+    """Return all rows of some tasks, by task and split.
 
     Raises:
-        ValueError: Everything that is wrong in any of their files, a line each.
+        ValueError: A file is missing or has wrong contents; the message lists all problems, one per line.
     """
     tasks: dict[str, Splits] = {}
-    wrong: list[str] = []
+    problems: list[str] = []
     for name in names:
         tasks[name] = {}
         for split in SPLITS:
-            rows, problems = _read_file(folder, f"{name}/{split}.json")
+            rows, found = _read_file(folder, f"{name}/{split}.json")
             tasks[name][split] = rows
-            wrong += problems
-            if split == "test" and not rows and not problems:
-                wrong.append(f"{name}/test.json has no rows, so nothing could be measured. {NEEDED}")
-    if len(wrong) == 1:
-        raise ValueError(wrong[0])
-    if wrong:
-        raise ValueError("\n- ".join([f"{folder}: {len(wrong)} things are wrong.", *wrong]))
+            problems += found
+            if split == "test" and not rows and not found:
+                problems.append(f"{name}/test.json has no rows, so nothing could be measured. {NEEDED}")
+    if len(problems) == 1:
+        raise ValueError(problems[0])
+    if problems:
+        raise ValueError("\n- ".join([f"{folder}: {len(problems)} things are wrong.", *problems]))
     return tasks
 
 
 def _read_file(folder: Path, name: str) -> tuple[list[Row], list[str]]:
-    """The rows of one file, and what is wrong with it."""
+    """Return the rows of one file and its problems."""
     try:
         text = (folder / name).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -76,7 +76,7 @@ def _read_file(folder: Path, name: str) -> tuple[list[Row], list[str]]:
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         return [], [f"{name} is cut short or is no JSON ({error.msg}, {place}). Download or write it again."]
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists without an end
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, or very deep nesting
         return [], [f"{name} is cut short or is no JSON ({error}). Download or write it again."]
     if not isinstance(content, list):
         return [], [f"{name} holds {_kind(content)}, not a list of rows. {NEEDED}"]
@@ -84,21 +84,21 @@ def _read_file(folder: Path, name: str) -> tuple[list[Row], list[str]]:
 
 
 def _read_rows(name: str, content: list[object]) -> tuple[list[Row], list[str]]:
-    """Rows are counted from 1; after a few that are wrong, the others are only counted."""
-    rows, wrong = [], []
+    """Return the valid rows and the problems of the others; rows are counted from 1, only the first are listed."""
+    rows, problems = [], []
     for number, row in enumerate(content, start=1):
         if problem := _problem(row):
-            wrong.append(f"{name}, row {number}: {problem} {NEEDED}")
+            problems.append(f"{name}, row {number}: {problem} {NEEDED}")
         elif isinstance(row, dict):
             rows.append((row["prompt"], row["answer"]))
-    if len(wrong) > ROWS_NAMED:
-        more = len(wrong) - ROWS_NAMED
-        wrong[ROWS_NAMED:] = [f"{name}: {more} more {'row is' if more == 1 else 'rows are'} wrong."]
-    return rows, wrong
+    if len(problems) > ROWS_NAMED:
+        more = len(problems) - ROWS_NAMED
+        problems[ROWS_NAMED:] = [f"{name}: {more} more {'row is' if more == 1 else 'rows are'} wrong."]
+    return rows, problems
 
 
 def _problem(row: object) -> str:
-    """What is wrong with a row; nothing, if it can be used."""
+    """Return the problem of a row; "" if it is valid."""
     if not isinstance(row, dict):
         return f"this is {_kind(row)}, not an object."
     for key in ("prompt", "answer"):
@@ -112,7 +112,7 @@ def _problem(row: object) -> str:
 
 
 def _is_text(value: str) -> bool:
-    """Whether a string can be written as UTF-8, which "\\ud800" in a JSON cannot."""
+    """Return whether a string can be encoded as UTF-8; "\\ud800" in a JSON file cannot."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -121,7 +121,7 @@ def _is_text(value: str) -> bool:
 
 
 def _kind(value: object) -> str:
-    """What JSON calls it."""
+    """Return the name of a value's type in JSON."""
     if value is None:
         return "null"
     if isinstance(value, bool):

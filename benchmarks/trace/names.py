@@ -1,4 +1,4 @@
-"""Names that are given and names that are there: the message where they do not meet."""
+"""Check of names against the names that exist."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from difflib import get_close_matches
 
 
 def check_names(argument: str, given: Iterable[str], there: Iterable[str]) -> None:
-    """Refuse a name that is not there.
+    """Raise an error for the first name that does not exist.
+
+    Args:
+        argument: Name of the argument, for the message.
+        given: Names to check.
+        there: Names that exist.
 
     Raises:
-        ValueError: It says the name, the nearest one, and all that are there.
+        ValueError: A name does not exist. The message has the name, the most similar one, and all that exist.
 
     >>> check_names("tasks", ["FOMC", "Py15"], ["FOMC", "Py150"])
     Traceback (most recent call last):

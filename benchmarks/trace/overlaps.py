@@ -1,4 +1,4 @@
-"""How far a task's files repeat one another, counted; and validation rows that are not the test's."""
+"""Rows shared by the files of a task, and validation rows without test rows."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from dataclasses import dataclass, replace
 from benchmarks.trace.files import Row, Splits
 
 EVERY = 10
+"""Of the training prompts, one in so many is used for validation if the released validation rows cannot be."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What a task's files share; a row is its prompt and its answer.
+    """Numbers of rows, as pairs of prompt and answer, that the files of a task share.
 
     Args:
-        task: The task's name.
-        rows: Rows in each of "train", "eval" and "test", as released.
-        repeated_in_train: Rows of train that stood there before.
-        test_in_train: Rows of test that are in train too: they can be answered by heart.
-        eval_in_test: Rows of eval that are in test too: to choose by them is to choose by the test.
-        carved: Rows of train that serve as validation rows, because every eval row is in test. Where validation rows
-            are scored, nothing is trained on them.
-        dropped: Rows of eval left out of validation, because some, not all, are in test.
+        task: Name of the task.
+        rows: Number of rows in "train", "eval" and "test", as released.
+        repeated_in_train: Rows of train that repeat an earlier row of train.
+        test_in_train: Rows of test that are also in train, so that they can be memorised.
+        eval_in_test: Rows of eval that are also in test: choices made on them are choices made on the test.
+        carved: Rows of train that are used for validation because all eval rows are in test. If validation rows are
+            scored, they are not trained on.
+        dropped: Rows of eval that are not used for validation, because some of them are in test.
     """
 
     task: str
@@ -50,7 +51,7 @@ class Overlap:
 
 
 def overlap_of(task: str, splits: Splits) -> Overlap:
-    """Count what a task's files share.
+    """Count the rows that the files of a task share.
 
     >>> rows = [("1+1", "2"), ("1+2", "3"), ("1+1", "2")]
     >>> shared = overlap_of("sums", {"train": rows, "eval": [("1+3", "4")], "test": rows[:1]})
@@ -68,24 +69,23 @@ def overlap_of(task: str, splits: Splits) -> Overlap:
 
 
 def with_own_validation(splits: Splits, overlap: Overlap) -> tuple[Splits, list[Row] | None, Overlap]:
-    """Find validation rows without a prompt of the test.
+    """Choose validation rows that share no prompt with the test rows.
 
-    Where eval and test merely overlap, eval's rows with a prompt of the test are dropped and train stays
-    whole. Where eval is test, and nothing would be left of it, every tenth prompt of train validates instead.
-    Prompts are counted once, in the file's order, and those of the test are passed over. Each different row with a
-    chosen prompt validates once. Nothing is random.
+    If some eval rows have other prompts than the test rows, these are the validation rows and train is unchanged. If
+    none has, every tenth distinct prompt of train is used instead, in file order, test prompts skipped; each distinct
+    row with a chosen prompt validates once. Nothing is random.
 
     Returns:
-        The splits, train as released; train without any row that has a chosen prompt, or None where none validates;
-        and what is to be said of it.
+        The splits, with train as released; train without the rows of the chosen prompts, or None if no training row
+        is used; and the overlap with the numbers of carved and dropped rows.
     """
-    tested = {prompt for prompt, _ in splits["test"]}
-    untested: list[Row] = [row for row in splits["eval"] if row[0] not in tested]
-    if untested or not splits["eval"]:
-        dropped = len(splits["eval"]) - len(untested)
-        return {**splits, "eval": untested}, None, replace(overlap, dropped=dropped)
-    prompts = [prompt for prompt in dict(splits["train"]) if prompt not in tested]
+    test_prompts = {prompt for prompt, _ in splits["test"]}
+    usable: list[Row] = [row for row in splits["eval"] if row[0] not in test_prompts]
+    if usable or not splits["eval"]:
+        dropped = len(splits["eval"]) - len(usable)
+        return {**splits, "eval": usable}, None, replace(overlap, dropped=dropped)
+    prompts = [prompt for prompt in dict(splits["train"]) if prompt not in test_prompts]
     chosen = set(prompts[EVERY - 1 :: EVERY])
-    kept: list[Row] = [row for row in splits["train"] if row[0] not in chosen]
+    without_chosen: list[Row] = [row for row in splits["train"] if row[0] not in chosen]
     validation: list[Row] = [row for row in dict.fromkeys(splits["train"]) if row[0] in chosen]
-    return {**splits, "eval": validation}, kept, replace(overlap, carved=len(validation))
+    return {**splits, "eval": validation}, without_chosen, replace(overlap, carved=len(validation))

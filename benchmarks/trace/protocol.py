@@ -1,4 +1,4 @@
-"""TRACE's own protocol, as its released code has it, for runs that are to be comparable with its table."""
+"""Protocol of TRACE's released code, for runs that are comparable with its published table."""
 
 from __future__ import annotations
 

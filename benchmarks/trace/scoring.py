@@ -1,6 +1,6 @@
-"""How TRACE's tasks are scored, and `score`: what its own evaluation prints.
+"""Scorers of TRACE's tasks, and `score`, which returns the values of TRACE's own evaluation.
 
-Words stand between spaces and an empty answer is never right, as in TRACE's evaluation: these values are published.
+As in TRACE's evaluation, words are separated by spaces and an empty answer is never correct.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _stance() -> dict[str, Metric]:
 
 
 def _number() -> dict[str, Metric]:
-    """The first number is compared as text: "1,680" is not "1680", and "8.0" is not "8"."""
+    """Return exact match and its lenient form, which compares the first number as text: "8.0" is not "8"."""
     return _matched(NUMBER)
 
 
@@ -45,16 +45,16 @@ def _bleu(max_order: int, skip: int = 0) -> Bleu:
 
 
 def _code() -> dict[str, Metric]:
-    """Difflib's first: TRACE's requirements install `fuzzywuzzy` without python-Levenshtein."""
+    """Return both edit similarities; difflib's is primary, as TRACE installs fuzzywuzzy without python-Levenshtein."""
     return {"similarity": EditSimilarity("difflib"), "similarity_levenshtein": EditSimilarity("levenshtein")}
 
 
 def _science() -> dict[str, Metric]:
-    """By the first character, as it stands: an option letter after white space is neither right nor valid.
+    """Return the accuracy of the first character, and ROUGE-L and BLEU of the reasons.
 
-    "valid" asks that this character is an option letter with no letter, digit or underscore after it, so
-    "Because" is none. "accuracy" is TRACE's and asks no more than its first character, so that for the answer
-    "B" it takes "Because it is. A", which "accuracy_lenient" does not: here that may be the lower one.
+    "accuracy" is TRACE's and compares only the first character: an option letter after white space is wrong, and
+    "Because it is. A" is correct for "B". "accuracy_lenient" rejects the latter, so it may be the lower of the two.
+    "valid" requires an option letter that is not followed by a letter, digit or underscore.
     """
     reasons = LETTER_AND_LINE_END
     return {
@@ -88,19 +88,20 @@ SCALES = {"similarity": 100, "similarity_levenshtein": 100, "sari": 100}
 def score(
     task_name: str, prompts: Sequence[str], predictions: Sequence[str], answers: Sequence[str]
 ) -> dict[str, float]:
-    """What TRACE's own evaluation prints for one task: its names, its scales (Py150 and SARI to 100).
+    """Return the scores that TRACE's own evaluation prints for one task, with its names and scales.
 
-    Py150's "similarity" is `difflib`'s, as TRACE's requirements have it. Both variants also stand there by
-    name: "similarity_difflib" and "similarity_levenshtein".
+    Similarity (Py150) and SARI are in [0, 100], all others in [0, 1]; higher is better. "similarity" is `difflib`'s,
+    as with TRACE's requirements; both variants are also returned as "similarity_difflib" and
+    "similarity_levenshtein".
 
     Args:
-        task_name: As TRACE calls it.
+        task_name: TRACE's name of the task.
         prompts: One for each row.
-        predictions: What was answered.
-        answers: What is right.
+        predictions: The model's answers.
+        answers: The correct answers.
 
     Raises:
-        ValueError: TRACE has no such task, or the three differ in length.
+        ValueError: TRACE has no such task, or the three lists differ in length.
 
     >>> score("FOMC", ["Stance:"] * 2, ["A", "B because"], ["A", "B"])
     {'accuracy': 0.5}
@@ -119,9 +120,12 @@ def score(
 
 
 def scorers_for(task_name: str) -> dict[str, Metric]:
-    """Fresh scorers for `task_name`, the primary one first; for a task that is not TRACE's, exact match and ROUGE-L.
+    """Return new scorers of a task, the primary one first; exact match and ROUGE-L if it is not one of TRACE's.
 
-    There each character of a script without spaces, such as Chinese, is a word of ROUGE-L.
+    In that ROUGE-L each character of a script without spaces, such as Chinese, is a word.
+
+    Args:
+        task_name: Name of the task.
     """
     if task_name in SCORERS:
         return SCORERS[task_name]()

@@ -1,4 +1,4 @@
-"""`Trace`: the tasks of a folder, in TRACE's orders and with its protocol."""
+"""The benchmark Trace: the tasks of a folder, with TRACE's orders and protocol."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from datasets import Dataset, Features, Value
-
 from benchmarks.trace.files import Row, Splits, read_tasks, tasks_in
 from benchmarks.trace.names import check_names
 from benchmarks.trace.overlaps import overlap_of, with_own_validation
 from benchmarks.trace.protocol import PROTOCOLS
 from benchmarks.trace.scoring import scorers_for
-from workbench.benchmark import Task
+from workbench.benchmark import Task, dataset_of_pairs
 
 ORDERS = {
     "1": ("C-STANCE", "FOMC", "MeetingBank", "Py150", "ScienceQA", "NumGLUE-cm", "NumGLUE-ds", "20Minuten"),
@@ -28,31 +26,30 @@ OPTIONS = {"C-STANCE": "ABC", "FOMC": "ABC", "ScienceQA": "ABCDE"}
 
 
 class Trace:
-    """TRACE, from a folder of one of its releases; or any folder that is laid out in the same way.
+    """TRACE, read from a folder of one of its releases, or from any folder with the same layout.
 
-    A task of TRACE's is scored as TRACE scores it, with prompts of 1024 tokens and answers of 512. Tasks that
-    are not TRACE's are scored by exact match and ROUGE-L, with prompts as long as the model takes and answers
-    of 64 tokens. They come last in its orders, as `tasks` lists them, else by name; where there are no others,
-    that is the one order, "default".
+    TRACE's tasks are scored as in TRACE, with prompts of at most 1024 and answers of at most 512 tokens. Other tasks
+    are scored by exact match and ROUGE-L, with prompts up to the model's limit and answers of at most 64 tokens. In
+    the orders "1" and "2" they come last, in the order of `tasks` or alphabetically; if all tasks are of this kind,
+    there is one order, "default".
 
-    FOMC was released with its test rows as eval rows. Where that is so, its validation rows are taken from
-    train: every tenth prompt, with all its copies. They leave train only where validation rows are scored. Where
-    only some eval rows are test rows, as in the release of 500, these are left out of validation and train stays
-    whole. `overlaps`, or `print(trace)`, says how many, and what else the files share.
+    FOMC was released with its test rows as eval rows. If that is so, its validation rows are taken from train: every
+    tenth prompt, with all rows that have it. They are removed from train only if validation rows are scored. If only
+    some eval rows are test rows, as in the release of 500 rows, these are dropped and train is unchanged. `overlaps`
+    and `print(trace)` give the numbers.
 
     Args:
-        path: The folder that holds one folder per task.
-        tasks: Names of the tasks to use; by default TRACE's tasks that are there or, if none is, all.
-        max_new_tokens: The longest answer, in tokens, generated or learnt from: one number, or one per task.
-            By default the protocol's 512 for TRACE's tasks, of which a label needs two or three, and 64 for
-            others, of which a longer answer is cut off.
-        protocol: "own": prompt and answer are tokenised apart, and each task has an optimizer of its own.
-            "published": as TRACE's code does it (`benchmarks.trace.protocol`). `data.tokenization` and
-            `carry_optimizer` in a config win over it.
+        path: Folder with one subfolder per task.
+        tasks: Names of the tasks to use. None: TRACE's tasks in the folder or, if there is none, all.
+        max_new_tokens: Maximum length of an answer in tokens, in training and in generation; one number, or one per
+            task. None: 512 for TRACE's tasks (a label needs two or three), 64 for others.
+        protocol: "own": prompt and answer are tokenised separately, and each task has its own optimizer.
+            "published": as in TRACE's code (`benchmarks.trace.protocol`). `data.tokenization` and `carry_optimizer`
+            in a config take precedence.
 
     Raises:
-        ValueError: The folder, a task or a file is missing, or a file's content is not as it should be; or there is
-            no such protocol.
+        ValueError: The folder, a task or a file is missing, a file has wrong contents, or `protocol` has another
+            value.
     """
 
     def __init__(
@@ -97,6 +94,7 @@ class Trace:
 
 
 def _chosen(found: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+    """Return the names of the tasks to use."""
     if wanted is None:
         return [name for name in found if name in MAX_EPOCHS] or list(found)
     if isinstance(wanted, str):
@@ -108,6 +106,7 @@ def _chosen(found: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
 
 
 def _orders(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return TRACE's orders of the tasks, with other tasks last."""
     others = tuple(name for name in names if name not in MAX_EPOCHS)
     if len(others) == len(names):
         return {"default": others}
@@ -115,7 +114,7 @@ def _orders(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _longest_answers(names: Sequence[str], given: Mapping[str, int] | int | None) -> dict[str, int]:
-    """Tokens for each task."""
+    """Return the maximum answer length of each task in tokens."""
     longest = {name: MAX_NEW_TOKENS if name in MAX_EPOCHS else MAX_NEW_TOKENS_ELSEWHERE for name in names}
     if isinstance(given, int):
         longest = dict.fromkeys(names, given)
@@ -130,19 +129,13 @@ def _longest_answers(names: Sequence[str], given: Mapping[str, int] | int | None
 def _task(name: str, splits: Splits, without_validation: list[Row] | None, max_new_tokens: int) -> Task:
     return Task(
         name=name,
-        train=_dataset(splits["train"]),
-        validation=_dataset(splits["eval"]),
-        test=_dataset(splits["test"]),
+        train=dataset_of_pairs(splits["train"]),
+        validation=dataset_of_pairs(splits["eval"]),
+        test=dataset_of_pairs(splits["test"]),
         scorers=scorers_for(name),
         max_new_tokens=max_new_tokens,
         max_prompt_length=MAX_PROMPT_LENGTH if name in MAX_EPOCHS else None,
         max_epochs=MAX_EPOCHS.get(name),
         options=tuple(OPTIONS.get(name, "")),
-        train_without_validation=None if without_validation is None else _dataset(without_validation),
+        train_without_validation=None if without_validation is None else dataset_of_pairs(without_validation),
     )
-
-
-def _dataset(rows: Sequence[Row]) -> Dataset:
-    """Rows in the file's order; the columns' type is stated, as a file without rows shows none."""
-    columns = {"prompt": [prompt for prompt, _ in rows], "answer": [answer for _, answer in rows]}
-    return Dataset.from_dict(columns, features=Features(prompt=Value("string"), answer=Value("string")))

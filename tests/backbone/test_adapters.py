@@ -1,4 +1,4 @@
-"""Adapters inside a backbone: the formula, exact merging, names, and files that plain peft reads."""
+"""Low-rank adapters: the formula, exact merging, refused settings, and files that plain peft reads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def adapted(*names: str, family: str = "llama", **settings: object) -> Backbone:
-    """A backbone whose adapters are as if trained: both factors are random."""
+    """A backbone with adapters whose two factors are random, as after training."""
     backbone = tiny_backbone(family)
     for number, name in enumerate(names):
         backbone.add_adapter(name, **{**SETTINGS, **settings})
@@ -70,7 +70,7 @@ def test_merged_and_unmerged_give_the_same_logits(family: str) -> None:
     assert torch.equal(logits(backbone), unmerged)
 
 
-def test_merging_puts_back_the_very_bits() -> None:
+def test_merging_restores_the_weights_bitwise() -> None:
     backbone = adapted("one")
     before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
     weight = backbone.model.model.layers[0].self_attn.q_proj.base_layer.weight
@@ -81,7 +81,7 @@ def test_merging_puts_back_the_very_bits() -> None:
     assert backbone.model.model.layers[0].self_attn.q_proj.base_layer.weight is weight
 
 
-def test_merging_within_merging_folds_once() -> None:
+def test_nested_merging_folds_once() -> None:
     backbone = adapted("one")
     before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
     with backbone.merged():
@@ -96,7 +96,7 @@ def test_merging_within_merging_folds_once() -> None:
     assert all(torch.equal(after[key], before[key]) for key in before)
 
 
-def test_an_error_while_merged_puts_the_bits_back_too() -> None:
+def test_an_error_while_merged_restores_the_weights_bitwise() -> None:
     backbone = adapted("one")
     unmerged = logits(backbone)
     with pytest.raises(ZeroDivisionError), backbone.merged():
@@ -167,13 +167,13 @@ def test_rank_stabilised_scaling_is_alpha_over_root_r() -> None:
         torch.testing.assert_close(adapters.plain_state_dict(backbone.model)[f"{path}.weight"], expected)
 
 
-def test_a_setting_that_peft_does_not_know() -> None:
+def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^peft: .*unexpected keyword argument 'rnak'"):
         tiny_backbone().add_adapter("one", rnak=3)
 
 
 @pytest.mark.parametrize(("name", "value"), [("modules_to_save", ["lm_head"]), ("bias", "all")])
-def test_a_setting_that_would_train_more_than_the_adapter(name: str, value: object) -> None:
+def test_settings_that_would_train_more_than_the_adapter_are_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError) as caught:
         tiny_backbone().add_adapter("one", **SETTINGS, **{name: value})
     assert (
@@ -182,7 +182,7 @@ def test_a_setting_that_would_train_more_than_the_adapter(name: str, value: obje
     )
 
 
-def test_a_tied_head_gets_no_adapter() -> None:
+def test_an_adapter_on_a_tied_head_is_refused() -> None:
     with pytest.raises(ValueError, match="tied head"):
         tiny_backbone(tie_word_embeddings=True).add_adapter("one", r=2, target_modules=["lm_head"])
     untied = tiny_backbone(tie_word_embeddings=False)
@@ -191,7 +191,7 @@ def test_a_tied_head_gets_no_adapter() -> None:
 
 
 def trained(backbone: Backbone) -> None:
-    """Moves what trains a little, as steps would."""
+    """Change all trainable parameters a little, as optimizer steps would."""
     generator = torch.Generator().manual_seed(5)
     for parameter in backbone.trainable().values():
         parameter.data += torch.randn(parameter.shape, generator=generator) * 0.02
@@ -263,7 +263,7 @@ def test_ranks_and_scales_by_pattern() -> None:
 
 
 @pytest.mark.parametrize("field", fields(LoraConfig), ids=lambda field: field.name)
-def test_each_of_pefts_arguments_is_tested_above_or_refused_by_name(field: Field[Any]) -> None:
+def test_every_argument_of_peft_is_tested_above_or_refused_by_name(field: Field[Any]) -> None:
     name = field.name
     tested = {key for settings in (SETTINGS, *WORKING.values()) for key in settings}
     if name in tested | {"lora_dropout", "base_model_name_or_path", "revision"}:
@@ -276,8 +276,8 @@ def test_each_of_pefts_arguments_is_tested_above_or_refused_by_name(field: Field
 
 
 @pytest.mark.parametrize("start", ["eva", "corda", "loftq", "lora_ga", "mica", "pissa_niter_4", "kaiming"])
-def test_a_start_that_does_not_happen_here_is_refused(start: str) -> None:
-    """eva, lora_ga and others began as plain LoRA does, without a word."""
+def test_an_unsupported_initialisation_is_refused(start: str) -> None:
+    """peft would silently start eva, lora_ga and others as plain LoRA."""
     with pytest.raises(
         ValueError, match=rf"^peft: init_lora_weights='{start}' is not supported: .* Choose one of True,"
     ):
@@ -305,7 +305,7 @@ def test_a_start_that_does_not_happen_here_is_refused(start: str) -> None:
         ({"task_type": "SEQ_CLS"}, "peft: task_type='SEQ_CLS': the model is a causal language model. Leave it out."),
     ],
 )
-def test_what_would_adapt_nothing_or_something_else(changes: dict[str, Any], message: str) -> None:
+def test_targets_and_patterns_without_effect_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         tiny_backbone().add_adapter("one", **{**SETTINGS, **changes})
     assert str(caught.value).startswith(message)
@@ -313,7 +313,7 @@ def test_what_would_adapt_nothing_or_something_else(changes: dict[str, Any], mes
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_an_adapter_that_began_with_a_part_of_the_weights_is_no_change_to_subtract(start: str, tmp_path: Path) -> None:
+def test_an_adapter_initialised_from_the_weights_has_no_saved_delta(start: str, tmp_path: Path) -> None:
     backbone = adapted("one", init_lora_weights=start)
     backbone.save(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")

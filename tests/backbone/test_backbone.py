@@ -1,9 +1,10 @@
-"""Loss, decoding, likelihood and modes of the backbone, against plain transformers and loops by hand."""
+"""Loss, generation, likelihood and modes of the backbone, compared with plain transformers."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional
 
+from strategies import CALM
 from workbench.backbone import Backbone, Batch
 from workbench.backbone.batch import IGNORED, collate, passes
 from workbench.testing.tiny import tiny_backbone
@@ -25,7 +27,7 @@ def batch_of(backbone: Backbone, rows: list[dict[str, str]]) -> Batch:
 
 
 def plain_nats(backbone: Backbone, batch: Batch) -> Tensor:
-    """Summed over labels, from all the logits that transformers computes."""
+    """Negative log-likelihood summed over the labels, from all logits of transformers."""
     logits = backbone.model(batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
     labels = batch.labels[:, 1:]
     return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
@@ -40,7 +42,7 @@ def mixed_prompts(count: int) -> list[str]:
 
 @torch.no_grad()
 def greedy_by_hand(backbone: Backbone, prompt: str, steps: int) -> tuple[list[int], list[float]]:
-    """Argmax token by token without a cache, and the gap between the two best logits at each step."""
+    """Greedy tokens without a cache, and the gap between the two best logits at each step."""
     tokens = backbone.tokenizer(prompt).input_ids
     end, answer, gaps = backbone.tokenizer.eos_token_id, [], []
     for _ in range(steps):
@@ -53,7 +55,7 @@ def greedy_by_hand(backbone: Backbone, prompt: str, steps: int) -> tuple[list[in
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_loss_is_that_of_all_logits_at_the_labels(family: str) -> None:
+def test_the_loss_equals_the_one_from_all_logits(family: str) -> None:
     backbone = tiny_backbone(family)
     batch = batch_of(backbone, ROWS)
     output = backbone(batch)
@@ -75,7 +77,7 @@ def test_sum_and_count_add_up_over_any_split_of_the_rows(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padding_on_the_right_counts_for_nothing(family: str) -> None:
+def test_padding_does_not_change_the_loss(family: str) -> None:
     backbone = tiny_backbone(family)
     encoded = backbone.encode(Dataset.from_list(ROWS)).to_list()
     together = backbone(backbone.collate(encoded))
@@ -99,7 +101,7 @@ def test_the_gradient_is_that_of_the_plain_loss() -> None:
         torch.testing.assert_close(own[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_logits_on_demand_give_the_loss_again() -> None:
+def test_logits_on_demand_reproduce_the_loss() -> None:
     backbone = tiny_backbone()
     output = backbone(batch_of(backbone, ROWS))
     nats = -output.logits().log_softmax(-1)[torch.arange(output.count), output.targets]
@@ -115,7 +117,7 @@ def test_a_batch_without_a_label_has_loss_zero() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_generate_is_the_greedy_loop_in_the_order_of_the_prompts(family: str) -> None:
+def test_generate_equals_a_greedy_loop_without_a_cache(family: str) -> None:
     backbone = tiny_backbone(family)
     prompts = mixed_prompts(6)
     expected = [backbone.encoder.decode(greedy_by_hand(backbone, prompt, 8)[0]) for prompt in prompts]
@@ -140,7 +142,7 @@ def test_the_batch_size_changes_no_answer(family: str) -> None:
 
 
 def test_an_answer_stops_before_the_end_token() -> None:
-    """The head is bent so that the third token of one prompt's answer is the end token."""
+    """Two rows of the head are exchanged so that the third token of one prompt's answer is the end token."""
     backbone = tiny_backbone()
     prompt, other = "the cat", "seven small birds sang on"
     tokens = greedy_by_hand(backbone, prompt, 6)[0]
@@ -154,7 +156,7 @@ def test_an_answer_stops_before_the_end_token() -> None:
     assert greedy_by_hand(backbone, prompt, 6)[0] == tokens[:2]
 
 
-def test_the_models_own_generation_config_has_no_say_and_stays() -> None:
+def test_the_models_own_generation_config_is_ignored_and_unchanged() -> None:
     expected = tiny_backbone().generate(["the cat", "a dog"], 12)
     backbone = tiny_backbone()
     config = backbone.model.generation_config
@@ -163,12 +165,12 @@ def test_the_models_own_generation_config_has_no_say_and_stays() -> None:
     assert backbone.model.generation_config is config
 
 
-def test_no_prompts_no_answers() -> None:
+def test_generate_without_prompts_returns_nothing() -> None:
     assert tiny_backbone().generate([], 4) == []
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_scoring_leaves_every_module_in_its_own_mode(training: bool) -> None:
+def test_scoring_restores_every_modules_mode(training: bool) -> None:
     backbone = tiny_backbone()
     backbone.train(training)
     backbone.model.model.layers[1].train(not training)
@@ -181,7 +183,7 @@ def test_scoring_leaves_every_module_in_its_own_mode(training: bool) -> None:
     assert len(set(modes)) == 2
 
 
-def test_scoring_is_done_without_dropout() -> None:
+def test_scoring_uses_no_dropout() -> None:
     still, dropping = tiny_backbone(), tiny_backbone(attention_dropout=0.5)
     encoded = still.encode(Dataset.from_list(ROWS))
     assert torch.equal(dropping.nats(encoded)[0], still.nats(encoded)[0])
@@ -191,7 +193,7 @@ def test_scoring_is_done_without_dropout() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_log_likelihood_by_hand(family: str) -> None:
+def test_log_likelihood_equals_a_sum_over_tokens(family: str) -> None:
     """Σ log p(token | all before it) over the answer's tokens and the end token, one row at a time."""
     backbone = tiny_backbone(family)
     end = backbone.tokenizer.eos_token_id
@@ -208,18 +210,18 @@ def test_log_likelihood_by_hand(family: str) -> None:
     torch.testing.assert_close(measured, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-5)
 
 
-def test_rows_are_read_at_once_up_to_so_many_rows_and_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.backbone.batch.MOST_READ", 20)
+def test_forward_passes_are_limited_in_rows_and_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.backbone.batch.MAX_PASS_TOKENS", 20)
     assert list(passes([4, 9, 30, 10, 2, 3], 3)) == [[2], [3, 1], [0, 5, 4]]
     assert list(passes([4, 9, 30, 10, 2, 3], 1)) == [[2], [3], [1], [0], [5], [4]]
     assert list(passes([], 3)) == []
 
 
-def test_the_pass_that_a_row_is_in_changes_its_likelihood_by_rounding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batching_changes_a_likelihood_by_rounding_only(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny_backbone()
     encoded = backbone.encode(Dataset.from_list(ROWS))
     nats, counts = backbone.nats(encoded)
-    monkeypatch.setattr("workbench.backbone.batch.MOST_READ", 1)
+    monkeypatch.setattr("workbench.backbone.batch.MAX_PASS_TOKENS", 1)
     alone = backbone.nats(encoded)
     torch.testing.assert_close(alone[0], nats, rtol=1e-6, atol=0)
     assert torch.equal(alone[1], counts)
@@ -242,7 +244,7 @@ def test_every_token_of_a_long_text_but_its_first_is_counted_once() -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_texts_first_token_is_counted_without_a_begin_token(packed: bool) -> None:
-    """As Qwen's tokenizer puts none before a text: the end token stands there, after which generation begins too."""
+    """Qwen's tokenizer adds no begin token: then an end token precedes the text, in generation as well."""
     backbone = tiny_backbone("qwen2")
     backbone.tokenizer.add_bos_token = False
     end = backbone.tokenizer.eos_token_id
@@ -261,7 +263,7 @@ def test_a_texts_first_token_is_counted_without_a_begin_token(packed: bool) -> N
     assert backbone.likeliest([""], alone, 9) == [min(alone, key=lambda text: first[options.index(text)])]
 
 
-def test_a_single_string_is_no_list_of_texts() -> None:
+def test_a_single_string_is_refused() -> None:
     backbone = tiny_backbone(num_hidden_layers=1)
     calls = {
         "prompts": [
@@ -286,8 +288,45 @@ MODEL = os.environ.get("WORKBENCH_MODEL")
 @pytest.mark.skipif(
     not MODEL, reason="WORKBENCH_MODEL is not set to the folder of the 260K-parameter TinyStories model"
 )
-def test_a_real_model_tells_its_story() -> None:
+def test_a_real_model_generates_its_known_story() -> None:
     backbone = Backbone.load(Path(str(MODEL)))
     story = backbone.generate(["Once upon a time, there was a little girl"], 48)[0]
     expected = "named Lily. She loved to play outside in the park. One day, she saw a big, red ball."
     assert story.strip().startswith(expected)
+
+
+LETTERS = ("a", "b", "ab", "h")
+
+
+def option_nats_by_hand(decoder: Any, prompt: list[int], option: list[int]) -> float:
+    """Nats of one option, in a pass of its own."""
+    logits = decoder(torch.tensor([prompt + option])).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+    return float(-logits.gather(1, torch.tensor(option)[:, None]).sum())
+
+
+def by_whole_passes(backbone: Backbone, texts: list[str]) -> list[str]:
+    """The most likely of LETTERS after each prompt."""
+    found = []
+    with torch.no_grad(), backbone.evaluating():
+        for text in texts:
+            prompt = backbone.encoder.prompt(text, 500)[0]
+            options = [backbone.encoder.answer(option, 9)[0][:-1] for option in LETTERS]
+            nats = [option_nats_by_hand(backbone.model, prompt, option) for option in options]
+            found.append(LETTERS[nats.index(min(nats))])
+    return found
+
+
+def composed() -> Backbone:
+    """A composition, which has no plain cache."""
+    backbone = tiny_backbone()
+    CALM(tiny_backbone(seed=1), connections=1).setup(backbone)
+    return backbone
+
+
+@pytest.mark.parametrize("make", [tiny_backbone, composed])
+def test_the_likeliest_option_equals_that_of_separate_passes(make: Any) -> None:
+    backbone, texts = make(), [f"{word} and then" for word in ("one", "two", "three", "four", "five", "six")]
+    chosen = backbone.likeliest(texts, LETTERS, 9)
+    assert chosen == by_whole_passes(backbone, texts)
+    assert backbone.likeliest(["", texts[0]], LETTERS, 9)[1] == chosen[0]
+    assert backbone.likeliest([], LETTERS, 9) == []

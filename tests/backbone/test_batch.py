@@ -1,4 +1,4 @@
-"""The loss of many labelled positions, made in parts: the same numbers, and never all logits in memory."""
+"""The loss of many labelled positions, computed in chunks: the same numbers, and never all logits in memory."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from torch.nn import functional
 
 from workbench.backbone import Backbone, batch
 from workbench.backbone.batch import logits_held, token_nats
-from workbench.study.memory import kept_activations, step_memory
 from workbench.testing.tiny import tiny_backbone, tiny_tasks
 
 
 class Watched(nn.Linear):
-    """A head that keeps how many logits it made at a time."""
+    """A head that records how many logits it computes at a time."""
 
     def __init__(self) -> None:
         super().__init__(8, 50, dtype=torch.float64)
@@ -28,7 +27,7 @@ class Watched(nn.Linear):
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "WHOLE_LOGITS", 500)
+    monkeypatch.setattr(batch, "MAX_LOGITS", 500)
     monkeypatch.setattr(batch, "CHUNK_LOGITS", 170)
 
 
@@ -46,13 +45,13 @@ def gradients(labelled: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
     return nats, states.grad, head.weight.grad, head.made
 
 
-def test_many_logits_are_made_three_positions_at_a_time_with_the_same_gradients(
+def test_many_logits_are_computed_in_chunks_with_the_same_gradients(
     small_parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nats, to_states, to_head, made = gradients(11)
     assert made[:4] == [150, 150, 150, 100]
     assert sorted(made[4:]) == [100, 150, 150, 150]  # again, on the way back
-    monkeypatch.setattr(batch, "WHOLE_LOGITS", 550)
+    monkeypatch.setattr(batch, "MAX_LOGITS", 550)
     whole, expected_states, expected_head, made_at_once = gradients(11)
     assert made_at_once == [550]
     assert torch.allclose(nats, whole, atol=1e-6, rtol=0)
@@ -60,7 +59,7 @@ def test_many_logits_are_made_three_positions_at_a_time_with_the_same_gradients(
     assert torch.allclose(to_head, expected_head, atol=1e-6, rtol=0)
 
 
-def test_few_logits_are_made_at_once(small_parts: None) -> None:
+def test_few_logits_are_computed_at_once(small_parts: None) -> None:
     assert gradients(10)[3] == [500]
     assert [logits_held(count, 50) for count in (0, 10, 11, 1000)] == [0, 500, 150, 150]
     assert logits_held(2, 1000) == 1000  # one position is the least
@@ -74,28 +73,12 @@ def loss_and_gradients(backbone: Backbone) -> tuple[Tensor, dict[str, Tensor]]:
     return output.token_nats.detach(), {name: value.grad for name, value in backbone.trainable().items()}  # type: ignore[misc]
 
 
-def test_a_backbone_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_change_a_backbones_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny_backbone()
     nats, whole = loss_and_gradients(backbone)
-    monkeypatch.setattr(batch, "WHOLE_LOGITS", 0)
+    monkeypatch.setattr(batch, "MAX_LOGITS", 0)
     monkeypatch.setattr(batch, "CHUNK_LOGITS", 5 * backbone.model.config.vocab_size)
     again, parts = loss_and_gradients(backbone)
     assert torch.allclose(nats, again, atol=1e-6, rtol=0)
     assert whole.keys() == parts.keys()
     assert all(torch.allclose(whole[name], parts[name], atol=1e-6, rtol=1e-4) for name in whole)
-
-
-def test_the_plan_counts_a_part_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nine rows are estimated from two: with parts, what they keep is less by the logits that are not held."""
-    backbone, task = tiny_backbone(), tiny_tasks()[0]
-    vocabulary = backbone.model.config.vocab_size
-    row = backbone.encode(task.train, task.max_new_tokens).to_list()[0]
-    labelled = 9 * (len(row["input_ids"]) - row["prompt_length"])
-    optimizer = torch.optim.SGD(backbone.parameters())
-    whole = step_memory(backbone, optimizer, row, 9).activations
-    monkeypatch.setattr(batch, "WHOLE_LOGITS", (labelled - 1) * vocabulary)
-    monkeypatch.setattr(batch, "CHUNK_LOGITS", vocabulary)
-    parts = step_memory(backbone, optimizer, row, 9).activations
-    assert whole - parts == 3 * 4 * (labelled - 1) * vocabulary
-    real = kept_activations(backbone, backbone.collate([row] * 9))
-    assert parts == pytest.approx(real, rel=0.05)

@@ -1,19 +1,29 @@
-"""Text to tokens: what is cut and what is kept, limits, templates, labels, and windows over long texts."""
+"""Text to tokens: truncation, limits, templates, labels, windows over long texts, joint tokenization."""
 
 from __future__ import annotations
 
+import os
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from workbench.backbone import Backbone
+from benchmarks.trace import Trace
+from workbench.backbone import Backbone, encoding
 from workbench.backbone.batch import IGNORED, collate
-from workbench.backbone.encoding import ALPACA, Encoder, TextPolicy, end_with
+from workbench.backbone.encoding import ALPACA, Encoder, TextPolicy, set_end_token
+from workbench.benchmark import Task
 from workbench.model_folder import SHIPPED
+from workbench.scorers import ExactMatch
+from workbench.strategy import ContinualStrategy
 from workbench.testing.tiny import tiny_backbone
+from workbench.train import score_task
+from workbench.train.data import EncodedRows
 
 POSITIONS = 128
 CHAT = (
@@ -42,7 +52,7 @@ BEGIN, END = tokenizer().bos_token_id, tokenizer().eos_token_id
 PAIRS = Dataset.from_list([{"prompt": "1 + 1 =", "answer": "2"}, {"prompt": LONG, "answer": "a long way to go"}])
 
 
-def test_a_prompt_that_fits_is_whole() -> None:
+def test_a_prompt_that_fits_is_not_cut() -> None:
     tokens = [BEGIN, *plain(LONG)]
     assert encoder().prompt(LONG, len(tokens)) == (tokens, False)
 
@@ -118,9 +128,7 @@ def test_chat_cut_on_the_left() -> None:
         ({"max_prompt_length": 100, "max_answer_length": 28}, 1000, (100, 28)),
     ],
 )
-def test_the_most_tokens_of_prompt_and_answer(
-    policy: dict[str, int], max_new_tokens: int, expected: tuple[int, int]
-) -> None:
+def test_limits_of_prompt_and_answer(policy: dict[str, int], max_new_tokens: int, expected: tuple[int, int]) -> None:
     assert encoder(**policy).limits(max_new_tokens) == expected
 
 
@@ -147,14 +155,14 @@ def test_the_most_tokens_of_prompt_and_answer(
         ),
     ],
 )
-def test_limits_that_do_not_fit(policy: dict[str, int], max_new_tokens: int, message: str) -> None:
+def test_limits_that_do_not_fit_are_refused(policy: dict[str, int], max_new_tokens: int, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         encoder(**policy).limits(max_new_tokens)
     assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("name", ["max_length", "max_prompt_length", "max_answer_length"])
-def test_a_limit_below_what_can_hold_text(name: str) -> None:
+def test_a_limit_too_low_for_any_text_is_refused(name: str) -> None:
     least = 2 if name == "max_length" else 1
     for value in (least - 1, -5):
         with pytest.raises(ValueError) as caught:
@@ -162,7 +170,7 @@ def test_a_limit_below_what_can_hold_text(name: str) -> None:
         assert str(caught.value) == f"data.{name}={value} is out of range; it has to be at least {least}."
 
 
-def test_what_a_tokenizer_lacks() -> None:
+def test_a_tokenizer_without_chat_template_or_end_token_is_refused() -> None:
     with pytest.raises(ValueError) as caught:
         encoder(template="chat")
     assert str(caught.value) == ("template: 'chat' needs a tokenizer with a chat template. Choose 'none' or 'alpaca'.")
@@ -175,7 +183,7 @@ def test_what_a_tokenizer_lacks() -> None:
     )
 
 
-def test_a_template_longer_than_the_limit() -> None:
+def test_a_template_longer_than_the_limit_is_refused() -> None:
     with pytest.raises(ValueError) as caught:
         encoder(template="alpaca").prompt(LONG, 8)
     taken = sum(len(plain(part)) for part in ALPACA.split("{}")) + 1
@@ -200,8 +208,8 @@ DATED = (
 )
 
 
-def test_a_chat_template_prints_the_day_of_the_policy() -> None:
-    """As LLaMA-3.2's asks for it; the clock is never read."""
+def test_a_chat_template_prints_the_policys_date() -> None:
+    """LLaMA-3.2's template asks for the date; the clock is never read."""
     for day, short, policy in (
         ("26 Jul 2024", "26.07.24", {}),
         ("02 Mar 2031", "2.03.31", {"template_date": "2031-03-02"}),
@@ -213,8 +221,8 @@ def test_a_chat_template_prints_the_day_of_the_policy() -> None:
         assert encoder(DATED, template="chat", **policy).prompt("Add 1", POSITIONS) == expected
 
 
-def test_a_template_that_asks_for_no_day_is_left_alone() -> None:
-    """A leading line end and spaces before a block are Jinja's business, with the fixed clock before it or without."""
+def test_a_template_without_a_date_is_unchanged() -> None:
+    """Jinja treats a leading line end, and spaces before a block, the same with and without the macro before them."""
     for start in ("\n", "  ", "", " a\n"):
         asks = (
             start
@@ -227,14 +235,14 @@ def test_a_template_that_asks_for_no_day_is_left_alone() -> None:
         assert dated == silent
 
 
-def test_a_day_that_is_none() -> None:
+def test_an_invalid_template_date_is_refused() -> None:
     with pytest.raises(ValueError) as caught:
         TextPolicy(template_date="today")
     assert str(caught.value) == "data.template_date='today' is no date. Give one such as '2024-07-26'."
 
 
 def beginless() -> Encoder:
-    """A tokenizer that puts nothing before a text, as Qwen's."""
+    """An encoder whose tokenizer adds no begin token, like Qwen's."""
     without = tokenizer()
     without.add_bos_token = False
     assert without("").input_ids == []
@@ -242,7 +250,7 @@ def beginless() -> Encoder:
 
 
 def test_an_empty_prompt_without_a_begin_token_is_the_end_token() -> None:
-    """So that each token of the answer is learnt and measured, as each of them has to be generated."""
+    """Each token of the answer is then predicted in training and scoring, as in generation."""
     rows = Dataset.from_list([{"prompt": "", "answer": "2"}, {"prompt": "1 + 1 =", "answer": "2"}])
     encoded = beginless().encode(rows).to_list()
     assert (encoded[0]["input_ids"], encoded[0]["prompt_length"]) == ([END, *plain("2"), END], 1)
@@ -260,7 +268,7 @@ def test_a_texts_first_token_is_predicted_without_a_begin_token_too(packed: bool
     assert {row["input_ids"][0] for row in rows} == {END}
 
 
-def test_what_the_tokenizer_makes_of_an_answer() -> None:
+def test_producible_answers() -> None:
     answers = ["A", " A", "A </s> D", "", "a long way to go"]
     rows = Dataset.from_dict({"prompt": ["?"] * 5, "answer": answers})
     found = encoder().producible(encoder().encode(rows, max_new_tokens=4))
@@ -268,7 +276,7 @@ def test_what_the_tokenizer_makes_of_an_answer() -> None:
     assert found[4] == (tokenizer().decode(plain("a long way to go")[:4]), False)
 
 
-def test_labels_stand_on_the_answer_alone() -> None:
+def test_only_answer_tokens_have_labels() -> None:
     encoded = encoder().encode(PAIRS).to_list()
     batch = collate(encoded, pad_id=0)
     for index, row in enumerate(PAIRS):
@@ -292,15 +300,15 @@ def test_cut_prompts_and_answers_are_flagged() -> None:
     assert rows[1]["input_ids"][21:] == plain("a long way to go")[:3]
 
 
-def test_without_a_stated_limit_the_longest_answer_decides() -> None:
+def test_without_a_limit_the_longest_answer_sets_it() -> None:
     encoded = encoder(max_length=24).encode(PAIRS)
     longest = len(plain("a long way to go")) + 1
     assert encoded["answer_cut"][:] == [False, False]
     assert encoded.to_list()[1]["prompt_length"] == 24 - longest
 
 
-def test_a_row_may_carry_a_limit_of_its_own() -> None:
-    """Prompt and answer of each row are cut as in a task of that limit: 24 tokens less the answer's for the prompt."""
+def test_a_row_may_have_its_own_limit() -> None:
+    """Each row is cut as in a task of its own limit: the prompt gets 24 tokens minus the answer's limit."""
     pair = {"prompt": LONG, "answer": "a long way to go"}
     limits = [None, 8, 2, 3]
     rows = Dataset.from_list([{**pair, "max_new_tokens": limit} for limit in limits])
@@ -317,13 +325,13 @@ def test_a_row_may_carry_a_limit_of_its_own() -> None:
     assert policy.encode(rows).to_list()[0]["prompt_length"] == 24 - longest
 
 
-def test_a_limit_of_a_rows_own_that_does_not_fit() -> None:
+def test_a_rows_own_limit_that_does_not_fit_is_refused() -> None:
     rows = Dataset.from_list([{"prompt": "1", "answer": "2", "max_new_tokens": 24}])
     with pytest.raises(ValueError, match="an answer may have 24 tokens, which leaves none for the prompt out of 24"):
         encoder(max_length=24).encode(rows, max_new_tokens=5)
 
 
-def test_no_rows_no_tokens() -> None:
+def test_encoding_no_rows_gives_an_empty_dataset() -> None:
     empty = encoder().encode(Dataset.from_dict({"prompt": [], "answer": []}))
     assert len(empty) == 0
     assert set(empty.column_names) == {"input_ids", "prompt_length", "row", "prompt_cut", "answer_cut"}
@@ -344,7 +352,7 @@ def test_windows_over_a_text_lose_nothing_and_predict_each_token_once(size: int)
     assert all(row["prompt_length"] == 0 for row in encoded)
 
 
-def test_both_limits_hold() -> None:
+def test_max_length_and_max_prompt_length_both_apply() -> None:
     assert encoder(max_length=64, max_prompt_length=200).limits(20) == (44, 20)
     assert encoder(max_length=64, max_prompt_length=30).limits(20) == (30, 20)
     assert encoder(max_prompt_length=100).limits(20) == (100, 20)
@@ -365,7 +373,7 @@ def test_another_end_token_ends_each_answer_and_is_saved(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("size", [4, 7, 100])
-def test_packed_texts_stand_one_after_the_other_and_none_is_lost(size: int) -> None:
+def test_packed_texts_are_concatenated_without_loss(size: int) -> None:
     texts = [LONG, "a", "seven small birds sang"]
     rows = encoder(max_length=size).encode(Dataset.from_dict({"text": texts}), packed=True).to_list()
     stream = [token for text in texts for token in [BEGIN, *plain(text), END]]
@@ -377,8 +385,272 @@ def test_packed_texts_stand_one_after_the_other_and_none_is_lost(size: int) -> N
     assert [row["row"] for row in rows] == [owners[begin] for begin in begins]
 
 
-def test_a_cut_prompt_keeps_a_begin_token_that_is_the_end_token_too() -> None:
+def test_a_cut_prompt_keeps_a_begin_token_that_is_also_the_end_token() -> None:
     both = tokenizer()
-    end_with(both, both.bos_token)
+    set_end_token(both, both.bos_token)
     tokens, cut = Encoder(both, POSITIONS, TextPolicy()).prompt(LONG, 9)
     assert (len(tokens), tokens[0], cut) == (9, BEGIN, True)
+
+
+def one_by_one(policy: Encoder, rows: Dataset, longest: int) -> list[dict[str, Any]]:
+    """The result of `encode`, computed one row and one tokenizer call at a time."""
+    found = []
+    for index, row in enumerate(rows):
+        prompt_limit, answer_limit = policy.limits(row.get("max_new_tokens") or longest)
+        prompt, prompt_cut = policy.prompt(row["prompt"], prompt_limit)
+        answer, answer_cut = policy.answer(row["answer"], answer_limit)
+        cut = {"prompt_cut": prompt_cut, "answer_cut": answer_cut}
+        found.append({"input_ids": prompt + answer, "prompt_length": len(prompt), "row": index, **cut})
+    return found
+
+
+@pytest.mark.parametrize("truncation", ["left", "middle"])
+@pytest.mark.parametrize("template", ["none", "alpaca", "chat"])
+def test_encoding_many_rows_equals_encoding_one_by_one(
+    template: str, truncation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "TOKENIZER_BATCH", 7)  # so that rows fall into several calls of the tokenizer
+    rng = random.Random(0)
+    words = ["a", "long", "way", "</s>", "<s>", "für", "中文", "", "\n", "7 + 5", "hills"]
+    rows = Dataset.from_list(
+        [
+            {
+                "prompt": " ".join(rng.choices(words, k=rng.randrange(60))),
+                "answer": " ".join(rng.choices(words, k=rng.randrange(9))),
+                "max_new_tokens": rng.choice([None, 2, 5]),
+            }
+            for _ in range(40)
+        ]
+    )
+    policy = encoder(CHAT if template == "chat" else None, template=template, truncation=truncation, max_length=100)
+    encoded = policy.encode(rows, 12).to_list()
+    assert encoded == one_by_one(policy, rows, 12)
+    assert {row["prompt_cut"] for row in encoded} == {row["answer_cut"] for row in encoded} == {True, False}
+    if template == "none":
+        for row, text in zip(encoded, rows["prompt"], strict=True):
+            if not row["prompt_cut"] and not text.endswith("</s>"):
+                assert row["input_ids"][1 : row["prompt_length"]] == plain(text)
+
+
+def test_encoded_rows_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, calls = encoder(max_length=24), []
+    tokens = policy._tokens
+    monkeypatch.setattr(policy, "_tokens", lambda texts, special: calls.append(texts) or tokens(texts, special))
+    first = policy.encode(PAIRS, 3)
+    made = len(calls)
+    again = policy.encode(Dataset.from_dict(PAIRS.to_dict()), 3)
+    assert (len(calls), again.to_list()) == (made, first.to_list())
+    for other in (policy.encode(PAIRS, 4), policy.encode(PAIRS.select([1, 0]), 3)):
+        assert other.to_list() != first.to_list()
+    policy.tokenizer.eos_token = "<s>"
+    assert policy.encode(PAIRS, 9)["input_ids"][0][-1] == BEGIN
+    monkeypatch.setattr(encoding, "CACHE_BYTES", 1)
+    policy.encode(PAIRS, 5)
+    assert len(policy._cache) == 1
+
+
+MODEL, TRACE = os.environ.get("WORKBENCH_MODEL", ""), os.environ.get("WORKBENCH_TRACE", "")
+WORDS = ("rate", "hike", "dovish", "the", "bank", "stays", "up", "down", "利率", "Größe")
+needs_model = pytest.mark.skipif(not MODEL, reason="set WORKBENCH_MODEL to the folder of stories260K")
+
+
+def drawn_rows(count: int, longest: int, seed: int = 0) -> list[dict[str, str]]:
+    """Prompts and answers of very different lengths; some are empty."""
+    rng = random.Random(seed)
+
+    def text(words: int) -> str:
+        return " ".join(rng.choice(WORDS) for _ in range(words))
+
+    ends = ("", "\n", "\nAnswer:", " ")
+    return [
+        {"prompt": text(rng.randint(0, longest)) + rng.choice(ends), "answer": text(rng.choice((0, 1, 3, longest)))}
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def pieces() -> PreTrainedTokenizerBase:
+    """A tokenizer that marks the start of a text like that of a word, as sentencepiece does for LLaMA-2."""
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    made.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(special_tokens=["<unk>", "<s>", "</s>"], vocab_size=200, show_progress=False)
+    made.train_from_iterator([*WORDS, *WORDS, "A", "A", "Answer", "Answer", "\n", ":"] * 2, trainer)
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def expected_row(tokenizer: PreTrainedTokenizerBase, row: dict[str, str], limit: int) -> tuple[list[int], list[int]]:
+    """Ids and labels of one row, by the tokenizer's own truncation and without the workbench."""
+    tokenizer.truncation_side = "left"
+    given: dict[str, Any] = {"add_special_tokens": False, "truncation": True, "max_length": limit}
+    both = list(tokenizer(row["prompt"] + row["answer"], **given)["input_ids"])
+    alone = list(tokenizer(row["answer"], **given)["input_ids"])
+    if len(alone) < limit:
+        alone = [*alone, tokenizer.eos_token_id]
+    if len(both) < limit:
+        both = [*both, tokenizer.eos_token_id]
+    if len(both) < limit:
+        both = [tokenizer.bos_token_id, *both]
+    unlabelled = max(0, len(both) - len(alone))
+    return both, [IGNORED] * unlabelled + both[unlabelled:]
+
+
+def expected_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, limit: int) -> list[int]:
+    """The expected tokens of a prompt in generation."""
+    tokenizer.truncation_side = "left"
+    ids = list(tokenizer(prompt, add_special_tokens=False, truncation=True, max_length=limit)["input_ids"])
+    return [tokenizer.bos_token_id, *ids] if len(ids) < limit else ids
+
+
+def check_rows(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, str]], prompt: int, whole: int) -> list[int]:
+    """Compare ids, labels and prompts of each row; return how many lack the begin token, the end token, and both."""
+    policy = TextPolicy(max_length=whole, max_prompt_length=prompt, tokenization="joint")
+    encoder, data = Encoder(tokenizer, whole, policy), Dataset.from_list(rows)
+    encoded = encoder.encode(data, whole - prompt)
+    prompts = encoder.encode(data.select_columns(["prompt"]), whole - prompt)["input_ids"][:]
+    without = [0, 0, 0]
+    for index, (row, found) in enumerate(zip(rows, encoded.to_list(), strict=True)):
+        ids, labels = expected_row(tokenizer, row, whole)
+        batch = collate([found], pad_id=0)
+        assert (batch.input_ids[0].tolist(), batch.labels[0].tolist()) == (ids, labels), index
+        assert prompts[index] == expected_prompt(tokenizer, row["prompt"], prompt)
+        assert encoder.prompt(row["prompt"], prompt)[0] == prompts[index]
+        length = len(tokenizer(row["prompt"] + row["answer"], add_special_tokens=False)["input_ids"])
+        bare = [length > whole - 2, length > whole - 1]
+        without = [total + flag for total, flag in zip(without, (*bare, all(bare)), strict=True)]
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert list(EncodedRows(encoded).without(*ends).values()) == without
+    return without
+
+
+def apart(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, str]], whole: int) -> list[list[int]]:
+    """Labels of the rows when prompt and answer are tokenised apart."""
+    encoder = Encoder(tokenizer, 4 * whole, TextPolicy())
+    rows = encoder.encode(Dataset.from_list(rows)).to_list()
+    return [row["input_ids"][row["prompt_length"] :] for row in rows]
+
+
+def test_joint_rows_equal_the_tokenizers_own_truncation(pieces: PreTrainedTokenizerBase) -> None:
+    rows = drawn_rows(300, 40)
+    begin, end, both = check_rows(pieces, rows, 40, 60)
+    assert 0 < both == end < begin < 300  # the end token has the room first
+    one = {"prompt": "the bank stays\nAnswer:", "answer": "A"}
+    joint, labels = expected_row(pieces, one, 60)
+    assert pieces.convert_ids_to_tokens(joint[-2:]) == ["A", "</s>"]
+    assert [pieces.convert_ids_to_tokens(ids) for ids in apart(pieces, [one], 60)] == [["▁A", "</s>"]]
+    assert labels == [IGNORED] * (len(joint) - 2) + joint[-2:]
+
+
+@pytest.mark.parametrize("size", [57, 58, 59, 60])
+def test_a_joint_row_that_just_fits(pieces: PreTrainedTokenizerBase, size: int) -> None:
+    """With room for two more tokens both are added, with room for one the end token, else neither."""
+    row = {"prompt": "up" + " up" * 80, "answer": " down"}
+    answer = len(pieces(row["prompt"] + row["answer"], add_special_tokens=False).input_ids)
+    words = size - (answer - 81)
+    row["prompt"] = "up" + " up" * (words - 1)
+    assert len(pieces(row["prompt"] + row["answer"], add_special_tokens=False).input_ids) == size
+    encoder = Encoder(pieces, 59, TextPolicy(max_length=59, tokenization="joint"))
+    (found,) = encoder.encode(Dataset.from_list([row])).to_list()
+    ids = found["input_ids"]
+    there = (ids[0] == pieces.bos_token_id, ids[-1] == pieces.eos_token_id)
+    assert there == {57: (True, True), 58: (False, True), 59: (False, False), 60: (False, False)}[size]
+    assert found["prompt_cut"] is (size > 59)
+    own = len(pieces(row["answer"], add_special_tokens=False).input_ids)
+    assert len(ids) - found["prompt_length"] == own + 1  # also where the row has no end token
+
+
+@needs_model
+def test_joint_rows_with_a_real_tokenizer() -> None:
+    tokenizer, rows = AutoTokenizer.from_pretrained(MODEL), drawn_rows(300, 40, seed=1)
+    begin, end, both = check_rows(tokenizer, rows, 100, 160)
+    assert 0 < both == end <= begin < 300
+    labels = [
+        labels[-len(own) :]
+        for row, own in zip(rows, apart(tokenizer, rows, 160), strict=True)
+        for labels in [expected_row(tokenizer, row, 4000)[0]]
+    ]
+    assert labels != apart(tokenizer, rows, 160)
+
+
+@needs_model
+@pytest.mark.skipif(not TRACE, reason="set WORKBENCH_TRACE to the folder that holds TRACE's eight tasks")
+def test_joint_rows_of_trace() -> None:
+    """Every training row of TRACE; the counts are of stories260K, whose tokens are shorter than LLaMA-2's."""
+    tokenizer, counts = AutoTokenizer.from_pretrained(MODEL), {}
+    for task in Trace(TRACE, protocol="published"):
+        *_, both = check_rows(tokenizer, task.train.to_list(), 1024, 1536)
+        counts[task.name] = f"{both} of {len(task.train)}"
+    print(counts)
+    assert counts["FOMC"] == "0 of 500"
+    assert not counts["MeetingBank"].startswith("0 ")
+
+
+def test_a_joint_answer_longer_than_the_row_loses_its_beginning(pieces: PreTrainedTokenizerBase) -> None:
+    row = {"prompt": "the bank", "answer": "up " * 50 + "down"}
+    encoder = Encoder(pieces, 20, TextPolicy(max_length=20, tokenization="joint"))
+    (found,) = encoder.encode(Dataset.from_list([row])).to_list()
+    assert found["input_ids"] == expected_row(pieces, row, 20)[0]
+    assert (found["prompt_length"], found["prompt_cut"], found["answer_cut"]) == (0, True, True)
+
+
+def joint_backbone(pieces: PreTrainedTokenizerBase, **policy: Any) -> Backbone:
+    """A tiny random model with that tokenizer."""
+    model = tiny_backbone().model
+    return Backbone(lambda: model, pieces, text=TextPolicy(tokenization="joint", **policy))
+
+
+def expected_nats(backbone: Backbone, ids: list[int], labels: list[int]) -> float:
+    """Negative log-likelihood by a plain forward pass of the whole row."""
+    with torch.no_grad():
+        logits = backbone.model(torch.tensor([ids])).logits[0, :-1].double()
+    nats = torch.nn.functional.cross_entropy(logits, torch.tensor(labels[1:]), ignore_index=IGNORED, reduction="sum")
+    return float(nats)
+
+
+def test_joint_likelihoods_are_those_of_the_trained_labels(pieces: PreTrainedTokenizerBase) -> None:
+    backbone = joint_backbone(pieces, max_length=60, max_prompt_length=40)
+    backbone.eval()
+    rows = [row for row in drawn_rows(40, 40) if row["prompt"]]
+    data = Dataset.from_list(rows)
+    expected = [expected_nats(backbone, *expected_row(pieces, row, 60)) for row in rows]
+    found = backbone.log_likelihood(data["prompt"][:], data["answer"][:])
+    assert found.tolist() == pytest.approx([-nats for nats in expected], rel=1e-5)
+    for longest in (3, 20, None):
+        assert backbone.encode(data, longest).to_list() == backbone.encode(data).to_list()
+    task = Task("sums", data, scorers={"accuracy": ExactMatch()}, max_new_tokens=4)
+    score = score_task(backbone, ContinualStrategy(), task)
+    labels = sum(label != IGNORED for row in rows for label in expected_row(pieces, row, 60)[1][1:])
+    assert (score.tokens, score.nats_per_token) == (labels, pytest.approx(sum(expected) / labels, rel=1e-5))
+    longer = [len(pieces(row["prompt"], add_special_tokens=False).input_ids) > 40 for row in rows]
+    assert score.cut["prompts"] == sum(longer) > 0
+
+
+def test_the_likeliest_joint_option_equals_that_of_plain_passes(pieces: PreTrainedTokenizerBase) -> None:
+    backbone = joint_backbone(pieces, max_length=60, max_prompt_length=40)
+    backbone.eval()
+    prompts, options = [row["prompt"] + "\nAnswer:" for row in drawn_rows(20, 30)], ["A", "the", "up down"]
+    expected = []
+    for prompt in prompts:
+        nats = []
+        for option in options:
+            ids, labels = expected_row(pieces, {"prompt": prompt, "answer": option}, 60)
+            if ids[-1] == pieces.eos_token_id:
+                nats.append(expected_nats(backbone, ids[:-1], labels[:-1]))
+            else:
+                first = labels.index(next(label for label in labels if label != IGNORED))
+                nats.append(expected_nats(backbone, ids, [*[IGNORED] * (first + 1), *labels[first + 1 :]]))
+        expected.append(options[nats.index(min(nats))])
+    assert len(set(expected)) > 1
+    assert backbone.likeliest(prompts, options, 4) == expected
+
+
+def test_joint_tokenization_with_a_template_and_of_a_corpus(pieces: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """A template is part of the prompt; a corpus is encoded as without joint tokenization."""
+    joint = Encoder(pieces, 200, TextPolicy(tokenization="joint", template="alpaca"))
+    row = {"prompt": "up", "answer": "down"}
+    (found,) = joint.encode(Dataset.from_list([row])).to_list()
+    whole = {**row, "prompt": joint._render("up")}
+    assert found["input_ids"] == expected_row(pieces, whole, 200)[0]
+    texts = Dataset.from_dict({"text": ["the bank stays", "up"]})
+    assert joint.encode(texts).to_list() == Encoder(pieces, 200, TextPolicy()).encode(texts).to_list()

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from benchmarks.cipher_language import CipherLanguage, Pretrain
-from benchmarks.cipher_language.cipher import DIALECTS, NOUNS, Cipher, seeded
+from benchmarks.cipher_language.cipher import DIALECTS, NOUNS, Cipher
 from workbench.backbone import Backbone
-from workbench.benchmark import Task
+from workbench.benchmark import Task, seeded_random
 from workbench.testing.conformance import check_benchmark
 
 
@@ -79,7 +79,7 @@ def test_seen_rows_are_in_dialects_that_were_learnt_and_are_no_training_rows(ben
 
 
 def test_a_gloss_says_what_the_last_word_means_in_every_dialect() -> None:
-    cipher, rng = Cipher(seed=4), seeded("glosses")
+    cipher, rng = Cipher(seed=4), seeded_random("glosses")
     rows = [cipher.gloss(rng) for _ in range(4000)]
     assert all(cipher.written[dialect(prompt)][answer] == prompt.split()[-1] for prompt, answer in rows)
     assert len({(dialect(prompt), answer) for prompt, answer in rows}) == 8 * len(NOUNS)

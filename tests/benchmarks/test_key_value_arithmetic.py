@@ -10,9 +10,9 @@ import pytest
 from helpers.studies import ROOT
 
 from benchmarks.key_value_arithmetic import KeyValueArithmetic
-from benchmarks.key_value_arithmetic.expressions import Expressions, distinct, evaluate, seeded
+from benchmarks.key_value_arithmetic.expressions import Expressions, distinct, evaluate
 from benchmarks.key_value_arithmetic.tokens import build_tokenizer
-from workbench.benchmark import Task
+from workbench.benchmark import Task, seeded_random
 from workbench.testing.conformance import check_benchmark
 
 SMALL = {"keys": 60, "values": 9, "operands": [2, 3], "operators": "+-*"}
@@ -156,7 +156,7 @@ def test_too_few_prompts_are_told_with_their_split() -> None:
 
 def test_distinct_rows_differ_in_their_prompts() -> None:
     made = Expressions(keys=20)
-    rows = distinct(made.num, seeded("test"), 300)
+    rows = distinct(made.num, seeded_random("test"), 300)
     assert len({prompt for prompt, _ in rows}) == 300
 
 

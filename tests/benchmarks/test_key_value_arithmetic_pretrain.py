@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.key_value_arithmetic import KeyValueArithmetic, Pretrain, pretrain
+from benchmarks.key_value_arithmetic import KeyValueArithmetic, Pretrain
 from benchmarks.key_value_arithmetic.learning import encode, exact_match
 from benchmarks.key_value_arithmetic.tokens import build_tokenizer
 from workbench.backbone import Backbone
+from workbench.benchmark import seeded_random
 from workbench.model_folder import check_folder
 from workbench.scorers import ExactMatch
 
@@ -165,7 +166,7 @@ def test_an_answer_with_one_wrong_token_counts_for_nothing(folder: Path) -> None
 def test_half_of_m_a_is_single_keys_and_m_b_never_meets_a_key() -> None:
     recipe = made_in(Path("unused"))
     makers = {learns: recipe._maker(learns) for learns in ("subs", "num")}
-    rng = pretrain.seeded("rows")
+    rng = seeded_random("rows")
     subs = [makers["subs"](rng) for _ in range(4000)]
     alone = [row for row in subs if row[0].isalpha()]
     assert 0.46 < len(alone) / len(subs) < 0.54

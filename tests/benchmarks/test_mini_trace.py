@@ -16,9 +16,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.mini_trace import HARDER, MiniTrace
 from benchmarks.mini_trace.domains import DOMAINS
-from benchmarks.mini_trace.sampling import distinct_rows, seeded
+from benchmarks.mini_trace.sampling import distinct_rows
 from benchmarks.mini_trace.style import Conflict, Style
-from workbench.benchmark import Benchmark, Task
+from workbench.benchmark import Benchmark, Task, seeded_random
 from workbench.config import load
 from workbench.model_folder import SHIPPED
 
@@ -112,7 +112,7 @@ def test_rows_out_of_range_are_refused(argument: str, value: int) -> None:
 @pytest.mark.parametrize("style", [Style(), Style("full", "high")])
 def test_the_largest_number_of_rows_can_be_drawn(style: Style) -> None:
     for name, domain in DOMAINS.items():
-        assert len(distinct_rows(partial(domain.make, style=style), seeded(name), 3 * 4096)) == 3 * 4096
+        assert len(distinct_rows(partial(domain.make, style=style), seeded_random(name), 3 * 4096)) == 3 * 4096
 
 
 def test_validation_may_be_empty() -> None:
@@ -252,3 +252,11 @@ def test_alike_domains_all_end_in_the_backbones_own_words() -> None:
 def test_an_unknown_value_of_a_knob_is_refused(knob: str) -> None:
     with pytest.raises(ValueError, match=f"{knob}='much': choose one of '(none|low)', '(half|high)'"):
         MiniTrace(**{knob: "much"})
+
+
+def test_the_tasks_whose_answers_begin_with_a_letter_have_options(benchmark_tasks: list[Task]) -> None:
+    with_options = {task.name: task for task in benchmark_tasks if task.options}
+    assert with_options.keys() == {"topic_stance", "policy_stance", "choice"}
+    assert {letter for task in with_options.values() for letter in task.options} == {
+        answer[0] for task in with_options.values() for answer in task.train["answer"]
+    }

@@ -1,8 +1,9 @@
-"""Components: found, checked against their signatures, built; each message word for word."""
+"""Components: importing, checking and building them, by their exact messages."""
 
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import lightning
@@ -10,11 +11,11 @@ import pytest
 import torch
 
 from workbench.config import Component, instantiate
-from workbench.config.components import build, check_arguments, check_component, in_words
+from workbench.config.components import build, check_arguments, check_component, import_class
 from workbench.errors import ConfigError
 
 METHODS = '''
-"""A reader's own file."""
+"""A user's own module."""
 from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,13 +40,68 @@ CONSTANT = 3
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand in an empty folder with one module; what is imported from it is forgotten afterwards."""
+def folder(tmp_path: Path, forget_imports: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to an empty folder with one module."""
     (tmp_path / "methods.py").write_text(METHODS)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "modules", {**sys.modules})
     return tmp_path
+
+
+def import_problem(class_path: str) -> str:
+    """Return the message with which an import path is refused."""
+    with pytest.raises(ConfigError) as caught:
+        import_class(class_path)
+    return str(caught.value)
+
+
+def test_a_class_in_the_current_folder_is_found_and_hides_no_module(folder: Path) -> None:
+    assert import_class("methods.LoRA").__name__ == "LoRA"
+    assert sys.path[-1] == str(folder)
+    assert import_class("collections.OrderedDict") is OrderedDict
+
+
+@pytest.mark.parametrize(
+    ("class_path", "message"),
+    [
+        ("LoRA", "class_path: 'LoRA' is not an import path. Write it as 'package.Class'."),
+        ("methods.LoRa", "class_path: 'methods' has no class 'LoRa'. Did you mean 'LoRA'?"),
+        ("methods.Xyz", "class_path: 'methods' has no class 'Xyz'."),
+        ("method.LoRA", "class_path: there is no module 'method'. Did you mean 'methods'?"),
+        ("xml.eetree.X", "class_path: there is no module 'xml.eetree'. Did you mean 'xml.etree'?"),
+        ("methods.CONSTANT", "class_path: 'methods.CONSTANT' is of type int, not a class or a function. Give one."),
+    ],
+)
+def test_a_class_that_cannot_be_found(class_path: str, message: str) -> None:
+    assert import_problem(class_path) == message
+
+
+def test_a_module_that_cannot_be_imported(folder: Path) -> None:
+    (folder / "broken.py").write_text("def f(:\n")
+    (folder / "needy.py").write_text("import some_missing_dependency\n")
+    assert import_problem("broken.X").startswith("class_path: importing 'broken' failed: SyntaxError: ")
+    assert import_problem("needy.X") == (
+        "class_path: importing 'needy' failed: ModuleNotFoundError: No module named 'some_missing_dependency'. "
+        "Mend it, or install what it needs."
+    )
+
+
+def test_a_package_that_imports_lazily(folder: Path) -> None:
+    (folder / "lazy").mkdir()
+    (folder / "lazy" / "good.py").write_text("class Good: ...\n")
+    (folder / "lazy" / "bad.py").write_text("import nothing_like_that\n")
+    (folder / "lazy" / "__init__.py").write_text(
+        "import importlib\n"
+        "__all__ = ['Good', 'Bad']\n"
+        "def __getattr__(name):\n"
+        "    if name not in __all__: raise AttributeError(name)\n"
+        "    return getattr(importlib.import_module('lazy.' + name.lower()), name)\n"
+    )
+    assert import_class("lazy.Good").__name__ == "Good"
+    assert import_problem("lazy.god") == "class_path: 'lazy' has no class 'god'. Did you mean 'Good'?"
+    assert import_problem("lazy.good") == (
+        "class_path: 'lazy.good' is of type module, not a class or a function. Give one. Did you mean 'Good'?"
+    )
+    assert "failed: ModuleNotFoundError: No module named 'nothing_like_that'." in import_problem("lazy.Bad")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +133,7 @@ def test_arguments_are_checked_against_the_signature(init_args: dict[str, object
     assert check_component({"class_path": "methods.LoRA", "init_args": init_args}, "s") == problems
 
 
-def test_all_problems_of_a_component_come_together() -> None:
+def test_all_problems_of_a_component_are_reported_together() -> None:
     inner = {"class_path": "methods.Zzz"}
     found = check_component({"class_path": "methods.LoRA", "init_args": {"rank": 1.5, "teacher": inner}}, "")
     assert found == [
@@ -98,14 +154,14 @@ def test_a_component_of_the_wrong_shape() -> None:
     ]
 
 
-def test_who_takes_any_name_and_who_only_says_so() -> None:
+def test_any_argument_is_accepted_by_kwargs_but_not_by_those_of_torch_modules() -> None:
     assert check_component({"class_path": "methods.Open", "init_args": {"any": 1}}, "s") == []
     assert check_component({"class_path": "methods.Bare", "init_args": {"any": 1}}, "s") == [
         "s.init_args.any: Bare has no argument 'any'."
     ]
 
 
-def test_an_optimizer_gets_its_parameters_from_the_workbench() -> None:
+def test_the_parameters_of_an_optimizer_are_filled_in() -> None:
     component = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1, "betas": [0.9, 0.95]}}
     assert check_component(component, "optimizer", extra=("params",)) == []
     assert check_component(component, "optimizer") == ["optimizer.init_args.params: missing; AdamW needs it."]
@@ -117,7 +173,7 @@ def test_an_optimizer_gets_its_parameters_from_the_workbench() -> None:
     ]
 
 
-def test_the_trainer_is_checked_though_it_checks_nothing_itself() -> None:
+def test_the_types_of_the_trainer_s_arguments_are_checked() -> None:
     callbacks = [{"class_path": "lightning.pytorch.callbacks.ModelSummary"}]
     good = {"max_epochs": 3, "accelerator": "auto", "precision": "bf16-mixed", "callbacks": callbacks}
     assert check_arguments(lightning.Trainer, good, "trainer") == []
@@ -129,7 +185,7 @@ def test_the_trainer_is_checked_though_it_checks_nothing_itself() -> None:
     assert messages[3] == "trainer.gradient_clip_val: expected int or float or None, got True (bool)."
 
 
-def test_instantiate_builds_the_inner_ones_first() -> None:
+def test_instantiate_builds_nested_components_first() -> None:
     teacher = {"class_path": "methods.Teacher", "init_args": {"layers": 5}}
     built = instantiate(Component("methods.LoRA", {"path": "p", "teacher": teacher}), rank=3)
     assert (built.path, built.rank, built.teacher.layers) == ("p", 3, 5)
@@ -137,12 +193,12 @@ def test_instantiate_builds_the_inner_ones_first() -> None:
     assert [listed.options["many"][0].layers, listed.options["many"][1]["one"].layers] == [5, 5]
 
 
-def test_an_error_from_a_constructor_is_passed_on() -> None:
+def test_instantiate_does_not_catch_a_constructor_s_error() -> None:
     with pytest.raises(ValueError, match="Invalid learning rate: -1"):
         instantiate(Component("torch.optim.SGD", {"lr": -1}), params=[torch.nn.Parameter(torch.zeros(1))])
 
 
-def test_a_sentence_in_place_of_an_error_from_a_constructor() -> None:
+def test_build_reports_a_constructor_s_error_with_its_key() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(1))]
     with pytest.raises(ConfigError) as caught:
         build({"class_path": "torch.optim.SGD", "init_args": {"lr": -1}}, "optimizer", params=parameters)
@@ -151,25 +207,3 @@ def test_a_sentence_in_place_of_an_error_from_a_constructor() -> None:
     with pytest.raises(ConfigError) as caught:
         build({"class_path": "methods.Open", "init_args": {"many": [1, {"one": inner}]}}, "strategies.it")
     assert caught.value.problems[0].startswith("strategies.it.init_args.many.1.one: torch.nn.Linear: ")
-
-
-def test_the_place_in_the_readers_own_code_where_an_error_is_in_another_library() -> None:
-    def convert(text: str) -> int:
-        return int(text)
-
-    def refuse(text: str) -> int:
-        raise ValueError(f"{text} is no number. Choose one.")
-
-    told = []
-    for call in (convert, refuse):
-        try:
-            call("ten")
-        except ValueError as error:
-            told += in_words(error, "strategies.it", "mine.Method")
-    line = convert.__code__.co_firstlineno + 1
-    place = Path(__file__).relative_to(Path.cwd()) if Path(__file__).is_relative_to(Path.cwd()) else Path(__file__)
-    assert told == [
-        "strategies.it: mine.Method: invalid literal for int() with base 10: 'ten' "
-        f"({place}, line {line}, in convert). Mend the class, or its init_args.",
-        "strategies.it: ten is no number. Choose one.",
-    ]

@@ -1,70 +1,35 @@
-"""A study's YAML: read, overridden, refused with reasons, laid over in the right order, written again."""
+"""A study's YAML: reading it, overrides, environment variables, error messages, and writing it again."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.configs import YAML, write_study
+from helpers.studies import ROOT, study
+from omegaconf import OmegaConf
 
 from workbench.config import Component, DataConfig, StudyConfig, dump, load, parse
-from workbench.config.components import import_class
 from workbench.config.loading import resolved, shipped_configs
-from workbench.config.validation import check
 from workbench.errors import ConfigError
 
-YAML = """
-name: again
-seeds: [0, 1]
-benchmark: {class_path: methods.Bench, init_args: {path: here}}
-strategies:
-  seqft: {class_path: methods.Plain}
-  lora:
-    class_path: methods.LoRA
-    init_args: {rank: 8}
-    optimizer: {init_args: {lr: 2e-3}}
-    per_task: {FOMC: {max_epochs: 7}}
-  mix:
-    - {class_path: methods.LoRA, trainer: {max_steps: 5}}
-    - {class_path: methods.Plain}
-optimizer: {class_path: methods.Adam, init_args: {lr: 1.0e-3, decay: 0.1}}
-per_task:
-  FOMC: {max_epochs: 3, optimizer: {init_args: {lr: 1.0e-5}}}
-  MeetingBank: {optimizer: {class_path: methods.SGD}, scheduler: {class_path: methods.Cosine}}
-data: {batch_size: 32, max_length: 256}
-trainer: {max_epochs: 1, accelerator: auto}
-"""
+pytestmark = pytest.mark.usefixtures("forget_imports")
 
-METHODS = """
-class Bench:
-    def __init__(self, path: str): ...
-class Plain: ...
-class LoRA:
-    def __init__(self, rank: int = 8): ...
-class Adam:
-    def __init__(self, params, lr: float = 1.0, decay: float = 0.0): ...
-class SGD:
-    def __init__(self, params, lr: float = 1.0): ...
-class Cosine:
-    def __init__(self, optimizer, steps: int = 1): ...
-class Trainer:
-    def __init__(self, max_epochs: int | None = None, max_steps: int = -1, accelerator: str = "auto"): ...
-"""
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Lay a study and its classes in a folder that is not the current one."""
-    (tmp_path / "study.yaml").write_text(YAML)
-    (tmp_path / "methods.py").write_text(METHODS)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "modules", {**sys.modules})
-    return tmp_path
+SENTINEL = "sentinel-0c9a7e41"
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "DATABASE_PASSWORD")
 
 
 @pytest.fixture
-def study(folder: Path) -> StudyConfig:
+def folder(tmp_path: Path) -> Path:
+    """A folder, not the current one, with a study and its classes."""
+    return write_study(tmp_path).parent
+
+
+@pytest.fixture
+def config(folder: Path) -> StudyConfig:
     return load(folder / "study.yaml")
 
 
@@ -75,13 +40,12 @@ def problems(folder: Path, *overrides: str) -> list[str]:
     return caught.value.problems
 
 
-def test_importing_it_is_quick_and_brings_no_engine() -> None:
+def test_the_package_imports_quickly_and_without_torch() -> None:
     code = (
         "import sys, time; t = time.perf_counter(); import workbench.config; t = time.perf_counter() - t\n"
         "print(t, *(m for m in ('torch', 'lightning', 'transformers', 'datasets') if m in sys.modules))"
     )
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     seconds, *engines = done.stdout.split()
     assert engines == []
     assert float(seconds) < 1.0  # 0.1 on a quiet machine; torch alone would take several
@@ -96,17 +60,17 @@ def test_defaults(folder: Path) -> None:
     assert config.data == DataConfig(batch_size=32, eval_batch_size=64, template="none", truncation="left")
 
 
-def test_numbers_in_both_spellings_are_floats(study: StudyConfig) -> None:
-    assert study.optimizer.init_args["lr"] == 0.001
-    assert study.strategies["lora"].changes["optimizer"] == {"init_args": {"lr": 0.002}}
+def test_numbers_in_both_spellings_are_floats(config: StudyConfig) -> None:
+    assert config.optimizer.init_args["lr"] == 0.001
+    assert config.strategies["lora"].changes["optimizer"] == {"init_args": {"lr": 0.002}}
 
 
-def test_a_written_config_loads_to_an_equal_one(study: StudyConfig, folder: Path) -> None:
-    study.benchmark.init_args["path"] = r"C:\data\${not_a_key} ${"
-    (folder / "again.yaml").write_text(dump(study))
-    assert load(folder / "again.yaml") == study
-    assert parse(resolved(study)) == study
-    assert resolved(study)["data"]["eval_batch_size"] == 64
+def test_a_written_config_loads_to_an_equal_one(config: StudyConfig, folder: Path) -> None:
+    config.benchmark.init_args["path"] = r"C:\data\${not_a_key} ${"
+    (folder / "again.yaml").write_text(dump(config))
+    assert load(folder / "again.yaml") == config
+    assert parse(resolved(config)) == config
+    assert resolved(config)["data"]["eval_batch_size"] == 64
 
 
 def test_overrides_are_values_in_yaml(folder: Path) -> None:
@@ -119,7 +83,9 @@ def test_overrides_are_values_in_yaml(folder: Path) -> None:
     assert config.orders == ["1", "two"]
 
 
-def test_a_class_path_drops_the_file_s_arguments_and_keeps_the_line_s(folder: Path) -> None:
+def test_an_overridden_class_path_drops_only_the_arguments_of_the_file(
+    folder: Path,
+) -> None:
     new = ["optimizer.init_args.momentum=0.9", "optimizer.class_path=methods.SGD"]
     for overrides in (new, new[::-1]):
         config = load(folder / "study.yaml", overrides)
@@ -134,7 +100,7 @@ def test_strategies_are_replaced_and_dropped(folder: Path) -> None:
     assert problems(folder, "strategies={}") == ["strategies: empty; a study needs one strategy or more."]
 
 
-def test_references_are_resolved_and_open_values_told(folder: Path) -> None:
+def test_references_are_resolved_and_open_values_reported(folder: Path) -> None:
     config = load(folder / "study.yaml", ["data.eval_batch_size=${data.batch_size}", "data.batch_size=8"])
     assert config.data.eval_batch_size == 8
     assert problems(folder, "data.batch_size=${dat.size}") == [
@@ -149,9 +115,9 @@ def test_references_are_resolved_and_open_values_told(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("lr", "'lr' is no override. Write key=value, such as trainer.max_epochs=1."),
-        ("a..b=1", "'a..b=1' is no override. Write key=value, such as trainer.max_epochs=1."),
-        ("seeds=[0", "seeds: '[0' is no YAML: did not find expected ',' or ']'."),
+        ("lr", "'lr' is not an override. Write key=value, such as trainer.max_epochs=1."),
+        ("a..b=1", "'a..b=1' is not an override. Write key=value, such as trainer.max_epochs=1."),
+        ("seeds=[0", "seeds: '[0' is not valid YAML: did not find expected ',' or ']'."),
         ("sedes=[0]", "sedes: a study has no key 'sedes'. Did you mean 'seeds'?"),
         ("data.bach_size=1", "data.bach_size: data has no key 'bach_size'. Did you mean 'batch_size'?"),
         (
@@ -165,22 +131,22 @@ def test_references_are_resolved_and_open_values_told(folder: Path) -> None:
         ),
         (
             "strategies.lorra=null",
-            "strategies.lorra: there is no such strategy to leave out. Did you mean 'lora'?",
+            "strategies.lorra: there is no such strategy to drop. Did you mean 'lora'?",
         ),
-        ("strategies.mix.2.a=b", "strategies.mix.2.a: there are no keys in 'strategies.mix.2'."),
-        ("strategies.mix.2=null", "strategies.mix.2: the list at strategies.mix has no place 2."),
-        ("name.x=1", "name.x: there are no keys in 'name'."),
+        ("strategies.mix.2.a=b", "strategies.mix.2.a: 'strategies.mix.2' has no keys."),
+        ("strategies.mix.2=null", "strategies.mix.2: the list strategies.mix has no item 2."),
+        ("name.x=1", "name.x: 'name' has no keys."),
         ("strategies.lora=[]", "strategies.lora: an empty list; name one component or more."),
     ],
 )
-def test_an_override_that_cannot_be(folder: Path, override: str, problem: str) -> None:
+def test_an_override_that_does_not_fit(folder: Path, override: str, problem: str) -> None:
     assert problems(folder, override) == [problem]
 
 
-def test_all_problems_come_together(folder: Path) -> None:
+def test_all_problems_are_reported_together(folder: Path) -> None:
     found = problems(folder, "seed=1", "oops", "data.batch_size=x", "seeds=[-1]", "strategies.lora.init_arg={}")
     assert [problem.partition(":")[0] for problem in found] == [
-        "'oops' is no override. Write key=value, such as trainer.max_epochs=1.",
+        "'oops' is not an override. Write key=value, such as trainer.max_epochs=1.",
         "seed",
         "seeds",
         "strategies.lora.init_arg",
@@ -188,29 +154,7 @@ def test_all_problems_come_together(folder: Path) -> None:
     ]
 
 
-def test_classes_are_checked_in_each_layer_and_each_problem_is_told_once(folder: Path) -> None:
-    keys = ["optimizer.init_args.dcay=1", "strategies.lora.init_args.rnk=8", "trainer.max_epochs=many"]
-    more = ["strategies.lora.optimizer.init_args.lr=fast", "per_task.FOMC.trainer.max_step=1"]
-    config = load(folder / "study.yaml", keys + more)
-    assert check(config, trainer=import_class("methods.Trainer")) == [
-        "optimizer.init_args.dcay: Adam has no argument 'dcay'. Did you mean 'decay'?",
-        "trainer.max_epochs: expected int or None, got 'many' (str).",
-        "per_task.FOMC.trainer.max_step: Trainer has no argument 'max_step'. Did you mean 'max_steps'?",
-        "strategies.lora.init_args.rnk: LoRA has no argument 'rnk'. Did you mean 'rank'?",
-        "strategies.lora.optimizer.init_args.lr: expected float, got 'fast' (str).",
-    ]
-
-
-def test_a_study_without_problems_and_the_names_of_a_composition(folder: Path) -> None:
-    assert check(load(folder / "study.yaml"), trainer=import_class("methods.Trainer")) == []
-    config = load(folder / "study.yaml", ["strategies.mix.1.init_args.a=1", "benchmark.class_path=methods.Bench"])
-    assert check(config) == [
-        "benchmark.init_args.path: missing; Bench needs it.",
-        "strategies.mix.1.init_args.a: Plain has no argument 'a'.",
-    ]
-
-
-def test_a_file_that_is_no_study(folder: Path) -> None:
+def test_a_file_that_is_not_a_study(folder: Path) -> None:
     path = folder / "bad.yaml"
     for text, problem in [
         ("name: a\nseeds: [0\ndata: {}\n", f"{path}, line 3: did not find expected ',' or ']'."),
@@ -243,19 +187,19 @@ def test_shipped_configs_are_found_by_name(folder: Path, monkeypatch: pytest.Mon
     )
 
 
-def test_all_variables_that_are_not_set_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_environment_variables_that_are_not_set_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORKBENCH_MODEL", "WORKBENCH_TRACE"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError) as caught:
         load("trace")
-    told = "of the environment is not set. Give it by: export"
+    message = "is not set. Set it by: export"
     assert caught.value.problems == [
-        f"backbone.path: the variable WORKBENCH_MODEL {told} WORKBENCH_MODEL=/path/to/model",
-        f"benchmark.init_args.path: the variable WORKBENCH_TRACE {told} WORKBENCH_TRACE=/path/to/trace",
+        f"backbone.path: the environment variable WORKBENCH_MODEL {message} WORKBENCH_MODEL=/path/to/model",
+        f"benchmark.init_args.path: the environment variable WORKBENCH_TRACE {message} WORKBENCH_TRACE=/path/to/trace",
     ]
 
 
-def test_a_variable_with_something_in_its_stead_need_not_be_set(
+def test_an_environment_variable_with_a_default_need_not_be_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WORKBENCH_NAME", raising=False)
@@ -263,5 +207,86 @@ def test_a_variable_with_something_in_its_stead_need_not_be_set(
     file.write_text(YAML.replace("name: again", "name: ${oc.env:WORKBENCH_NAME,other}"), encoding="utf-8")
     assert load(file).name == "other"
     file.write_text(YAML.replace("name: again", "name: ${oc.env:WORKBENCH_NAME}"), encoding="utf-8")
-    with pytest.raises(ConfigError, match="Give it by: export WORKBENCH_NAME=…"):
+    with pytest.raises(ConfigError, match="Set it by: export WORKBENCH_NAME=…"):
         load(file)
+
+
+def test_no_secret_is_written_or_printed(model_folder: Path, task_folder: Path, tmp_path: Path) -> None:
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(tmp_path / "logs")}}
+    methods = {"lora": {"class_path": "strategies.LoRA"}, "calm": {"class_path": "strategies.CALM"}}
+    methods["calm"]["init_args"] = {"augmenting": "micro", "connections": 2}  # type: ignore[assignment]
+    raw = study(model_folder, task_folder, Path("runs"), strategies=methods, save_every_n_steps=1)
+    raw["trainer"]["logger"] = logger
+    OmegaConf.save(OmegaConf.create(raw), tmp_path / "small.yaml")
+    secret = dict.fromkeys(SECRETS, SENTINEL)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | secret
+    printed = b""
+    for arguments in (
+        ["run", "small.yaml"],
+        ["report", "runs/small"],
+        ["export", "runs/small/lora/default/seed-0", "out-lora"],
+        ["export", "runs/small/calm/default/seed-0", "out-calm"],
+    ):
+        command = [sys.executable, "-m", "workbench", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        printed += done.stdout + done.stderr
+    written = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    names = {Path(name).name for name in written}
+    assert {"config.yaml", "environment.json", "journal.jsonl", "README.md", "metrics.csv", "summary.csv"} <= names
+    assert b"lora" in printed
+    assert [name for name, content in {**written, "stdout": printed}.items() if SENTINEL.encode() in content] == []
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "${oc.env:HF_TOKEN}",
+        "https://me:${ oc.env : HF_TOKEN , nothing }@host",
+        "${oc.env:WORKBENCH_NOWHERE,${oc.env:HF_TOKEN}}",
+        "${oc.env:${name}}",
+        '${oc.env:"HF_TOKEN"}',
+        "\\\\${oc.env:HF_TOKEN}",
+    ],
+)
+def test_a_config_that_reads_a_secret_is_refused_without_showing_it(
+    reference: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", SENTINEL)
+    raw = study(model_folder, tmp_path, tmp_path / "runs", name="HF_TOKEN")
+    raw["trainer"]["logger"] = [{"class_path": "some.Logger", "init_args": {"key": reference}}]
+    raw["trayner"] = 1
+    file = tmp_path / "small.yaml"
+    OmegaConf.save(OmegaConf.create(raw), file)
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    (problem,) = caught.value.problems
+    assert problem.startswith("trainer.logger.0.init_args.key: ${")
+    assert "only variables whose names begin with WORKBENCH_ can be read" in problem
+    assert SENTINEL not in problem
+
+
+def test_a_secret_is_refused_on_the_command_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", SENTINEL)
+    with pytest.raises(ConfigError, match=r"^name: \$\{oc\.env:HF_TOKEN\}: only variables"):
+        load("quickstart", ["name=${oc.env:HF_TOKEN}"])
+
+
+def test_workbench_variables_are_read_and_escaped_references_are_kept(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_MODEL", str(model_folder))
+    text = {"class_path": "strategies.LoRA", "init_args": {"note": "${oc.env:HF_TOKEN}"}}
+    file = tmp_path / "small.yaml"
+    file.write_text(dump(parse(study(model_folder, tmp_path, tmp_path / "runs", strategies={"lora": text}))))
+    config = load(file, ["backbone.path=${oc.env:WORKBENCH_MODEL}"])
+    assert config.backbone.path == str(model_folder)
+    assert config.strategies["lora"].components[0].init_args["note"] == "${oc.env:HF_TOKEN}"
+
+
+def test_a_yaml_tag_builds_nothing(tmp_path: Path) -> None:
+    file, folder = tmp_path / "small.yaml", tmp_path / "folder"
+    file.write_text(f"name: !!python/object/apply:os.mkdir ['{folder}']\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"small\.yaml, line 1: could not determine a constructor for the tag"):
+        load(file)
+    assert not folder.exists()

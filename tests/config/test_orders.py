@@ -1,4 +1,4 @@
-"""Orders: what a config may say, what is drawn at random, what a benchmark cannot give, and what becomes of a run."""
+"""Orders: reading them, drawing them at random, checking them against a benchmark, and runs in them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TASKS = ["a", "b", "c"]
         ({"random": ["b", "a"]}, [{"random": ["b", "a"]}]),
     ],
 )  # fmt: skip
-def test_what_may_stand_there(given: Any, entries: Any) -> None:
+def test_orders_are_read(given: Any, entries: Any) -> None:
     problems: list[str] = []
     read = read_orders(given, "orders", problems)
     assert problems == []
@@ -59,24 +59,24 @@ def test_what_may_stand_there(given: Any, entries: Any) -> None:
         ([{"mine": ["a", 2]}], "orders.0.mine: expected list[str], got ['a', 2] (list)."),
         ({"random": 0}, "orders.random: 0 is out of range; it has to be at least 1."),
         ({"random": "many"}, "orders.random: expected int, got 'many' (str)."),
-        ({"seed": 3}, "orders.random: missing; `seed` is for so many orders at random."),
+        ({"seed": 3}, "orders.random: missing; `seed` is the seed of so many random orders."),
     ],
 )  # fmt: skip
-def test_what_may_not(given: Any, problem: str) -> None:
+def test_orders_of_a_wrong_shape(given: Any, problem: str) -> None:
     problems: list[str] = []
     read_orders(given, "orders", problems)
     assert problems == [problem]
 
 
-def test_names_are_folders_and_stand_there_once(tmp_path: Path) -> None:
+def test_names_are_folder_names_and_unique(tmp_path: Path) -> None:
     raw = study(tmp_path, tmp_path, tmp_path)
-    with pytest.raises(ConfigError, match=r"^orders: 'random-0-2' stands there more than once\.$"):
+    with pytest.raises(ConfigError, match=r"^orders: 'random-0-2' is listed more than once\.$"):
         parse({**raw, "orders": ["random-0-2", {"random": 3}]})
-    with pytest.raises(ConfigError, match=r"^orders: 'a/b' is no plain folder name"):
+    with pytest.raises(ConfigError, match=r"^orders: 'a/b' is not a plain folder name"):
         parse({**raw, "orders": {"a/b": ["x"]}})
 
 
-def test_random_orders_are_those_of_their_seed() -> None:
+def test_random_orders_depend_on_their_seed_only() -> None:
     six = [f"task {index}" for index in range(6)]
     ten = drawn_orders(six, 10, seed=3)
     assert all(sorted(order) == six for order in ten)
@@ -89,7 +89,7 @@ def test_random_orders_are_those_of_their_seed() -> None:
     ]  # fmt: skip
 
 
-def test_the_chosen_ones_by_name() -> None:
+def test_chosen_orders_by_name() -> None:
     assert chosen_orders(None, OWN, TASKS) == {"1": TASKS}
     entries = ["2", {"mine": ["b", "a", "c"]}, {"random": 2, "seed": 5}]
     found = chosen_orders(entries, OWN, TASKS)
@@ -103,21 +103,21 @@ def test_the_chosen_ones_by_name() -> None:
     [
         ("3", "orders: Trace has no order '3'. There are 1, 2."),
         ({"x": ["a", "b", "cc"]}, "orders.x: Trace has no task 'cc'. Did you mean 'c'? There are a, b, c."),
-        ({"x": ["a", "b", "c", "b"]}, "orders.x: 'b' stands there more than once."),
+        ({"x": ["a", "b", "c", "b"]}, "orders.x: 'b' is listed more than once."),
         ({"x": ["a", "c"]}, "orders.x: b missing. An order has every task; "
                             "`first_tasks` and workbench.benchmark.Subset leave some out."),
         ({"1": ["a", "c", "b"]}, "orders.1: Trace has an order of that name. Choose another one."),
         ({"random": 7, "seed": 0}, "orders.random: 7, but 3 tasks have only 6 orders."),
     ],
 )  # fmt: skip
-def test_what_a_benchmark_cannot_give(entry: Any, problem: str) -> None:
+def test_orders_that_do_not_fit_the_benchmark(entry: Any, problem: str) -> None:
     found = order_problems([entry], OWN, TASKS, "Trace")
     assert found[0] == problem
 
 
 @dataclass
 class Given:
-    """A benchmark of tasks, probes and a corpus by their names alone."""
+    """A benchmark whose tasks, probe and corpus have nothing but a name."""
 
     tasks: Sequence[str] = ("a", "b")
     orders: Any = field(default_factory=lambda: {"default": ["a", "b"]})
@@ -148,7 +148,7 @@ EVERY = "An order has every task; `first_tasks` and workbench.benchmark.Subset l
     [
         (Given(), []),
         (Given(tasks=[], orders={}), ["Given has no tasks. Give it one or more."]),
-        (Given(tasks=["a", "b", "a"]), [f"task 'a' stands there more than once. {OWN_NAME}"]),
+        (Given(tasks=["a", "b", "a"]), [f"task 'a' is listed more than once. {OWN_NAME}"]),
         (Given(probe="b"), [f"probe 'b' is also a task. {OWN_NAME}"]),
         (Given(corpus="a"), [f"general corpus 'a' is also a task. {OWN_NAME}"]),
         (Given(corpus="p"), [f"general corpus 'p' is also a probe. {OWN_NAME}"]),
@@ -157,7 +157,7 @@ EVERY = "An order has every task; `first_tasks` and workbench.benchmark.Subset l
             [f"task 'É' and probe 'e\u0301' differ only by case: some disks take them for one. {OWN_NAME}"],
         ),
         (Given(orders={}), ["Given has no orders. Give one or more, such as {'default': ['a', 'b']}."]),
-        (Given(orders={"x": ["a", "b", "a"]}), ["orders.x: 'a' stands there more than once."]),
+        (Given(orders={"x": ["a", "b", "a"]}), ["orders.x: 'a' is listed more than once."]),
         (Given(orders={"x": ["b"]}), [f"orders.x: a missing. {EVERY}"]),
         (
             Given(orders={"x": ["a", "b", "bb"]}),
@@ -178,13 +178,13 @@ EVERY = "An order has every task; `first_tasks` and workbench.benchmark.Subset l
         ),
     ],
 )
-def test_what_no_study_could_run(given: Given, problems: list[str]) -> None:
+def test_benchmarks_with_wrong_names_or_orders(given: Given, problems: list[str]) -> None:
     assert benchmark_problems(cast(Benchmark, given)) == problems
 
 
 @pytest.fixture
 def make(model_folder: Path, tmp_path: Path) -> Callable[..., Study]:
-    """Makes a study of three tasks with some keys changed."""
+    """Return a function that builds a study of three tasks, with some keys changed."""
     tasks = write_tasks(tmp_path / "tasks", ("alpha", "beta", "gamma"))
 
     def build(**changes: Any) -> Study:
@@ -197,13 +197,13 @@ def test_a_run_in_a_drawn_order_runs_again_by_itself(make: Callable[..., Study])
     first = make(orders={"random": 1, "seed": 2})
     first.run()
     (run,) = first.runs
-    path = first.path(run)
+    path = run.folder
     order = drawn_orders(["alpha", "beta", "gamma"], 1, 2)[0]
     assert first.results(run).environment()["protocol"]["order"] == order
     assert load(path / "config.yaml").orders == [{"random-2-1": order}]
     again = Study(path / "config.yaml", ["name=again"])
     again.run()
-    other = again.path(again.runs[0])
+    other = again.runs[0].folder
     for name in ("scores.csv", "model/model.safetensors"):
         assert (other / name).read_bytes() == (path / name).read_bytes()
     more = make(orders={"random": 2, "seed": 2})
@@ -213,7 +213,7 @@ def test_a_run_in_a_drawn_order_runs_again_by_itself(make: Callable[..., Study])
         make(orders={"random-2-1": order[::-1]}).run()
 
 
-def test_the_first_tasks_of_each_order_alone(make: Callable[..., Study]) -> None:
+def test_first_tasks_shortens_each_order(make: Callable[..., Study]) -> None:
     small = make(orders={"up": ["alpha", "beta", "gamma"], "down": ["gamma", "beta", "alpha"]}, first_tasks=2)
     small.run()
     for run, order in zip(small.runs, (["alpha", "beta"], ["gamma", "beta"]), strict=True):
@@ -221,11 +221,9 @@ def test_the_first_tasks_of_each_order_alone(make: Callable[..., Study]) -> None
         assert results.environment()["protocol"]["order"] == order
         assert results.matrix().shape == (3, 2)
         assert not results.matrix().isnan().any()
-        tested = list(dict.fromkeys(zip(*(column(run_file(small, run), key) for key in ("after", "on")), strict=True)))
+        tested = list(
+            dict.fromkeys(zip(*(column(run.folder / "nll.csv", key) for key in ("after", "on")), strict=True))
+        )
         assert tested == [(str(after), name) for after in range(3) for name in order]
     with pytest.raises(ConfigError, match=r"^first_tasks: 4, but Trace has 3 tasks\.$"):
         make(first_tasks=4)
-
-
-def run_file(small: Study, run: Any) -> Path:
-    return small.path(run) / "nll.csv"

@@ -1,4 +1,4 @@
-"""Who overrules whom: study, strategy, the study's task, the strategy's task."""
+"""Settings that override each other: study, strategy, the study's task, the strategy's task."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from workbench.config import Component, TaskSettings, parse
-from workbench.config.schema import Changes, combined
+from workbench.config.schema import Changes, combined, for_seed
 from workbench.errors import ConfigError
 
 LORA: dict[str, Any] = {
@@ -32,7 +32,7 @@ RAW: dict[str, Any] = {
 }
 
 
-def test_who_overrules_whom() -> None:
+def test_the_strategy_s_task_overrides_the_study_s_task_the_strategy_and_the_study() -> None:
     study = parse(RAW)
 
     def adam(lr: float) -> Component:
@@ -69,7 +69,7 @@ def test_a_scheduler_cannot_be_changed_where_there_is_none() -> None:
         assert caught.value.problems == [f"{where}.scheduler.class_path: missing. Name a class."]
 
 
-def test_laying_over_changes_neither() -> None:
+def test_combining_changes_modifies_neither() -> None:
     weak: Changes = {"optimizer": {"class_path": "m.Adam", "init_args": {"lr": 1}}, "trainer": {"a": 1}}
     strong: Changes = {"optimizer": {"init_args": {"decay": 2}}, "trainer": {"b": 2}}
     assert combined(weak, strong) == {
@@ -82,5 +82,17 @@ def test_laying_over_changes_neither() -> None:
     assert weak["trainer"] == {"a": 1}
 
 
-def test_the_tasks_that_are_changed() -> None:
+def test_the_tasks_with_settings_of_their_own() -> None:
     assert parse(RAW).tasks("seqft") == ["FOMC", "MeetingBank"]
+
+
+def test_the_seed_is_put_into_texts_at_any_depth() -> None:
+    strategies = {"lora": {"class_path": "m.LoRA", "init_args": {"seed": "{seed}", "paths": ["a/{seed}", 3]}}}
+    study = parse({**RAW, "strategies": strategies, "backbone": {"path": "base-{seed}"}, "output": "{seed}"})
+    seeded = for_seed(study, 7)
+    assert seeded.strategies["lora"].components[0].init_args == {"seed": 7, "paths": ["a/7", 3]}
+    assert (seeded.backbone.path, for_seed(parse({**RAW, "backbone": {"path": "{seed}"}}), 7).backbone.path) == (
+        "base-7",
+        "7",
+    )
+    assert (seeded.output, study.backbone.path) == ("{seed}", "base-{seed}")

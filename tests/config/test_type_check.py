@@ -1,17 +1,19 @@
-"""What a YAML's value may stand for, one line for each rule."""
+"""Values of a YAML against annotations, one row for each rule."""
 
 from __future__ import annotations
 
+import re
 import typing
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Protocol, TypeVar
 
 import pytest
 
-from workbench.config.type_check import Produced, accepts, choices, described
+from workbench.config.type_check import Produced, accepts, check_type, choices, described
 
 
 class Colour(Enum):
@@ -47,6 +49,8 @@ ACCEPTED = [
     (3, Annotated[int, "tokens"]),
     (3, TypeVar("T")),
     (3, "Unresolved"),
+    ("3", int | Painter),
+    ([1], set[int]),
     (3, Painter),
     (3, type[int]),
     (len, Callable[[str], int]),
@@ -83,6 +87,14 @@ REFUSED = [
     (3, Callable[[], None]),
     (3, Callable),
     ("a", OrderedDict),
+    ({"days": 1}, timedelta),
+    ("P1D", timedelta),
+    ("a.*", re.Pattern),
+    ("a", bytes),
+    ({1: 2}, dict[str, int]),
+    ({"a": 1}, Iterable[str]),
+    (3, list[Painter]),
+    (1, Literal[Colour.RED]),
     (Produced(OrderedDict), list[int]),
     (Produced(OrderedDict), str | None),
     ([Produced(int)], list[str]),
@@ -111,9 +123,16 @@ def test_a_value_that_does_not_fit_is_refused(value: object, annotation: object)
         (Any, "Any"),
     ],
 )
-def test_an_annotation_is_said_in_words(annotation: object, words: str) -> None:
+def test_an_annotation_in_words(annotation: object, words: str) -> None:
     assert described(annotation) == words
 
 
 def test_choices_are_found_inside_unions() -> None:
     assert choices(Literal["a", 1] | list[Literal["b"]] | None) == ["a", "b"]
+
+
+def test_the_message_of_a_mismatch() -> None:
+    assert check_type(3, int | None, "data.max_length") == []
+    assert check_type("cat", Literal["none", "chat"], "data.template") == [
+        "data.template: expected 'none' or 'chat', got 'cat' (str). Did you mean 'chat'?"
+    ]

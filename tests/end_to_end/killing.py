@@ -1,7 +1,7 @@
-"""Stops a study in many ways, runs the same command after each, and compares its end with one that was left alone.
+"""Stop a study in many ways, resume it by the same command, and compare it with one that was never stopped.
 
-`python tests/end_to_end/killing.py whole [SEED]` makes all trials and prints a line for each; `short` makes a few of them;
-`carried` makes a few with optimizer state that is carried from task to task.
+`python tests/end_to_end/killing.py whole [SEED]` makes all trials and prints a line for each; `short` makes a few of
+them; `carried` makes a few with optimizer state that is carried from task to task.
 Each trial is a forked child, so that libraries are imported once.
 """
 
@@ -30,7 +30,7 @@ import workbench.runtime.files as files
 import workbench.study.study as runs
 import workbench.train.callbacks as callbacks
 import workbench.train.checkpoint as checkpoint
-import workbench.train.loop as course
+import workbench.train.loop as loop
 import workbench.train.module as module
 from workbench.cli import app, guarded
 from workbench.testing.tiny import tiny_backbone
@@ -48,9 +48,9 @@ POINTS: dict[str, tuple[Any, str]] = {
     "saving, before the old one goes": (checkpoint, "sync_folder"),
     "scoring": (callbacks, "score_task"),
     "writing a file": (files.os, "fsync"),
-    "between tasks": (course.Course, "begin"),
+    "between tasks": (loop.SequenceRun, "begin"),
     "after a task": (callbacks.StrategyHooks, "after_task"),
-    "between runs": (runs.Runs, "make"),
+    "between runs": (runs.Study, "make"),
     "ending a run": (results.RunFolder, "end"),
 }
 MOST_SECONDS = 5.0

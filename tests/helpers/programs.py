@@ -13,7 +13,7 @@ import torch
 from helpers.studies import ROOT
 from torch import distributed
 
-from workbench.runtime.distributed import together
+from workbench.runtime.distributed import barrier
 
 
 def output_of(script: str, *arguments: str) -> str:
@@ -41,5 +41,5 @@ def _one(function: Any, folder: Path, place: int, count: int) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=place, world_size=count)
     torch.save(function(folder), folder / f"result-{place}")
-    together()
+    barrier()
     distributed.destroy_process_group()

@@ -1,31 +1,22 @@
-"""A row of a table of bad inputs, and what becomes of it: the message, the lines that led to it, what it wrote."""
+"""Rows of a table of bad inputs, and the outcome of each: message, exit status, files written."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
 import io
 import os
 import shutil
-import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from helpers.studies import ROOT, study
+from helpers.studies import study
 from omegaconf import OmegaConf
 
 from workbench.cli import app, guarded
-
-PACKAGES = ("workbench", "strategies", "benchmarks")
-OURS = tuple(str(ROOT / package) + os.sep for package in PACKAGES)
-Line = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -93,13 +84,11 @@ class Outcome:
     out: str = ""
     status: int | None = None
     error: BaseException | None = None
-    passed: set[Line] = field(default_factory=set)
     written: list[str] = field(default_factory=list)
 
 
-@cache
 def outcome(row: Row, place: Place) -> Outcome:
-    """Tries a row, once for all tests that look at it."""
+    """Give a bad input to the program and record the message, the status and the files that it wrote."""
     found = Outcome()
     before = Path.cwd()
     place.folder.mkdir()
@@ -107,8 +96,7 @@ def outcome(row: Row, place: Place) -> Outcome:
     try:
         row.lay(place)
         then = tree(place.folder)
-        with noted(found.passed):
-            _command(row.argv, found) if row.argv else _call(row, place, found)
+        _command(row.argv, found) if row.argv else _call(row, place, found)
         now = tree(place.folder)
         found.written = sorted(name for name in {**then, **now} if then.get(name) != now.get(name))
     finally:
@@ -143,35 +131,4 @@ def tree(folder: Path) -> dict[str, str]:
         if "__pycache__" not in path.parts and path.name != ".lock":
             name = path.relative_to(folder).as_posix()
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
-    return found
-
-
-@contextmanager
-def noted(into: set[Line]) -> Iterator[None]:
-    """Notes each line of our packages that is executed, also where what it raises is caught again."""
-
-    def inside(frame: FrameType, event: str, _: Any) -> Any:
-        if event == "line":
-            into.add((frame.f_code.co_filename, frame.f_lineno))
-        return inside
-
-    def entered(frame: FrameType, *_: Any) -> Any:
-        return inside if frame.f_code.co_filename.startswith(OURS) else None
-
-    before = sys.gettrace()
-    sys.settrace(entered)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-
-
-def every_raise() -> dict[Line, tuple[int, str]]:
-    """Each `raise` of our packages: where it begins, and where it ends and what it says."""
-    found = {}
-    for package in PACKAGES:
-        for file in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Raise):
-                    found[str(file), node.lineno] = (node.end_lineno or node.lineno, ast.unparse(node))
     return found

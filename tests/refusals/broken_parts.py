@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -26,12 +25,6 @@ class Asserts(ContinualStrategy):
     def __init__(self, rank: int) -> None:
         super().__init__()
         assert rank < 4
-
-
-class Parses(ContinualStrategy):
-    def __init__(self, number: str) -> None:
-        super().__init__()
-        self.number = int(number)
 
 
 class Bare(ContinualStrategy):
@@ -135,16 +128,6 @@ class Fetches:
 
     def __call__(self, display: Any) -> None:
         raise ValueError("nothing is there. Choose another place.")
-
-
-class Lacks(CSVLogger):
-    def __init__(self) -> None:
-        raise ModuleNotFoundError("Requirement 'trackers>=2' not met. HINT: Try running `pip install -U 'trackers>=2'`")
-
-
-class Imports(CSVLogger):
-    def __init__(self) -> None:
-        import_module("no_such_tracker.client")
 
 
 class Odd(CSVLogger):

@@ -9,24 +9,21 @@ from typing import Any
 import torch
 from bad_inputs import Row
 from datasets import Dataset
-from helpers.studies import sgd
 
 import workbench
 from workbench import metrics
 from workbench.backbone import Backbone
-from workbench.backbone.encoding import Encoder, TextPolicy, end_with
+from workbench.backbone.encoding import Encoder, TextPolicy
 from workbench.benchmark import PublishedProtocol, Subset, Task
-from workbench.composition import CalmForCausalLM, joined_layers, uniform_pairs
+from workbench.composition import CalmForCausalLM, joined_layers
 from workbench.config.components import as_component
 from workbench.depth import PlannedLayer, refuse_second_growth, restack, stackable_layers
 from workbench.errors import ConfigError
-from workbench.scorers import Bleu, EditSimilarity, ExactMatch, FirstLabel, RougeL, RowMean
+from workbench.scorers import Bleu, EditSimilarity, FirstLabel, RougeL, RowMean
 from workbench.strategy import Composition, ContinualStrategy
-from workbench.surgery import merge
 from workbench.testing import check_either
 from workbench.testing.conformance import ConformanceError
 from workbench.testing.tiny import tiny_backbone, tiny_tasks
-from workbench.train import ContinualDataModule, ContinualModule, score_task
 from workbench.train.optimizer_state import Moments
 
 PAIRS = Dataset.from_dict({"prompt": ["a"], "answer": ["b"]})
@@ -38,12 +35,6 @@ def encoder(**policy: Any) -> Encoder:
     return Encoder(tiny_backbone().tokenizer, 64, TextPolicy(**policy))
 
 
-def endless() -> Encoder:
-    tokenizer = tiny_backbone().tokenizer
-    tokenizer.eos_token = None
-    return Encoder(tokenizer, 64, TextPolicy())
-
-
 def strange_moments() -> None:
     """An optimizer that steps with tensors of its own, as DeepSpeed's do."""
     model = torch.nn.Linear(1, 1)
@@ -51,11 +42,6 @@ def strange_moments() -> None:
     moments.give(optimizer, dict(model.named_parameters()))
     optimizer.state[torch.zeros(1)] = {"step": torch.zeros(())}
     moments.take(optimizer, model)
-
-
-def crowded() -> Backbone:
-    small = tiny_backbone(vocab_size=9)
-    return Backbone(lambda: small.model, small.tokenizer)
 
 
 class Bench:
@@ -72,10 +58,6 @@ class Bench:
         return tiny_tasks()[index]
 
 
-class Alone(ContinualStrategy):
-    composable = False
-
-
 class Answers(ContinualStrategy):
     def __init__(self, given: Sequence[Any] = ("one",)) -> None:
         super().__init__()
@@ -83,11 +65,6 @@ class Answers(ContinualStrategy):
 
     def answer(self, backbone: Any, task: Any, prompts: Any) -> list[str]:
         return self.given
-
-
-class Frozen(ContinualStrategy):
-    def setup(self, backbone: Backbone) -> None:
-        backbone.freeze()
 
 
 class Halves(ContinualStrategy):
@@ -104,20 +81,6 @@ class Halves(ContinualStrategy):
 
 class Unsaid(RowMean):
     pass
-
-
-def optimizers(strategy: ContinualStrategy) -> object:
-    backbone = tiny_backbone()
-    strategy.setup(backbone)
-    module = ContinualModule(backbone, strategy, sgd)
-    module.begin("task_0", 0)
-    return module.configure_optimizers()
-
-
-def nothing_to_train_on() -> object:
-    data = ContinualDataModule(tiny_tasks(), batch_size=4, seed=0)
-    data.begin(tiny_backbone(), 0, tiny_tasks()[0], PAIRS.select([]))
-    return data.train_dataloader()
 
 
 def adapted(**changes: Any) -> Backbone:
@@ -141,8 +104,6 @@ def row(name: str, call: Any, *says: str, error: type[BaseException] = ValueErro
 
 
 TEXTS = [
-    row("max_length", lambda: TextPolicy(max_length=1), "data.max_length=1 is out of range; it has to be at least"),
-    row("a long answer", lambda: encoder(max_length=8).limits(9), "an answer may have 9 tokens", "out of 8. Set data."),
     row(
         "joint and middle",
         lambda: TextPolicy(tokenization="joint", truncation="middle"),
@@ -164,26 +125,7 @@ TEXTS = [
         lambda: PublishedProtocol("paper", parts={"warmth": "cosy"}),
         "parts: there is no 'warmth'. Choose from tokenization, training rows",
     ),
-    row(
-        "positions",
-        lambda: encoder(max_prompt_length=64).limits(9),
-        "64 prompt and 9 answer tokens do not fit: the model has 64 positions. Set data.max_length",
-    ),
-    row("no chat", lambda: encoder(template="chat"), "'chat' needs a tokenizer with a chat template. Choose 'none'"),
-    row(
-        "a long template",
-        lambda: encoder(template="alpaca").prompt("a", 8),
-        "a prompt's limit in tokens is 8; the template 'alpaca' alone takes",
-        "Set",
-    ),
-    row("no day", lambda: TextPolicy(template_date="today"), "data.template_date='today' is no date. Give one"),
-    row(
-        "letter by letter", lambda: tiny_backbone().generate("text", 3), "prompts='text' is one string. Give a list of"
-    ),
     row("likelihoods", lambda: tiny_backbone().log_likelihood(["a"], []), "1 prompts and 0 answers", "Give one for"),
-    row("no end", endless, "The tokenizer has no end token (eos_token)", "Set"),
-    row("an end", lambda: end_with(tiny_backbone().tokenizer, "<no>"), "end_token='<no>' is not in", "Choose"),
-    row("few embeddings", crowded, "The tokenizer has", "the model only 9 embeddings", "Give the tokenizer"),
 ]
 TASKS = [
     row("a task's name", lambda: replace(tiny_tasks()[0], name="a/b"), "'a/b' is no name for a task: it has to be"),
@@ -201,29 +143,15 @@ TASKS = [
         "tasks: there is no 'task_9'. Choose from task_0, task_1",
     ),
     row("an empty subset", lambda: Subset(Bench(), []), "tasks: empty. Name one or more of task_0, task_1."),
-    row(
-        "no rows",
-        nothing_to_train_on,
-        "There is nothing to train on: `begin` was given no rows. Give",
-    ),
     row("neither", lambda: check_either(lambda: 3), "int is neither", "Give one of these", error=ConformanceError),
 ]
 LAYERS = [
     row("no decoder", lambda: stackable_layers(CalmForCausalLM.compose(tiny_backbone().model, [], 2)), "Take a Llama"),
     row("an adapter in the way", lambda: stackable_layers(adapted().model), "carries the adapter 'one'", "Grow first"),
-    row("grown before", grown, "The model was grown before: its 2 layers come from 1", "Give again=true"),
-    row("an empty plan", planned, "The layer plan is empty: a model needs at least one layer."),
-    row("a layer that is not there", lambda: planned(9), "The layer plan names layer 9", "has 0 to 3. Choose"),
-    row("connections", lambda: uniform_pairs(4, 2, 3), "connections=3: the anchor has 4 layers", "Choose 1 to 2."),
     row(
         "pairs",
         lambda: joined_layers(tiny_backbone().model, tiny_backbone().model, [(0, 9)]),
         "connections=[(0, 9)]: expected different pairs of layers of the augmenting model (0 to 3)",
-    ),
-    row(
-        "vocabularies",
-        lambda: joined_layers(tiny_backbone().model, tiny_backbone(vocab_size=1300).model, 2),
-        "and the augmenting model 1300. Give models of one tokenizer.",
     ),
     row(
         "no layers",
@@ -234,19 +162,6 @@ LAYERS = [
     row(
         "peft's bias", lambda: tiny_backbone().add_adapter("one", **ADAPTER, bias="all"), "peft: bias='all'", "Leave it"
     ),
-    row(
-        "peft's start", lambda: adapted(init_lora_weights="eva"), "peft: init_lora_weights='eva'", "Choose one of True"
-    ),
-    row("peft's task", lambda: adapted(task_type="SEQ_CLS"), "peft: task_type='SEQ_CLS'", "Leave it out."),
-    row("a target", lambda: adapted(target_modules=["q_prj"]), "target_modules: the model has no 'q_prj'. Choose"),
-    row(
-        "an idle pattern",
-        lambda: adapted(rank_pattern={"up_proj": 1}),
-        "rank_pattern: 'up_proj' fits no module",
-        "Leave",
-    ),
-    row("embeddings", lambda: adapted(target_modules=["embed_tokens"]), "on the embeddings is not supported", "Leave"),
-    row("a rank", lambda: adapted(r=0), "peft: `r` should be a positive", "Give arguments of its LoraConfig"),
     row(
         "tokens under an adapter",
         lambda: adapted(target_modules=["lm_head"]).add_tokens(["<a>"]),
@@ -260,7 +175,6 @@ LAYERS = [
     ),
 ]
 STRATEGIES = [
-    row("alone", lambda: Composition([Alone(), Frozen()]), "Alone cannot be combined with other strategies. Give it"),
     row("two that answer", lambda: Composition([Answers(), Answers()]), "Answers and Answers", "combine at most one."),
     row(
         "two voices",
@@ -268,23 +182,8 @@ STRATEGIES = [
         "Halves",
         "combine at most one.",
     ),
-    row("nothing trains", lambda: optimizers(Frozen()), "Frozen left nothing to train for 'task_0'", "Leave"),
-    row(
-        "too few answers",
-        lambda: score_task(tiny_backbone(), Answers(), tiny_tasks()[0]),
-        "Answers.answer('task_0') returned 1 answers for 12 prompts. Give one text for each",
-    ),
-    row(
-        "an answer of None",
-        lambda: score_task(tiny_backbone(), Answers([None] * 12), tiny_tasks()[0]),
-        "Answers.answer('task_0') returned an object of type list, which holds an object of type NoneType",
-        "Give one text for each",
-    ),
 ]
 SCORES = [
-    row(
-        "lengths", lambda: ExactMatch().update([""], [], [""]), "1 prompts, 0 predictions and 1 answers", "Give one of"
-    ),
     row(
         "unsaid", lambda: Unsaid().score("", "", ""), "Unsaid does not say", "define `score`", error=NotImplementedError
     ),
@@ -312,10 +211,5 @@ NAMES = [
         "Did you",
         error=ConfigError,
     ),
-    row(
-        "merge's method",
-        lambda: merge("mini", "mini", "out", method="mean"),
-        "method='mean': choose 'average' or 'slerp'.",
-    ),  # type: ignore[arg-type]
 ]
 ROWS = [*TEXTS, *TASKS, *LAYERS, *STRATEGIES, *SCORES, *NAMES]

@@ -94,39 +94,6 @@ REPORT, EXPORT, STUDY = "report runs/small", "export runs/small out", "run small
 CELL = {"kind": "cell", "after": 1}
 READ = [
     command(
-        "several runs",
-        EXPORT,
-        lambda place: (ended()(place), shutil.copytree(place.folder / RUN, place.folder / "runs" / "small" / "b")),
-        "holds 2 finished runs. Choose one: ",
-    ),
-    command(
-        "no model",
-        EXPORT,
-        ended(lambda run: shutil.rmtree(run / "model")),
-        "seed-0 has no folder `model` any more",
-        "Make it",
-    ),
-    command("out is there", "export runs/small runs", ended(), "runs is there already. Give a folder that is not."),
-    command(
-        "another model",
-        EXPORT,
-        ended(replaced("model/config.json", b"{", b"{ ")),
-        "config.json is not as it was written. Delete",
-        "to make the run again",
-    ),
-    command(
-        "no run",
-        "report runs",
-        lambda place: (place.folder / "runs").mkdir(),
-        "runs: there is no run. Give a study's folder",
-    ),
-    command(
-        "a key that no report has",
-        f"{REPORT} relarning=true",
-        ended(),
-        "relarning: a report has no such key. Did you mean 'relearning'?",
-    ),
-    command(
         "scored too seldom",
         f"{REPORT} relearning.every=300",
         ended(),
@@ -139,19 +106,6 @@ READ = [
         "relearning: tolerance=2 is out of range; it has to be at least 0 and less than 1.",
     ),
     command(
-        "an analysis that is neither asked for nor not",
-        f"{REPORT} knock_out=perhaps",
-        ended(),
-        "knock_out: expected true or false, got 'perhaps'.",
-    ),
-    command(
-        "a run alone",
-        REPORT,
-        ended(journal({"kind": "config", "text": ""})),
-        "nothing was measured there, or it is no run of this workbench",
-        "Give a study's folder",
-    ),
-    command(
         "a report over a study's own", f"{REPORT} out=runs/small/seqft", ended(), "there are runs, whose own report"
     ),
     command(
@@ -161,16 +115,8 @@ READ = [
         "a report of many names", f"report {' '.join(LONG)}", named_long, "report: 2 folders need a folder for their"
     ),
     command("a report of nothing", "report baseline=seqft", lambda _: None, "report: no folder is given. Give"),
-    command(
-        "a baseline that nobody has",
-        f"{REPORT} baseline=seqtf",
-        ended(),
-        "baseline: no finished run is of a strategy 'seqtf'. Did you mean 'seqft'?",
-    ),
-    command("no protocol", REPORT, ended(old("environment.json", b"{}")), "nothing was measured there", "Give"),
     command("no strategy", REPORT, ended(old("environment.json", b'{"protocol": {}}')), "cannot be read", "Give"),
     Row("a level of nothing", ("level=2, freedom=1: give a level between 0 and 1",), lambda _: student_quantile(2, 1)),
-    command("no protocol", STUDY, ended(old("environment.json", b"{}")), "seed-0", "Delete"),
     command(
         "no protocol",
         EXPORT,
@@ -203,24 +149,7 @@ DAMAGED = [
 ]
 FOLDERS = [
     *(command(name, REPORT, ended(damage), told, "Delete") for damage, told, name in DAMAGED),
-    *(command(name, STUDY, ended(damage), "seed-0", "Delete") for damage, _, name in DAMAGED),
-    command(
-        "another config",
-        "run small.yaml data.max_length=60",
-        ended(),
-        "seed-0 was made with another config",
-        "data.max_length: 64 there, 60 here",
-        "Choose another `name`",
-    ),
-    command(
-        "refuse", "run small.yaml existing=refuse", ended(), "existing: ", "seed-0 is there. Choose another `name`"
-    ),
-    command(
-        "another answer",
-        STUDY,
-        ended(replaced("predictions/1-alpha.jsonl", b"alpha", b"Alpha")),
-        "1-alpha.jsonl is not as it was written. Delete",
-    ),
+    *(command(name, STUDY, ended(damage), "seed-0", "Delete") for damage, _, name in DAMAGED[-6:-4]),
     Row("another process", ("is in use by another process. Wait for it",), twice, error=BlockingIOError),
 ]
 ROWS = [*READ, *FOLDERS]

@@ -1,4 +1,4 @@
-"""The site: pages of the repository are on it, links between them hold there, and the citation says this version."""
+"""The site has every page of the repository with working links; the citation names this version."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import workbench
 
 
 def module(name: str) -> ModuleType:
-    """A module of `docs/`, which is no package."""
+    """Import a module of `docs/`, which is no package."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -35,22 +35,30 @@ def test_every_page_of_the_repository_is_on_the_site(hooks: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "link", "led"),
+    ("page", "link", "shown"),
     [
-        ("tutorial.md", "../../README.md#nothing-is-lost", "readme.md#nothing-is-lost"),
+        ("tutorial.md", "../../README.md#where-things-are", "readme.md#where-things-are"),
         ("strategies/index.md", "../../../strategies/README.md", "measured.md"),
         ("strategies/index.md", "../published.md", "../published.md"),
         ("api/measures.md", "../metrics.md", "../metrics.md"),
         ("readme.md", "benchmarks/trace/README.md", "benchmarks/trace.md"),
         ("readme.md", "benchmarks/key_value_arithmetic", "benchmarks/key_value_arithmetic.md"),
         ("readme.md", "docs/pages/tutorial.md", "tutorial.md"),
-        ("readme.md", "#nothing-is-lost", "#nothing-is-lost"),
+        ("readme.md", "#where-things-are", "#where-things-are"),
         ("readme.md", "https://lightning.ai/a.md", "https://lightning.ai/a.md"),
         ("models/micro.md", "../mini/README.md", "mini.md"),
     ],
 )
-def test_a_link_leads_to_the_page_that_shows_the_file(hooks: ModuleType, page: str, link: str, led: str) -> None:
-    assert hooks.relinked(f"See [it]({link}), twice: [it]({link}).", page) == f"See [it]({led}), twice: [it]({led})."
+def test_a_link_leads_to_the_page_that_shows_the_file(hooks: ModuleType, page: str, link: str, shown: str) -> None:
+    text = hooks.relinked(f"See [it]({link}), twice: [it]({link}).", page)
+    assert text == f"See [it]({shown}), twice: [it]({shown})."
+
+
+def test_a_file_that_no_page_shows_is_named(hooks: ModuleType) -> None:
+    assert hooks.relinked("See [it](../../LICENSE).", "speed.md") == "See it (`LICENSE`)."
+    assert hooks.relinked("See [CITATION.cff](CITATION.cff).", "readme.md") == "See `CITATION.cff`."
+    assert hooks.relinked("![It](docs/pages/assets/compare.png)", "readme.md") == "![It](assets/compare.png)"
+    assert hooks.relinked("See [it](nothing.md).", "readme.md") == "See [it](nothing.md)."
 
 
 def test_the_doctests_of_a_docstring_are_shown_as_code() -> None:
@@ -75,3 +83,9 @@ def test_what_builds_the_site_is_pinned() -> None:
     pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()}
     assert len(needed) >= 4
     assert set(needed) <= pinned
+
+
+def test_the_package_has_the_version_that_it_states() -> None:
+    stated = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert stated is not None
+    assert stated[1] == workbench.__version__

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.made_runs import make_run, make_study
+from helpers.run_folders import write_example, write_examples
 
 from workbench.report import compare
 from workbench.report.figures import figures, measured_losses, tradeoff_points, write_figures
@@ -19,7 +19,7 @@ HALF = 4.302653 * 0.1 / math.sqrt(3)  # of three values 0.1 apart: t of two degr
 
 
 def test_the_points_of_a_study_are_those_worked_by_hand(tmp_path: Path) -> None:
-    view = View(compare([make_study(tmp_path / "made")])[0])
+    view = View(compare([write_examples(tmp_path / "made")])[0])
     forgotten, learnt, seconds = tradeoff_points(view)["lora"]
     assert (forgotten.mean, forgotten.half_width) == (pytest.approx(0.3), pytest.approx(HALF, rel=1e-6))
     assert (learnt.mean, seconds) == (pytest.approx(0.85), 3.0)
@@ -31,20 +31,20 @@ def test_the_points_of_a_study_are_those_worked_by_hand(tmp_path: Path) -> None:
     )
     assert second.strict == pytest.approx((0.8, 0.8))
     assert math.isnan(second.lenient[0])
-    course = view.course("lora", "default", "a")
+    course = view.over_tasks("lora", "default", "a")
     assert [point.mean for point in course] == pytest.approx([0.1, 0.9, 0.6])
     assert course[2].half_width == pytest.approx(HALF, rel=1e-6)
 
 
 def test_orders_are_averaged_after_their_seeds(tmp_path: Path) -> None:
-    study = make_study(tmp_path / "made", ["lora"])
-    make_run(study, "lora", 0, order_name="2")  # 0.5 in the end, where the other order's mean is 0.6
+    study = write_examples(tmp_path / "made", ["lora"])
+    write_example(study, "lora", 0, order_name="2")  # 0.5 in the end, where the other order's mean is 0.6
     (loss, _) = View(compare([study])[0]).losses("lora")
     assert loss.strict == pytest.approx((0.9, 0.55))
 
 
 def test_each_figure_is_written_twice(tmp_path: Path) -> None:
-    comparisons = compare([make_study(tmp_path / "made", seeds=1)])
+    comparisons = compare([write_examples(tmp_path / "made", seeds=1)])
     drawn = [name for name, _ in figures(View(comparisons[0]))]
     assert drawn == [
         "stability-plasticity",
@@ -63,7 +63,7 @@ def test_each_figure_is_written_twice(tmp_path: Path) -> None:
 
 
 def test_figures_of_an_earlier_report_go_and_nothing_else_does(tmp_path: Path) -> None:
-    study, folder = make_study(tmp_path / "made", ["seqft", "lora", "ewc"], seeds=1), tmp_path / "figures"
+    study, folder = write_examples(tmp_path / "made", ["seqft", "lora", "ewc"], seeds=1), tmp_path / "figures"
     write_figures(compare([study]), folder)
     (folder / "mine.png").write_text("of somebody's own")
     (folder / "matrix-ewc-default.svg").write_text("drawn over by hand")

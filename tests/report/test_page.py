@@ -8,8 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from helpers.made_runs import make_run, make_study
 from helpers.pages import page_of
+from helpers.run_folders import write_example, write_examples
 
 from workbench.report.analyses import columns_of, model_of
 from workbench.report.page import version
@@ -27,7 +27,7 @@ def sections_of(text: str) -> list[str]:
 
 
 def test_answers_are_text_whatever_a_model_says(tmp_path: Path) -> None:
-    text, page = page_of(make_study(tmp_path / "made", seeds=1))
+    text, page = page_of(write_examples(tmp_path / "made", seeds=1))
     assert "</script><b>" not in text
     assert text.count("</script>") == 1
     answers = page.found["Is <i>it</i> so? Expected: yes"]
@@ -38,7 +38,7 @@ def test_answers_are_text_whatever_a_model_says(tmp_path: Path) -> None:
 
 
 def test_nothing_is_loaded_and_no_id_is_given_twice(tmp_path: Path) -> None:
-    text, page = page_of(make_study(tmp_path / "made"))
+    text, page = page_of(write_examples(tmp_path / "made"))
     targets = {link.removeprefix("#") for link in page.links if link.startswith("#")}
     assert {link for link in page.links if not link.startswith("#")} == {"data:,"}
     assert targets <= {*page.ids}
@@ -47,12 +47,12 @@ def test_nothing_is_loaded_and_no_id_is_given_twice(tmp_path: Path) -> None:
 
 
 def test_the_same_runs_make_the_same_page(tmp_path: Path) -> None:
-    study = make_study(tmp_path / "made", seeds=1)
+    study = write_examples(tmp_path / "made", seeds=1)
     assert page_of(study)[0] == page_of(study)[0]
 
 
 def test_a_study_without_a_finished_run_has_a_page_too(tmp_path: Path) -> None:
-    make_run(tmp_path / "made", "lora", 0, rows=1)
+    write_example(tmp_path / "made", "lora", 0, rows=1)
     text, page = page_of(tmp_path / "made")
     assert "No run is finished yet." in text
     assert page.open == []
@@ -60,7 +60,7 @@ def test_a_study_without_a_finished_run_has_a_page_too(tmp_path: Path) -> None:
 
 
 def test_the_navigation_leads_to_what_is_there_and_to_nothing_else(tmp_path: Path) -> None:
-    study = make_study(tmp_path / "made", ["lora"], seeds=1)
+    study = write_examples(tmp_path / "made", ["lora"], seeds=1)
     assert sections_of(page_of(study)[0]) == SHOWN
     run = RunFolder(study / "lora" / "default" / "seed-0")
     named = {"run": "lora/default/seed-0", "model": model_of(run), "strategy": "lora", "order": "default", "seed": "0"}
@@ -70,7 +70,7 @@ def test_the_navigation_leads_to_what_is_there_and_to_nothing_else(tmp_path: Pat
     }.items():
         row = {**dict.fromkeys(columns_of(name), "1"), **named, "domain": "a", **values}
         (study / f"{name}.csv").write_text(to_csv(columns_of(name), [row]), encoding="utf-8")
-    make_run(study, "seqft", 0, rows=2)
+    write_example(study, "seqft", 0, rows=2)
     text, page = page_of(study)
     shown = [*SHOWN[:-1], "relearning", "knock-out", "unfinished", "protocol"]
     assert sections_of(text) == shown

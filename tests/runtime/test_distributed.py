@@ -1,4 +1,4 @@
-"""Several processes make a study together: what each gets, what becomes of their shares, what is refused."""
+"""Shares, sums and barriers of several processes, and a study in two of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from helpers.studies import sgd, trainer
 from torch import distributed
 
 from workbench.backbone.batch import IGNORED, collate
-from workbench.runtime.distributed import agreed, gathered, is_first, one_after_the_other, rank, share, together, total
+from workbench.runtime.distributed import barrier, broadcast, first_rank_first, gathered, is_first, rank, share, total
 from workbench.strategy import ContinualStrategy
 from workbench.testing.tiny import tiny_backbone, tiny_tasks
 from workbench.train import ContinualModule, score_task
@@ -23,17 +23,17 @@ CPU = torch.device("cpu")
 
 def shares_and_sums(folder: Path) -> dict[str, Any]:
     own = list(share(8))
-    with one_after_the_other():
+    with first_rank_first():
         if is_first():
             (folder / "written").write_text("by the first")
         seen = (folder / "written").read_text()
-    together()
+    barrier()
     return {
         "own": own,
         "gathered": gathered([f"row {row}" for row in own]),
         "ragged": gathered([f"row {row}" for row in share(2)]),
         "total": total(torch.tensor([float(rank()), 1.0])).tolist(),
-        "agreed": agreed(is_first(), CPU),
+        "broadcast": broadcast(is_first(), CPU),
         "seen": seen,
     }
 
@@ -43,12 +43,12 @@ def test_rows_are_shared_and_come_together_in_their_order(tmp_path: Path) -> Non
     assert [result.pop("own") for result in results] == [[0, 3, 6], [1, 4, 7], [2, 5]]
     expected = {"gathered": [f"row {row}" for row in range(8)], "ragged": ["row 0", "row 1"]}
     assert all(
-        result == {**expected, "total": [3.0, 3.0], "agreed": True, "seen": "by the first"} for result in results
+        result == {**expected, "total": [3.0, 3.0], "broadcast": True, "seen": "by the first"} for result in results
     )
 
 
-def test_alone_there_is_nothing_to_share() -> None:
-    assert (list(share(3)), gathered([1, 2]), agreed(False, CPU), is_first()) == ([0, 1, 2], [1, 2], False, True)
+def test_a_single_process_has_the_whole_share() -> None:
+    assert (list(share(3)), gathered([1, 2]), broadcast(False, CPU), is_first()) == ([0, 1, 2], [1, 2], False, True)
     assert total(torch.tensor([2.0])).item() == 2.0
 
 
@@ -80,7 +80,7 @@ class Shrinking(ContinualStrategy):
 
 
 def gradients(folder: Path) -> dict[str, Any]:
-    """Of one batch of seven rows, averaged over the processes as DDP does it."""
+    """Gradients of one batch of seven rows, averaged over the processes as in DDP."""
     module = ContinualModule(tiny_backbone(), Shrinking(), sgd)
     module.trainer = trainer(folder, [])
     task = tiny_tasks()[0]
@@ -119,7 +119,7 @@ def test_scores_of_shares_are_those_of_the_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_that_are_killed_end_as_two_that_are_not() -> None:
+def test_two_killed_processes_end_as_uninterrupted_ones() -> None:
     assert "0 trials went wrong" in output_of("ranks.py", "short")
 
 

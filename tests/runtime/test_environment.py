@@ -1,4 +1,4 @@
-"""What is recorded of the machine: above all the memory that a run has needed."""
+"""Peak memory and versions of a run."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_the_peak_is_counted_from_its_own_start() -> None:
 
 
 @linux
-def test_what_earlier_runs_have_left_is_no_part_of_the_peak() -> None:
-    """Neither what is still held nor what was freed, in pieces too small to be given back at once; the model is."""
+def test_memory_of_earlier_runs_is_not_part_of_the_peak() -> None:
+    """Neither memory that is still held nor freed small blocks count; the model does."""
     held = bytearray(b"1" * (64 * MEGABYTE))
     freed = [bytes(100) + str(index).encode() for index in range(500_000)]
     del freed
@@ -48,7 +48,7 @@ def test_what_earlier_runs_have_left_is_no_part_of_the_peak() -> None:
 
 
 @linux
-def test_where_the_mark_cannot_be_set_back_nothing_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_reset_of_the_peak_nothing_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "CLEAR", tmp_path / "no" / "clear_refs")
     assert PeakMemory(CPU).bytes() is None
 

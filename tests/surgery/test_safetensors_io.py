@@ -18,8 +18,8 @@ from torch import Tensor
 
 from workbench.surgery.safetensors_io import (
     CHUNK,
-    Planned,
-    Stored,
+    PlannedTensor,
+    StoredTensor,
     copied,
     plain_folder,
     read_config,
@@ -74,7 +74,7 @@ def source(tensors: dict[str, Tensor], tmp_path: Path) -> Path:
     return folder
 
 
-def plan(source: Path) -> dict[str, Planned]:
+def plan(source: Path) -> dict[str, PlannedTensor]:
     return {name: copied(stored) for name, stored in read_stored(source).items()}
 
 
@@ -169,7 +169,7 @@ def test_what_a_stopped_one_left_is_replaced(source: Path, tmp_path: Path) -> No
 
 
 def test_a_disk_that_is_too_small_is_told_before_the_first_byte(source: Path, tmp_path: Path) -> None:
-    huge = {"huge": zeros(Stored(source / "model.safetensors", 0, 10**18, "F32", (10**18 // 4,)))}
+    huge = {"huge": zeros(StoredTensor(source / "model.safetensors", 0, 10**18, "F32", (10**18 // 4,)))}
     with pytest.raises(ValueError, match=r"out needs 1000000000\.0 GB, but its disk has .* GB left"):
         write_model(tmp_path / "out", huge, CONFIG, source)
     assert {path.name for path in tmp_path.iterdir()} == {"source"}
@@ -198,7 +198,7 @@ def test_an_interrupt_leaves_nothing(source: Path, tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         yield b""
 
-    planned = Planned(read_stored(source)["norm"], interrupted)
+    planned = PlannedTensor(read_stored(source)["norm"], interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_model(tmp_path / "out", {"norm": planned}, CONFIG, source)
     assert {path.name for path in tmp_path.iterdir()} == {"source"}

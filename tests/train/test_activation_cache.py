@@ -1,4 +1,4 @@
-"""What frozen layers make of a task's rows is computed once: the numbers stay, and a resume is exact."""
+"""Cached states of frozen layers: the same numbers as without the cache, and an exact resume."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EPOCHS, ROWS, TASKS = 2, 12, 2
 
 
 class Notes(Display):
-    """Keeps what a person is told."""
+    """Records the notes of the progress display."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -54,7 +54,7 @@ def learn(
     stop_after: int | None = None,
     **arguments: Any,
 ) -> Backbone:
-    """Learns two tiny tasks, two epochs of three batches each."""
+    """Train on two tiny tasks, two epochs of three batches each."""
     module = ContinualModule(backbone or tiny_backbone(), strategy, adam)
     data = ContinualDataModule(tiny_tasks(TASKS, ROWS), batch_size=4, seed=0)
     data.frozen_states_gb = gb
@@ -80,7 +80,7 @@ def augmenting() -> Backbone:
 
 
 def stranger() -> Backbone:
-    """An augmenting model whose tokens are the characters of the corpus, so that most of ours are several of its."""
+    """An augmenting model with a character vocabulary, so that most tokens of the anchor are several of its own."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model("llama", **{**TINY, "hidden_size": 16, "num_hidden_layers": 3, "vocab_size": 300})
@@ -109,7 +109,7 @@ METHODS: dict[str, tuple[Callable[[], ContinualStrategy], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_losses_are_those_of_layers_that_run(tmp_path: Path, name: str) -> None:
+def test_losses_equal_those_without_the_cache(tmp_path: Path, name: str) -> None:
     make, changes = METHODS[name]
     kept, computed = tmp_path / "kept", tmp_path / "computed"
     learn(make(), kept, backbone=tiny_backbone(**changes))
@@ -121,10 +121,10 @@ def test_the_losses_are_those_of_layers_that_run(tmp_path: Path, name: str) -> N
 
 
 class Twice(BlockExpansion):
-    """Passes each batch through the model once more, of its own accord."""
+    """Passes each batch through the model a second time, in its own hook."""
 
     def penalties(self, backbone: Backbone, batch: Batch, output: Output) -> dict[str, Tensor]:
-        """What the two passes differ in."""
+        """Penalty: the difference of the two passes."""
         return {"again": (backbone(batch).loss.detach() - output.loss.detach()).abs()}
 
 
@@ -136,7 +136,7 @@ class Twice(BlockExpansion):
         (Twice(groups=2), 2 * (24 - 12)),  # a strategy's own forward runs all layers
     ],
 )
-def test_a_frozen_layer_sees_each_row_once(
+def test_a_frozen_layer_computes_each_row_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: ContinualStrategy, spared: int
 ) -> None:
     rows, forward = [0] * 6, LlamaDecoderLayer.forward
@@ -153,7 +153,7 @@ def test_a_frozen_layer_sees_each_row_once(
 
 
 @pytest.mark.parametrize("name", ["blocks of each task", "calm"])
-def test_a_run_that_is_stopped_ends_as_one_that_is_not(tmp_path: Path, name: str) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, name: str) -> None:
     make, stopped = METHODS[name][0], 0
     whole = learn(make(), tmp_path / "whole")
     while True:
@@ -196,7 +196,7 @@ def hooked(place: str) -> BlockExpansion:
         (CALM(augmenting(), connections=[(1, 0)]), {}, [3, 1]),
     ],
 )
-def test_what_counts_as_frozen(strategy: ContinualStrategy, changes: dict[str, Any], depths: list[int]) -> None:
+def test_the_number_of_constant_layers(strategy: ContinualStrategy, changes: dict[str, Any], depths: list[int]) -> None:
     backbone = tiny_backbone(**changes)
     strategy.setup(backbone)
     strategy.before_task(backbone, tiny_tasks()[0], [])
@@ -204,13 +204,13 @@ def test_what_counts_as_frozen(strategy: ContinualStrategy, changes: dict[str, A
 
 
 def states_of(backbone: Backbone) -> tuple[FrozenStates, Batch]:
-    """The kept states of four rows, and two of them as a batch."""
+    """The cached states of four rows, and a batch of two of them."""
     rows = backbone.encode(tiny_tasks(1, 4)[0].train).to_list()
     parts = constant_parts(backbone)
     return FrozenStates(backbone, parts, [backbone.collate(rows)]), backbone.collate(rows[1:3])
 
 
-def test_a_weight_or_a_hook_that_comes_later_is_not_passed_over() -> None:
+def test_a_later_change_of_a_weight_or_hook_disables_the_cache() -> None:
     for change in (
         lambda layer: layer.mlp.up_proj.weight.mul_(2),
         lambda layer: layer.mlp.register_forward_hook(lambda *given: 2 * given[-1]),
@@ -221,19 +221,19 @@ def test_a_weight_or_a_hook_that_comes_later_is_not_passed_over() -> None:
         before = backbone(batch).token_nats
         with torch.no_grad():
             change(backbone.decoder.layers[0])
-        with states.standing_in(batch):
+        with states.replaying(batch):
             found = backbone(batch).token_nats
         assert torch.equal(found, backbone(batch).token_nats)
         assert (found - before).abs().max() > 1e-3
 
 
-def test_nothing_is_left_behind() -> None:
+def test_replaying_restores_the_modules() -> None:
     backbone = tiny_backbone()
     BlockExpansion(groups=2).setup(backbone)
     before, gradients = weights(backbone), set(backbone.trainable())
     states, batch = states_of(backbone)
     layer: Any = backbone.decoder.layers[0]  # type: ignore[index]
-    with suppress(Stopped), states.standing_in(batch):
+    with suppress(Stopped), states.replaying(batch):
         assert torch.equal(layer(torch.ones(1, 1)), torch.ones(1, 1))  # it stands in
         assert weights(backbone).keys() == before.keys()
         raise Stopped
@@ -242,7 +242,7 @@ def test_nothing_is_left_behind() -> None:
     assert set(backbone.trainable()) == gradients
 
 
-def test_states_that_are_too_large_are_not_kept_and_that_is_said(tmp_path: Path) -> None:
+def test_states_above_the_limit_are_not_cached_and_a_note_says_so(tmp_path: Path) -> None:
     data = ContinualDataModule(tiny_tasks(TASKS, ROWS), batch_size=4)
     backbone = tiny_backbone()
     data.begin(backbone, 0, data.tasks[0], data.tasks[0].train)
@@ -254,11 +254,11 @@ def test_states_that_are_too_large_are_not_kept_and_that_is_said(tmp_path: Path)
         display, folder = Notes(), tmp_path / str(used)
         learn(BlockExpansion(groups=2), folder, gb=gb, display=display)
         assert RunFolder(folder).environment()["frozen_states_bytes"]["task_0"] == used
-        told = "is computed once" if used else f"is more than data.frozen_states_gb={gb:g}"
+        told = "are computed once" if used else f"is more than data.frozen_states_gb={gb:g}"
         assert sum(told in line for line in display.told) >= 1
 
 
 @pytest.mark.parametrize("settings", [{"max_epochs": 1}, {"max_epochs": 3, "limit_train_batches": 1}])
-def test_one_epoch_is_learnt_as_ever(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_a_single_epoch_uses_no_cache(tmp_path: Path, settings: dict[str, Any]) -> None:
     learn(BlockExpansion(groups=2), tmp_path, **settings)
     assert "frozen_states_bytes" not in RunFolder(tmp_path).environment()

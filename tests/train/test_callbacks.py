@@ -1,4 +1,4 @@
-"""What watches a training: it changes nothing, and it says at once when a loss is no number."""
+"""Callbacks: scoring changes nothing, seeds of batches, averaged weights, early stopping, loggers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.studies import column, learn, same, sgd, trainer, weights
+from helpers.studies import column, learn, same, sgd, study, trainer, weights
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, WeightAveraging
 from torch import Tensor
@@ -23,19 +23,21 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from strategies import LoRA
 from workbench.backbone import Backbone
 from workbench.benchmark import Task
+from workbench.config import parse
 from workbench.errors import ConfigError
 from workbench.results import RunFolder
 from workbench.runtime.files import read_csv
 from workbench.runtime.seeding import derived_seed
 from workbench.strategy import ContinualStrategy
+from workbench.study import Study
 from workbench.testing.tiny import Stopped, StopsAfter, tiny_backbone, tiny_corpus, tiny_tasks
 from workbench.train import ContinualDataModule, ContinualModule, ForgettingMonitor, learn_in_sequence, score_task
-from workbench.train.callbacks import SeedBatches, in_order
+from workbench.train.callbacks import SeedBatches, combine_callbacks
 from workbench.train.checkpoint import Intervals
 
 
 class Restless(LoRA):
-    """Draws whatever it can get when it answers."""
+    """Draws from all random generators when it answers."""
 
     def answer(self, backbone: Backbone, task: Any, prompts: Any) -> list[str]:
         torch.rand(7), np.random.rand(7), random.random()
@@ -43,7 +45,7 @@ class Restless(LoRA):
 
 
 def learn_with(folder: Path, every_n_steps: int | None, monitored: bool = True) -> dict[str, Tensor]:
-    """LoRA with dropout, two tasks of six steps; scored at the end, in between, or not at all."""
+    """Train LoRA with dropout on two tasks of six steps, scored at their ends, within them, or not at all."""
 
     def extra(callbacks: list[Callback]) -> list[Callback]:
         for callback in callbacks:
@@ -54,7 +56,7 @@ def learn_with(folder: Path, every_n_steps: int | None, monitored: bool = True) 
     return weights(learn(Restless(dropout=0.1), folder, extra=extra, max_epochs=2))
 
 
-def test_weights_do_not_depend_on_whether_anybody_looks(tmp_path: Path) -> None:
+def test_weights_do_not_depend_on_scoring(tmp_path: Path) -> None:
     unseen = learn_with(tmp_path / "unseen", None, monitored=False)
     assert same(learn_with(tmp_path / "ends", None), unseen)
     assert same(learn_with(tmp_path / "within", 2), unseen)
@@ -65,7 +67,7 @@ def test_weights_do_not_depend_on_whether_anybody_looks(tmp_path: Path) -> None:
     assert column(within, "on") == ["task_0", "task_1"] * 7
 
 
-def test_dropout_does_draw(tmp_path: Path) -> None:
+def test_dropout_changes_the_weights(tmp_path: Path) -> None:
     dropped = weights(learn(LoRA(dropout=0.1), tmp_path / "dropped"))
     assert not same(dropped, weights(learn(LoRA(dropout=0.0), tmp_path / "whole")))
 
@@ -89,8 +91,8 @@ def test_mode_and_random_state_are_the_same_after_scoring(tmp_path: Path) -> Non
     assert results.has_row(1)
 
 
-def test_each_row_says_what_its_own_answers_took(tmp_path: Path) -> None:
-    """Answers in mid-task, which belong to no row, are not among them."""
+def test_costs_of_decoding_count_the_rows_own_answers(tmp_path: Path) -> None:
+    """Answers within a task belong to no row and are not counted."""
     for name, every_n_steps in (("ends", None), ("within", 2)):
         learn_with(tmp_path / name, every_n_steps)
         backbone, costs = tiny_backbone(), tmp_path / name / "costs.csv"
@@ -111,7 +113,7 @@ def test_a_monitor_without_a_row_scores_nothing(tmp_path: Path) -> None:
 
 
 class Breaks(ContinualStrategy):
-    """Adds a penalty that is no number from the fifth batch on."""
+    """Adds a penalty of NaN from the fifth batch on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +124,7 @@ class Breaks(ContinualStrategy):
         return {"pull": torch.tensor(float("nan") if self.batches >= 5 else 0.0)}
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_is_told_with_task_and_step(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_with_task_and_step(tmp_path: Path) -> None:
     with pytest.raises(
         FloatingPointError,
         match=r"task_1: the loss is nan, pull nan at step 5 of the sequence, on rows \[1, 6, 9, 10\]",
@@ -134,7 +136,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_told_with_task_and_step(t
 
 
 class Draws(Callback):
-    """Keeps a number drawn at the start of each batch from each source."""
+    """Records a number drawn from each generator at the start of each batch."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[float, float, float]] = []
@@ -149,7 +151,7 @@ def drawn(folder: Path, strategy: ContinualStrategy) -> list[tuple[float, float,
     return draws.seen
 
 
-def test_each_batch_draws_by_where_it_stands(tmp_path: Path) -> None:
+def test_random_numbers_depend_on_the_batchs_position(tmp_path: Path) -> None:
     seen = drawn(tmp_path / "one", ContinualStrategy())
     assert len(seen) == len(set(seen)) == 12  # two tasks, two epochs, three batches
     generator = torch.Generator().manual_seed(derived_seed(0, "batch", 1, 1, 2, 0))
@@ -157,7 +159,7 @@ def test_each_batch_draws_by_where_it_stands(tmp_path: Path) -> None:
     assert drawn(tmp_path / "two", Restless(dropout=0.3)) == seen
 
 
-def test_another_seed_or_task_draws_otherwise() -> None:
+def test_another_seed_or_task_gives_other_random_numbers() -> None:
     class At:
         current_epoch = 0
         global_rank = 0
@@ -174,7 +176,7 @@ AVERAGES = {"ema": lambda: EMAWeightAveraging(decay=0.5), "mean": WeightAveragin
 
 
 class Kept(ContinualStrategy):
-    """Keeps the weights that each step begins with, and those that each task ends with."""
+    """Records the weights at the start of each step and at the end of each task."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +191,7 @@ class Kept(ContinualStrategy):
 
 
 class Raw(Callback):
-    """Keeps the weights after each step, before anybody averages them."""
+    """Records the weights after each step, before they are averaged."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Tensor]] = []
@@ -199,9 +201,9 @@ class Raw(Callback):
 
 
 @pytest.mark.parametrize("kind", AVERAGES)
-def test_averaged_weights_are_scored_saved_and_carried_on(tmp_path: Path, kind: str) -> None:
+def test_averaged_weights_are_scored_saved_and_trained_further(tmp_path: Path, kind: str) -> None:
     strategy, raw = Kept(), Raw()
-    learn(strategy, tmp_path, extra=lambda given: in_order(given, [raw, AVERAGES[kind]()]), max_epochs=2)
+    learn(strategy, tmp_path, extra=lambda given: combine_callbacks(given, [raw, AVERAGES[kind]()]), max_epochs=2)
     average = {name: value.double() for name, value in raw.seen[0].items()}
     for count, step in enumerate(raw.seen[1:6], start=2):
         share = 0.5 if kind == "ema" else 1 / count
@@ -218,9 +220,9 @@ def test_averaged_weights_are_scored_saved_and_carried_on(tmp_path: Path, kind: 
 
 
 @pytest.mark.parametrize("kind", AVERAGES)
-def test_what_is_frozen_keeps_its_bits_while_weights_are_averaged(tmp_path: Path, kind: str) -> None:
+def test_frozen_weights_stay_bitwise_the_same_under_weight_averaging(tmp_path: Path, kind: str) -> None:
     start = weights(tiny_backbone())
-    end = learn(LoRA(rank=2), tmp_path, extra=lambda given: in_order(given, [AVERAGES[kind]()]), max_epochs=4)
+    end = learn(LoRA(rank=2), tmp_path, extra=lambda given: combine_callbacks(given, [AVERAGES[kind]()]), max_epochs=4)
     frozen = {
         name.replace(".base_layer", ""): value for name, value in end.model.state_dict().items() if "lora" not in name
     }
@@ -230,7 +232,7 @@ def test_what_is_frozen_keeps_its_bits_while_weights_are_averaged(tmp_path: Path
 
 @pytest.mark.parametrize("strategy", [ContinualStrategy, lambda: LoRA(rank=2)])
 @pytest.mark.parametrize("kind", AVERAGES)
-def test_an_average_is_resumed_exactly(tmp_path: Path, kind: str, strategy: Any) -> None:
+def test_weight_averaging_is_resumed_exactly(tmp_path: Path, kind: str, strategy: Any) -> None:
     def run(folder: str, *stops: int | None) -> dict[str, Tensor]:
         for stop in stops:
             others = [AVERAGES[kind](), StopsAfter(stop)]
@@ -238,7 +240,7 @@ def test_an_average_is_resumed_exactly(tmp_path: Path, kind: str, strategy: Any)
                 end = learn(
                     strategy(),
                     tmp_path / folder,
-                    extra=partial(in_order, others=others),
+                    extra=partial(combine_callbacks, others=others),
                     intervals=Intervals(save_every_n_steps=1),
                     max_epochs=2,
                 )
@@ -248,15 +250,15 @@ def test_an_average_is_resumed_exactly(tmp_path: Path, kind: str, strategy: Any)
 
 
 class Late(Callback):
-    """Changes a weight where nobody expects it any more."""
+    """Changes a weight after scoring."""
 
     def on_fit_end(self, trainer: Any, module: Any) -> None:
         next(module.parameters()).data.add_(1.0)
 
 
-def test_weights_that_are_changed_after_scoring_are_told(tmp_path: Path) -> None:
+def test_changing_weights_after_scoring_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Late changed the weights after they were scored, in .* Use on_train_end"):
-        learn(ContinualStrategy(), tmp_path, extra=lambda given: in_order(given, [Late()]))
+        learn(ContinualStrategy(), tmp_path, extra=lambda given: combine_callbacks(given, [Late()]))
 
 
 def test_scores_within_a_task_are_those_of_the_average(tmp_path: Path) -> None:
@@ -264,7 +266,7 @@ def test_scores_within_a_task_are_those_of_the_average(tmp_path: Path) -> None:
         for callback in given:
             if isinstance(callback, ForgettingMonitor):
                 callback.every_n_steps = 3
-        return in_order(given, [WeightAveraging()])
+        return combine_callbacks(given, [WeightAveraging()])
 
     learn(ContinualStrategy(), tmp_path, extra=extra, tasks=[tiny_corpus()], max_epochs=3)
     within = [row["value"] for row in read_csv(tmp_path / "within.csv") if row["step"] == "3"]
@@ -289,7 +291,7 @@ def test_callbacks_that_do_not_fit_are_refused(make: Any, callback: str, trainer
         study.plan()
 
 
-def test_a_schedule_of_accumulation_is_taken_from_a_config(make: Any) -> None:
+def test_an_accumulation_schedule_can_be_given_in_a_config(make: Any) -> None:
     part = {
         "class_path": "lightning.pytorch.callbacks.GradientAccumulationScheduler",
         "init_args": {"scheduling": {1: 2}},
@@ -301,7 +303,7 @@ def test_a_schedule_of_accumulation_is_taken_from_a_config(make: Any) -> None:
 
 
 def early(folder: Path, stop_after: int | None) -> tuple[dict[str, Tensor], list[dict[str, str]], list[float]]:
-    """Two tasks by a scheduler that waits for a plateau, each stopped early; as often as it takes where it is killed.
+    """Two tasks with a plateau scheduler and early stopping, resumed until the run ends if it is killed.
 
     Returns:
         The weights, the rows of train.csv, and the rates that each attempt ended with.
@@ -331,7 +333,7 @@ def early(folder: Path, stop_after: int | None) -> tuple[dict[str, Tensor], list
             return weights(module.backbone), read_csv(folder / "train.csv"), rates
 
 
-def test_an_early_stop_and_a_plateau_are_resumed_bit_for_bit(tmp_path: Path) -> None:
+def test_early_stopping_and_a_plateau_scheduler_are_resumed_bitwise(tmp_path: Path) -> None:
     whole, curve, rates = early(tmp_path / "whole", None)
     assert 2 * 3 < len(curve) < 2 * 6 * 3, "both tasks were stopped early, and after an epoch"
     assert len(rates) == 2
@@ -342,8 +344,8 @@ def test_an_early_stop_and_a_plateau_are_resumed_bit_for_bit(tmp_path: Path) -> 
     assert same_rates == rates
 
 
-def test_a_plateau_is_told_the_loss_of_the_curve(tmp_path: Path) -> None:
-    """Of each optimizer step: the mean over the batches that it accumulates."""
+def test_a_plateau_scheduler_gets_the_loss_of_the_curve(tmp_path: Path) -> None:
+    """Loss of each optimizer step: the mean over its accumulated batches."""
     heard: list[float] = []
 
     class Hears(ReduceLROnPlateau):
@@ -375,3 +377,54 @@ def test_a_plateau_is_told_the_loss_of_the_curve(tmp_path: Path) -> None:
     assert heard == pytest.approx(losses, rel=1e-6)
     assert len(losses) == 4
     assert [seen[batch] for batch in (1, 2, 4, 5)] == pytest.approx(losses, rel=1e-6)
+
+
+def run_with(logger: Any, model: Path, tasks: Path, output: Path) -> Path:
+    """Two tasks of four steps each, every one logged; the run's folder."""
+    trainer = {"max_epochs": 2, "accelerator": "cpu", "logger": logger}
+    small = Study(parse(study(model, tasks, output, trainer=trainer)))
+    small.run()
+    return small.results(small.runs[0]).path
+
+
+def test_tensorboard_has_one_step_axis_over_both_tasks(model_folder: Path, task_folder: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    board = tmp_path / "board"
+    logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": str(board)}}
+    run = run_with(logger, model_folder, task_folder, tmp_path / "runs")
+    events = accumulator.EventAccumulator(str(next(board.rglob("events.*")).parent))
+    events.Reload()
+    points = events.Scalars("train/loss")
+    assert [point.step for point in points] == list(range(8))
+    losses = [float(value) for value in column(run / "train.csv", "loss")]
+    assert [point.value for point in points] == pytest.approx(losses, rel=1e-6)
+
+
+def test_the_csv_logger_has_one_step_axis_over_both_tasks(
+    model_folder: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    place = {"save_dir": str(tmp_path), "name": "log"}
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": place}
+    run = run_with(logger, model_folder, task_folder, tmp_path / "runs")
+    rows = read_csv(tmp_path / "log" / "seqft-default-seed-0" / "metrics.csv")
+    assert [int(row["step"]) for row in rows] == list(range(8))
+    losses = [float(value) for value in column(run / "train.csv", "nats_per_token")]
+    assert [float(row["train/nats_per_token"]) for row in rows] == pytest.approx(losses, rel=1e-6)
+
+
+def test_a_logger_gets_the_loss_of_a_step_and_not_of_its_last_batch(
+    model_folder: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    place = {"save_dir": str(tmp_path), "name": "log"}
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": place}
+    monitor = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
+    trainer = {"max_epochs": 2, "accelerator": "cpu", "logger": logger, "accumulate_grad_batches": 2}
+    small = Study(
+        parse(study(model_folder, task_folder, tmp_path / "runs", trainer=trainer | {"callbacks": [monitor]}))
+    )
+    small.run()
+    rows = read_csv(tmp_path / "log" / "seqft-default-seed-0" / "metrics.csv")
+    logged = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+    losses = [float(value) for value in column(small.results(small.runs[0]).path / "train.csv", "loss")]
+    assert len(losses) == 4
+    assert logged == pytest.approx(losses, rel=1e-6)

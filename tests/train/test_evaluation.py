@@ -1,8 +1,9 @@
-"""What a cell is made of, and the floor under a domain of labels."""
+"""Scores of one task: majority answers, comparison with producible answers, options, costs of decoding."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,8 @@ from workbench.backbone import Backbone
 from workbench.benchmark import Task
 from workbench.scorers import ExactMatch, FirstCharacter, RougeL, ValidLabel
 from workbench.strategy import ContinualStrategy
-from workbench.testing.tiny import tiny_backbone, tiny_corpus
-from workbench.train import evaluation as scoring
-from workbench.train import score_task
+from workbench.testing.tiny import tiny_backbone, tiny_corpus, tiny_tasks
+from workbench.train import evaluation, score_task
 from workbench.train.evaluation import Reach, judge, majority_answer, reach
 
 
@@ -28,7 +28,7 @@ def task(train: list[str], test: list[str], scorers: dict[str, Metric]) -> Task:
     return Task("labels", scorers=scorers, **splits)
 
 
-def test_the_commonest_training_answer_is_scored_on_the_test_rows() -> None:
+def test_the_most_frequent_training_answer_is_scored_on_the_test_rows() -> None:
     labels = task(["B", "A", "B", "C"], ["A", "B", "A", "C"], {"accuracy": ExactMatch(), "valid": ValidLabel("[ABC]")})
     assert majority_answer(labels) == ("B", 0.25)
 
@@ -48,11 +48,11 @@ def test_a_label_before_a_reason_is_found_by_its_first_character() -> None:
         ([], {"accuracy": ExactMatch(), "valid": ValidLabel("[ABC]")}),
     ],
 )
-def test_texts_and_tasks_that_are_only_tested_have_none(train: list[str], scorers: dict[str, Metric]) -> None:
+def test_texts_and_untrained_tasks_have_no_majority_answer(train: list[str], scorers: dict[str, Metric]) -> None:
     assert majority_answer(task(train, ["A"], scorers)) is None
 
 
-def test_judging_leaves_the_tasks_own_metric_as_it_was() -> None:
+def test_judging_does_not_change_the_tasks_own_metric() -> None:
     exact = ExactMatch()
     assert judge(exact, ["0?", "1?"], ["A", "A"], ["A", "B"]) == 0.5
     assert judge(exact, ["0?"], ["A"], ["A"]) == 1.0
@@ -111,7 +111,7 @@ def reached(answers: list[str], scorer: Metric, tokens: int = 9) -> Reach | None
     return reach(tiny_backbone(num_hidden_layers=1), Task("t", test=rows, scorers={"m": scorer}, max_new_tokens=tokens))
 
 
-def test_right_answers_that_cannot_be_given_are_counted() -> None:
+def test_right_answers_that_cannot_be_produced_are_counted() -> None:
     assert reached(["A", "B", ""], ExactMatch()) is None
     told = reached(["A", "B </s> D", "A", "C </s> D"], ExactMatch())
     assert (
@@ -151,14 +151,14 @@ def test_right_answers_that_cannot_be_given_are_counted() -> None:
         ),
     ],
 )
-def test_answers_that_are_no_list_of_texts(given: list[Any], told: str) -> None:
+def test_answers_other_than_a_list_of_texts_are_refused(given: list[Any], told: str) -> None:
     rows = Dataset.from_dict({"prompt": ["?", "?"], "answer": ["a", "b"]})
     one = Task("one", test=rows, scorers={"accuracy": ExactMatch()})
     with pytest.raises(ValueError, match=told):
         score_task(tiny_backbone(num_hidden_layers=1), Says(*given), one)
 
 
-def test_one_text_for_two_prompts_is_no_answer() -> None:
+def test_too_few_answers_are_refused() -> None:
     rows = Dataset.from_dict({"prompt": ["?", "?"], "answer": ["a", "b"]})
     strategy = Says()
     strategy.answers = "ab"  # type: ignore[assignment]
@@ -171,7 +171,7 @@ def test_one_text_for_two_prompts_is_no_answer() -> None:
 
 
 class Clock:
-    """A clock that only an answer moves on."""
+    """A clock that advances only when an answer is given."""
 
     def __init__(self) -> None:
         self.now = 7.0
@@ -192,12 +192,12 @@ class Answers(ContinualStrategy):
         return self.answers
 
 
-def test_decoding_is_counted_in_the_tokens_of_the_answers_and_the_seconds_of_giving_them(
+def test_decoded_tokens_and_seconds_are_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A space and each digit are a token: 2 and the end, 3 and the end, the end alone, and 4 without an end."""
     clock, backbone = Clock(), tiny_backbone()
-    monkeypatch.setattr(scoring, "time", clock)
+    monkeypatch.setattr(evaluation, "time", clock)
     splits = {"test": Dataset.from_dict({"prompt": ["a"] * 4, "answer": ["1"] * 4})}
     digits = Task("digits", scorers={"accuracy": ExactMatch()}, max_new_tokens=4, **splits)
     score = score_task(backbone, Answers(["1", "12", "", "123456"], clock), digits)
@@ -206,3 +206,14 @@ def test_decoding_is_counted_in_the_tokens_of_the_answers_and_the_seconds_of_giv
     assert score.decode_seconds == 1.5
     corpus = score_task(backbone, Answers([], clock), tiny_corpus())
     assert (corpus.decoded_tokens, corpus.decode_seconds) == (0, 0.0)
+
+
+def test_the_likeliest_option_is_a_separate_metric() -> None:
+    task = replace(tiny_tasks()[0], options=tuple("abcdefgh"))
+    backbone = tiny_backbone()
+    plain = score_task(backbone, ContinualStrategy(), task)
+    scored = score_task(backbone, ContinualStrategy(), task, options=True)
+    chosen = backbone.likeliest(task.test["prompt"], task.options, task.max_new_tokens)
+    right = sum(one == other for one, other in zip(chosen, task.test["answer"], strict=True))
+    assert scored.metrics == plain.metrics | {"likeliest_option": right / len(chosen)}
+    assert (scored.primary, scored.predictions) == (plain.primary, plain.predictions)

@@ -1,4 +1,4 @@
-"""Sharded training: its settings, and two processes that learn what one learns."""
+"""Sharded training: its units and settings, and two processes compared with one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from strategies import BlockExpansion
 from workbench.backbone.loading import blocks, checkpoint_blocks
 from workbench.testing.tiny import tiny_backbone, tiny_tasks
 from workbench.train import ContinualModule, Sharded
-from workbench.train.fsdp import POLICIES, chosen, gather, let_go, sharded
+from workbench.train.fsdp import POLICIES, free_weights, gather, resolve_strategy, sharded
 
 TOLERANCE = 1e-5
 ALONE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -47,7 +47,7 @@ def alone(tmp_path: Path) -> Iterator[DeviceMesh]:
 
 
 def grown(checkpointed: bool = False) -> Any:
-    """A tiny model of four layers and two inserted ones, which alone train."""
+    """A tiny model of four layers and two inserted ones, of which only the inserted ones train."""
     backbone = tiny_backbone()
     if checkpointed:
         checkpoint_blocks(backbone.model)
@@ -55,7 +55,7 @@ def grown(checkpointed: bool = False) -> Any:
     return backbone
 
 
-def test_each_block_is_a_unit_and_inserted_ones_are(alone: DeviceMesh) -> None:
+def test_each_block_is_a_unit_including_inserted_ones(alone: DeviceMesh) -> None:
     backbone = grown()
     before = {name: value.detach().clone() for name, value in backbone.named_parameters()}
     layers = list(backbone.decoder.layers)
@@ -71,7 +71,7 @@ def test_each_block_is_a_unit_and_inserted_ones_are(alone: DeviceMesh) -> None:
     gather(backbone, copied)
     assert list(backbone.decoder.layers) == layers
     assert all(torch.equal(value, before[name]) for name, value in backbone.named_parameters())
-    let_go(backbone)
+    free_weights(backbone)
     assert all(value.numel() == 0 for value in backbone.parameters())
 
 
@@ -92,7 +92,7 @@ def test_blocks_compute_in_the_precision_and_gradients_are_whole(
 
 
 @pytest.mark.parametrize(("checkpointed", "times"), [(False, 1), (True, 2)])
-def test_checkpointed_blocks_are_computed_again_inserted_ones_too(
+def test_checkpointed_blocks_are_recomputed_including_inserted_ones(
     alone: DeviceMesh, checkpointed: bool, times: int
 ) -> None:
     copied = sharded(grown(checkpointed), alone, POLICIES["32-true"])
@@ -108,17 +108,17 @@ def test_checkpointed_blocks_are_computed_again_inserted_ones_too(
     assert ran == [1, 1, *[times] * 4]  # below the lowest layer that trains there is no gradient
 
 
-def test_what_is_not_sharded_here_is_refused() -> None:
+def test_unsupported_strategies_and_precisions_are_refused() -> None:
     strategy = Sharded()
     with pytest.raises(ValueError, match=r"precision='16-true' is not sharded here\. Choose one of 32-true, 64-true"):
         strategy.precision_plugin = HalfPrecision("16-true")
     strategy.precision_plugin = Precision()
-    assert isinstance(chosen("fsdp"), Sharded)
-    assert chosen("ddp") == "ddp"
-    assert chosen(strategy) is strategy
+    assert isinstance(resolve_strategy("fsdp"), Sharded)
+    assert resolve_strategy("ddp") == "ddp"
+    assert resolve_strategy(strategy) is strategy
     for other in ("fsdp_cpu_offload", FSDPStrategy(), ModelParallelStrategy()):
         with pytest.raises(ValueError, match="wraps the model for good"):
-            chosen(other)
+            resolve_strategy(other)
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
@@ -140,7 +140,7 @@ def test_one_device_learns_as_without_sharding(
     assert not torch.equal(learnt[0], torch.cat([value.detach().flatten() for value in grown().parameters()]))
 
 
-def test_a_training_that_fails_leaves_the_backbone_in_its_place(alone: DeviceMesh, tmp_path: Path) -> None:
+def test_a_failed_training_restores_the_backbone(alone: DeviceMesh, tmp_path: Path) -> None:
     module = ContinualModule(grown(), BlockExpansion(groups=2), sgd)
     backbone, context = module.backbone, module.scoring_context
     with pytest.raises(AttributeError):
@@ -151,7 +151,7 @@ def test_a_training_that_fails_leaves_the_backbone_in_its_place(alone: DeviceMes
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
-    """What one process learns, and what two learn sharded, over two tasks with growth between them."""
+    """Results of one process, and of two sharded ones, over two tasks with growth between them."""
     folder = tmp_path_factory.mktemp("sharded")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -183,7 +183,7 @@ def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_learn_two_tasks_as_one_does(case: str, found: Any) -> None:
+def test_two_processes_equal_one_over_two_tasks(case: str, found: Any) -> None:
     one, both, _ = found
     for other in both:
         assert distance(one[case]["whole weights"], other[case]["whole weights"]) < CASES[case][3]
@@ -197,7 +197,7 @@ def test_two_processes_learn_two_tasks_as_one_does(case: str, found: Any) -> Non
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_sharded_state_is_a_whole_one_and_is_gone_on_with(case: str, found: Any) -> None:
+def test_a_sharded_state_is_saved_whole_and_resumed(case: str, found: Any) -> None:
     one, both, folder = found
     for index in range(2):
         mine, theirs = (torch.load(folder / f"{case}-{world}-{index}.ckpt", weights_only=True) for world in (1, 2))

@@ -48,12 +48,12 @@ JOINT = Task("all", test=ONE.test, train=ONE.train, scorers=ONE.scorers)
         ([], []),
     ],
 )
-def test_which_item_ends_which_row(items: list[Task], rows: list[int | None]) -> None:
+def test_the_row_that_each_item_ends(items: list[Task], rows: list[int | None]) -> None:
     assert scored_rows(items, [ONE, TWO, THREE]) == rows
 
 
 class Curriculum(ContinualStrategy):
-    """Learns a list of items that is given."""
+    """A strategy with a given curriculum."""
 
     def __init__(self, items: Sequence[Task]) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def test_inserted_items_train_and_the_matrix_keeps_its_shape(tmp_path: Path) -> 
     assert column(tmp_path / "scores.csv", "after") == ["0", "0", "1", "1", "2", "2"]
 
 
-def test_training_on_all_at_once_leaves_the_rows_between_unmeasured(tmp_path: Path) -> None:
+def test_training_on_all_tasks_at_once_measures_only_the_last_row(tmp_path: Path) -> None:
     learn(Curriculum([JOINT]), tmp_path)
     assert RunFolder(tmp_path).matrix().isnan().all(dim=1).tolist() == [False, True, False]
 
@@ -103,13 +103,13 @@ def test_each_task_has_an_optimizer_of_its_own(tmp_path: Path) -> None:
 
 
 class Trap(ContinualStrategy):
-    """Empties the head once a task is over, so that each token is as likely as any: no training does that."""
+    """Sets the head to zero after a task, so that all tokens are equally likely: no training does that."""
 
     def after_task(self, backbone: Any, task: Task, batches: Any) -> None:
         nn.init.zeros_(backbone.model.get_output_embeddings().weight)
 
 
-def test_the_model_that_is_scored_is_the_one_after_after_task(tmp_path: Path) -> None:
+def test_scoring_follows_after_task(tmp_path: Path) -> None:
     backbone = learn(Trap(), tmp_path)
     uniform = torch.tensor(float(len(backbone.tokenizer))).log().item()
     nats = [float(value) for value in column(tmp_path / "nll.csv", "value")]
@@ -118,7 +118,7 @@ def test_the_model_that_is_scored_is_the_one_after_after_task(tmp_path: Path) ->
 
 
 class NoRows(ContinualStrategy):
-    """Trains on nothing; its hook acts all the same."""
+    """Returns no training rows; its `after_task` still acts."""
 
     def training_data(self, task: Task, rows: Dataset) -> Dataset:
         return rows.select([])
@@ -128,7 +128,7 @@ class NoRows(ContinualStrategy):
         nn.init.zeros_(backbone.model.get_output_embeddings().weight)
 
 
-def test_without_rows_nothing_trains_and_all_is_scored(tmp_path: Path) -> None:
+def test_an_item_without_rows_is_scored_but_not_trained(tmp_path: Path) -> None:
     backbone = learn(NoRows(), tmp_path)
     expected = tiny_backbone()
     nn.init.zeros_(expected.model.get_output_embeddings().weight)
@@ -139,7 +139,7 @@ def test_without_rows_nothing_trains_and_all_is_scored(tmp_path: Path) -> None:
 
 
 class Edited(ContinualStrategy):
-    """Keeps the gradients that it sees, and the batches that they come from."""
+    """Records the gradients in `edit_gradients`, and their batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ def test_gradients_are_edited_when_whole_and_before_they_are_clipped(tmp_path: P
 
 
 class Penalised(ContinualStrategy):
-    """Adds a known number to the loss, and keeps what the language model's loss was."""
+    """Adds a known number to the loss, and records the language-model loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ def test_the_curve_is_what_the_module_computed(tmp_path: Path) -> None:
     assert floats(file, "loss") == pytest.approx(total, rel=1e-6)
 
 
-def test_a_step_of_several_batches_is_one_point_of_the_curve_their_mean(tmp_path: Path) -> None:
+def test_a_step_of_several_batches_is_one_point_of_the_curve(tmp_path: Path) -> None:
     strategy = Penalised()
     learn(strategy, tmp_path, accumulate_grad_batches=2)  # 3 batches a task: 2 and 1
     file, nats = tmp_path / "train.csv", strategy.nats
@@ -217,7 +217,7 @@ def test_a_step_of_several_batches_is_one_point_of_the_curve_their_mean(tmp_path
 
 
 class Modes(ContinualStrategy):
-    """Keeps whether each module trains at each batch, and leaves the model in evaluation mode behind."""
+    """Records each module's mode at each batch, and leaves the model in evaluation mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -231,14 +231,14 @@ class Modes(ContinualStrategy):
         backbone.eval()
 
 
-def test_dropout_is_on_in_training_in_every_task(model_folder: Path, tmp_path: Path) -> None:
-    """`from_pretrained` gives evaluation mode, and Lightning keeps whatever it finds."""
+def test_dropout_is_on_while_every_task_is_trained(model_folder: Path, tmp_path: Path) -> None:
+    """`from_pretrained` returns a model in evaluation mode, and Lightning does not change the mode."""
     strategy = Modes()
     learn(strategy, tmp_path, module=ContinualModule(Backbone.load(model_folder).eval(), strategy, sgd))
     assert strategy.modes == [True] * 6
 
 
-def test_a_strategy_that_freezes_all_is_told_so(tmp_path: Path) -> None:
+def test_a_strategy_that_freezes_everything_is_refused(tmp_path: Path) -> None:
     class Frozen(ContinualStrategy):
         def setup(self, backbone: Any) -> None:
             backbone.freeze()
@@ -249,7 +249,7 @@ def test_a_strategy_that_freezes_all_is_told_so(tmp_path: Path) -> None:
 
 
 def test_moments_do_not_pile_up_from_task_to_task(tmp_path: Path) -> None:
-    """A Trainer and its callbacks hold each other until the garbage is collected, which may be many tasks later."""
+    """A Trainer and its callbacks refer to each other until garbage is collected, perhaps many tasks later."""
     made: list[weakref.ref[Any]] = []
 
     def adam(_: str, parameters: list[Any], __: Any) -> tuple[torch.optim.Optimizer, None]:

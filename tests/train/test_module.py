@@ -1,4 +1,4 @@
-"""The loss of an optimizer step, however its rows are divided; and the parameters that a strategy brings along."""
+"""Loss of an optimizer step however its rows are divided; a strategy's own parameters; precision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 
+from strategies import LoRA
 from workbench.backbone import Backbone, Batch, Output
 from workbench.benchmark import Task
 from workbench.results import RunFolder
@@ -30,8 +31,8 @@ from workbench.runtime.files import read_csv
 from workbench.scorers import ExactMatch
 from workbench.strategy import Composition, ContinualStrategy
 from workbench.testing.tiny import Stopped, StopsAfter, tiny_backbone, tiny_run, tiny_tasks
-from workbench.train import ContinualDataModule, ContinualModule, learn_in_sequence
-from workbench.train.callbacks import in_order
+from workbench.train import ContinualDataModule, ContinualModule, learn_in_sequence, score_task
+from workbench.train.callbacks import combine_callbacks
 from workbench.train.checkpoint import Intervals
 from workbench.train.module import optimizer_steps
 
@@ -44,7 +45,7 @@ def ragged(rows: int) -> Task:
 
 
 class Seen(ContinualStrategy):
-    """Pulls all weights to zero, and keeps the batches and the gradients of each step."""
+    """Pulls all weights towards zero, and records the batches and the gradients of each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ def run(
     data = ContinualDataModule([ragged(rows)], batch_size=batch_size, seed=0)
 
     def make_trainer(_: Task, given: list[Callback]) -> Trainer:
-        return trainer(folder, in_order(given, callbacks()), **arguments)
+        return trainer(folder, combine_callbacks(given, callbacks()), **arguments)
 
     learn_in_sequence(module, data, make_trainer, RunFolder(folder))
     return strategy, backbone
@@ -115,13 +116,13 @@ def test_a_step_is_the_mean_over_all_its_labelled_tokens(
     assert_steps(strategy, sizes)
 
 
-def test_so_it_is_under_a_schedule_of_accumulation(tmp_path: Path) -> None:
+def test_with_an_accumulation_schedule_a_step_is_the_same_mean(tmp_path: Path) -> None:
     strategy, _ = run(tmp_path, 12, 2, callbacks=lambda: [GradientAccumulationScheduler({0: 2, 1: 4})], max_epochs=3)
     assert_steps(strategy, [2, 2, 2, 4, 2, 4, 2])
     assert len(read_csv(tmp_path / "train.csv")) == 7
 
 
-def test_a_schedule_of_accumulation_is_resumed_exactly(tmp_path: Path) -> None:
+def test_an_accumulation_schedule_is_resumed_exactly(tmp_path: Path) -> None:
     def end(folder: str, *stops: int | None) -> dict[str, Tensor]:
         for stop in stops:
             backbone, strategy = tiny_backbone(), ContinualStrategy()
@@ -134,7 +135,7 @@ def test_a_schedule_of_accumulation_is_resumed_exactly(tmp_path: Path) -> None:
                 learn_in_sequence(
                     module,
                     data,
-                    lambda _, given, make=make, others=others: make(in_order(given, others)),
+                    lambda _, given, make=make, others=others: make(combine_callbacks(given, others)),
                     results,
                     intervals=intervals,
                 )
@@ -158,7 +159,7 @@ def test_the_curve_of_a_ragged_step_is_its_mean_over_tokens(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
-def test_eight_rows_are_one_step_in_any_division(tmp_path: Path, make: Any) -> None:
+def test_eight_rows_are_the_same_step_in_any_division(tmp_path: Path, make: Any) -> None:
     start = weights(tiny_backbone())
     ends = {
         size: weights(
@@ -191,7 +192,7 @@ def gradients_of_steps(folder: Path) -> list[dict[str, Tensor]]:
     return found
 
 
-def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
+def test_two_processes_execute_the_steps_of_one(tmp_path: Path) -> None:
     alone = gradients_of_steps(tmp_path)
     assert len(alone) == 2
     for steps in on_ranks(gradients_of_steps, tmp_path, 2):
@@ -226,7 +227,7 @@ def test_a_study_in_two_processes_ends_as_in_one(tmp_path: Path) -> None:
     assert max((ends[0][name] - ends[1][name]).abs().max() for name in start) <= 2e-6 * step
 
 
-def test_the_steps_of_a_schedule_of_accumulation_are_counted(tmp_path: Path) -> None:
+def test_the_steps_of_an_accumulation_schedule_are_counted(tmp_path: Path) -> None:
     counted: list[float] = []
 
     class Counts(GradientAccumulationScheduler):
@@ -239,7 +240,7 @@ def test_the_steps_of_a_schedule_of_accumulation_are_counted(tmp_path: Path) -> 
 
 
 class Gate(ContinualStrategy):
-    """Scales what the last block adds by a number that is learnt."""
+    """Scales the last block's output by a learnt number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,7 +251,7 @@ class Gate(ContinualStrategy):
 
 
 class Prompt(ContinualStrategy):
-    """Adds a vector that is learnt to the embedding of every token; nothing else trains."""
+    """Adds a learnt vector to the embedding of every token; nothing else trains."""
 
     def setup(self, backbone: Backbone) -> None:
         backbone.freeze()
@@ -260,7 +261,7 @@ class Prompt(ContinualStrategy):
 
 
 class Head(ContinualStrategy):
-    """Learns to tell a target's parity from the state before it, with a head for each task."""
+    """Predicts a target's parity from the state before it, with a head for each task."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -323,7 +324,7 @@ def test_own_parameters_are_clipped_with_the_others(tmp_path: Path) -> None:
     assert 0 < strategy.vector.norm() <= 3 * 0.1 * 1.001e-3  # three steps of 0.1 times at most the clip value
 
 
-def test_own_parameters_stand_in_the_counts(tmp_path: Path) -> None:
+def test_own_parameters_are_counted(tmp_path: Path) -> None:
     learn(Head(), tmp_path)
     backbone = tiny_backbone()
     values = sum(value.numel() for value in backbone.model.parameters())
@@ -336,3 +337,57 @@ def test_own_parameters_stand_in_the_counts(tmp_path: Path) -> None:
         "strategy.heads.1.bias",
         "strategy.heads.1.weight",
     ]
+
+
+class Listener(ContinualStrategy):
+    """Records the dtype of a product of two weights while it answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[torch.dtype] = []
+
+    def answer(self, backbone: Backbone, task: Task, prompts: Sequence[str]) -> list[str]:
+        weight = next(backbone.model.parameters())
+        self.heard.append((weight @ weight.T).dtype)
+        return super().answer(backbone, task, prompts)
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16), ("bf16-true", torch.bfloat16)],
+)
+def test_scores_have_the_precision_of_training(tmp_path: Path, precision: str, expected: torch.dtype) -> None:
+    listener = Listener()
+    learn(listener, tmp_path, precision=precision)
+    assert listener.heard == [expected] * 6  # two tasks after 0, 1 and 2
+
+
+def test_adapters_of_a_half_precision_model_are_float32(tmp_path: Path) -> None:
+    backbone = tiny_backbone()
+    backbone.model.to(torch.bfloat16)
+    LoRA(rank=2).setup(backbone)
+    assert {parameter.dtype for parameter in backbone.trainable().values()} == {torch.float32}
+    assert backbone.generate(["Task 0: t1 b\nAnswer:"], 2)
+    with backbone.merged():
+        backbone.generate(["Task 0: t1 b\nAnswer:"], 2)
+    assert backbone.model.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_adapters_score_in_half_precision_as_they_trained(mixed: bool) -> None:
+    """W + ΔW would keep few bits of a small ΔW."""
+    backbone, task = tiny_backbone(), tiny_tasks(1)[0]
+    backbone.add_adapter("one", r=4, target_modules=["q_proj", "v_proj"])
+    torch.manual_seed(0)
+    for name, parameter in backbone.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    if not mixed:
+        backbone.model.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        scored = score_task(backbone, ContinualStrategy(), task)
+        nats, tokens = backbone.nats(backbone.encode(task.test, task.max_new_tokens))
+        with backbone.merged():
+            folded, _ = backbone.nats(backbone.encode(task.test, task.max_new_tokens))
+    assert scored.nats_per_token == float(nats.sum()) / int(tokens.sum())
+    assert float(folded.sum()) != float(nats.sum())

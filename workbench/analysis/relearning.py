@@ -55,7 +55,7 @@ class Relearning(Analysis):
         self._initial_curves: dict[tuple[str, str], Curve] = {}
 
     def problems(self, run: FinishedRun) -> Iterator[tuple[str, str]]:
-        order, primary = run.protocol["order"], run.protocol["primary"]
+        order, primary = run.protocol.order, run.protocol.primary
         if len(order) < 2:
             yield "", "it learnt one domain, and nothing after it."
         for place, task in enumerate(self.tasks(run), start=1):
@@ -73,7 +73,7 @@ class Relearning(Analysis):
         return run.tasks[:-1]
 
     def measure(self, run: FinishedRun, tasks: Sequence[Task], note: Note) -> Iterator[list[dict[str, Any]]]:
-        order, primary = run.protocol["order"], run.protocol["primary"]
+        order, primary = run.protocol.order, run.protocol.primary
         optimizer = run.config.optimizer
         arguments = ", ".join(f"{name}={value}" for name, value in optimizer.init_args.items())
         final = run.final()
@@ -119,13 +119,22 @@ class Relearning(Analysis):
             note: Receives lines of progress.
         """
         scored = replace(task, test=task.validation)
+        settings = run.config.data
         data = ContinualDataModule(
-            [task], batch_size=run.config.data.batch_size, bucket=run.config.data.bucket, seed=run.seed
+            [task],
+            batch_size=settings.batch_size,
+            batch_tokens=settings.batch_tokens,
+            bucket=settings.bucket,
+            seed=run.seed,
         )
-        data.batch_tokens = run.config.data.batch_tokens
         with TemporaryDirectory() as folder:
-            stop = StopAtTarget(lambda module: run.score(module, scored), target, self.every, self.max_steps)
-            stop.note = lambda step, score: note(f"{task.name}: step {step}, {score:.3f} of {target:.3f}")
+            stop = StopAtTarget(
+                lambda module: run.score(module, scored),
+                target,
+                self.every,
+                self.max_steps,
+                lambda step, score: note(f"{task.name}: step {step}, {score:.3f} of {target:.3f}"),
+            )
             trainer = run.trainer(Path(folder), [stop], self.max_steps)
             module = run.module(backbone, trainer)
             if not stop.reached(module, 0):
@@ -144,16 +153,22 @@ class StopAtTarget(Callback):
         target: Score to reach.
         every: Optimizer steps between two scorings.
         last: The last step, which is scored in any case.
+        note: Receives the step and the score of each scoring.
 
     Attributes:
         curve: (steps, score) of each scoring.
-        note: Receives each.
     """
 
-    def __init__(self, score: Callable[[ContinualModule], float], target: float, every: int, last: int) -> None:
-        self.score, self.target, self.every, self.last = score, target, every, last
+    def __init__(
+        self,
+        score: Callable[[ContinualModule], float],
+        target: float,
+        every: int,
+        last: int,
+        note: Callable[[int, float], None] = lambda step, score: None,
+    ) -> None:
+        self.score, self.target, self.every, self.last, self.note = score, target, every, last, note
         self.curve: Curve = []
-        self.note: Callable[[int, float], None] = lambda step, score: None
 
     def reached(self, module: ContinualModule, step: int) -> bool:
         """Score now and return True if the target is reached.

@@ -21,7 +21,7 @@ from workbench.report import Comparison
 from workbench.report.analyses import ANALYSES, columns_of, model_of
 from workbench.results import RunFolder
 from workbench.runtime.files import read_csv, to_csv, write_whole
-from workbench.runtime.seeding import seed_all, untouched_kernels, untouched_randomness
+from workbench.runtime.seeding import preserved_kernel_settings, preserved_random_state, seed_all
 from workbench.strategy import ContinualStrategy, answers_itself
 from workbench.study.build import Assembly
 from workbench.study.trainer import trainer_arguments
@@ -46,22 +46,22 @@ class FinishedRun:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        self.protocol: dict[str, Any] = folder.environment()["protocol"]
+        self.protocol = folder.protocol
         self.config = load(folder.path / "config.yaml")
-        self.seed = int(self.protocol["seed"])
+        self.seed = self.protocol.seed
         self._assembly = Assembly(self.config)
 
     @property
     def tasks(self) -> list[Task]:
         """Domains in the order learnt."""
-        return [self._assembly.tasks[name] for name in self.protocol["order"]]
+        return [self._assembly.tasks[name] for name in self.protocol.order]
 
     @property
     def problem(self) -> str:
         """Why the saved model does not give the answers of this run; empty if it does."""
         if not (self.folder.path / "model").is_dir():
             return "its folder `model` is not there any more. Execute the run again."
-        if answers_itself(self._assembly.strategy(self.protocol["strategy"])):
+        if answers_itself(self._assembly.strategy(self.protocol.strategy)):
             return "its strategy overrides `answer`, so that the saved model alone gives other answers."
         return ""
 
@@ -112,7 +112,7 @@ class FinishedRun:
 
     def score(self, module: ContinualModule, task: Task) -> float:
         """Return the primary score on a task's test rows, seeded as in a run."""
-        with untouched_randomness(), module.scoring_context():
+        with preserved_random_state(), module.scoring_context():
             seed_all(self.seed, "score", task.name)
             return score_task(module.backbone, module.continual_strategy, task).value
 
@@ -182,7 +182,7 @@ def build_analyses(settings: Mapping[str, Any]) -> list[Analysis]:
     return analyses
 
 
-@untouched_kernels()
+@preserved_kernel_settings()
 def analyse(
     folder: str | Path, comparisons: Sequence[Comparison], analyses: Sequence[Analysis], display: Display
 ) -> None:
@@ -239,13 +239,12 @@ def _measure(
 
 def _identity(run: RunFolder, strategy: str, folder: Path) -> dict[str, Any]:
     """Return the columns that name a run; its path is relative to the folder of the report."""
-    protocol = run.environment()["protocol"]
     return {
         "run": Path(os.path.relpath(run.path.resolve(), folder.resolve())).as_posix(),
         "model": model_of(run),
         "strategy": strategy,
-        "order": protocol["order_name"],
-        "seed": protocol["seed"],
+        "order": run.protocol.order_name,
+        "seed": run.protocol.seed,
     }
 
 

@@ -1,4 +1,4 @@
-"""One causal language model of the LLaMA family and its tokenizer: load, save, loss, generate, score."""
+"""A causal language model of the LLaMA family and its tokenizer: load, save, loss, generate, score."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from workbench import composition
 from workbench.backbone import adapters
 from workbench.backbone.batch import IGNORED, Batch, Output, collate, passes, token_nats
-from workbench.backbone.encoding import Encoder, TextPolicy, end_with
-from workbench.backbone.generation import Room, greedy, has_plain_cache, option_nats
+from workbench.backbone.encoding import Encoder, TextPolicy, set_end_token
+from workbench.backbone.generation import BatchLimit, greedy, has_plain_cache, option_nats
 from workbench.backbone.loading import agree_on_ends, extend_rows, load_tokenizer, load_weights
 from workbench.errors import refuse_bare_strings
 from workbench.model_folder import check_folder, locate
@@ -29,24 +29,21 @@ __all__ = ["Backbone", "Batch", "Output"]
 
 
 class Backbone(nn.Module):
-    """A transformers model and its tokenizer behind the few operations that learning in sequence needs.
+    """A transformers model and its tokenizer, with the operations that continual learning needs.
 
     Args:
-        reload: Gives the model as it was before anything changed it; `restore` calls it.
-        tokenizer: Its tokenizer, with an end token.
-        text: Limits, truncation and template of every prompt and answer.
-        eval_batch_size: The most prompts that are generated from, or scored, at once.
-
-    Attributes:
-        eval_batch_tokens: The most tokens, of prompts and of the answers to come, that are generated from at once;
-            None: not limited.
+        reload: Returns the model as loaded, before any change; `restore` calls it.
+        tokenizer: The model's tokenizer, with an end token.
+        text: Length limits, truncation and template of all prompts and answers.
+        eval_batch_size: Maximum number of prompts that are generated from, or scored, at once.
+        eval_batch_tokens: Maximum number of tokens, of prompts and of the longest possible answers, in a batch that is
+            generated from; None: no limit.
 
     Raises:
-        ValueError: The tokenizer or the policy cannot serve this model.
+        ValueError: The tokenizer or the text policy does not fit the model.
     """
 
     model: PreTrainedModel
-    eval_batch_tokens: int | None = None
 
     def __init__(
         self,
@@ -55,16 +52,17 @@ class Backbone(nn.Module):
         *,
         text: TextPolicy | None = None,
         eval_batch_size: int = 64,
+        eval_batch_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self._reload = reload
         self.model = reload().train()
         self.tokenizer = tokenizer
-        self.eval_batch_size = eval_batch_size
+        self.eval_batch_size, self.eval_batch_tokens = eval_batch_size, eval_batch_tokens
         self.encoder = Encoder(tokenizer, self.model.config.max_position_embeddings, text or TextPolicy())
-        loaded, self._encoder = copy.deepcopy(tokenizer), self.encoder
+        loaded, self._loaded_encoder = copy.deepcopy(tokenizer), self.encoder
         self._reload_tokenizer: Callable[[], PreTrainedTokenizerBase] = lambda: copy.deepcopy(loaded)
-        self._check_rows()
+        self._check_vocabulary()
 
     @classmethod
     def load(
@@ -76,24 +74,26 @@ class Backbone(nn.Module):
         activation_checkpointing: bool = False,
         text: TextPolicy | None = None,
         eval_batch_size: int = 64,
+        eval_batch_tokens: int | None = None,
     ) -> Backbone:
-        """Loads any LLaMA-family folder or hub id; "mini" and "micro" are the shipped ones.
+        """Load a model of the LLaMA family from a folder or the hub; "mini" and "micro" are shipped.
 
-        Safetensors only, no remote code, and every weight has to be there: transformers would fill
-        a missing one with random numbers and go on.
+        Only safetensors are read, no remote code is executed, and no weight may be missing: transformers would
+        initialise a missing weight at random without an error.
 
         Args:
             path: A folder, a hub id, "mini" or "micro".
-            dtype: Of the weights, such as "bfloat16". None: float32, whatever the file holds, because
-                small steps are lost in half precision; a lower one is a choice to be made.
-            end_token: What ends an answer, where it is not to be the tokenizer's own end token.
-            activation_checkpointing: Whether each block keeps its input alone and computes the rest again for the
-                gradients.
-            text: Limits, truncation and template.
-            eval_batch_size: The most prompts that are generated from, or scored, at once.
+            dtype: Precision of the weights, such as "bfloat16". None: float32, whatever the files hold, because small
+                optimizer steps are lost in half precision.
+            end_token: The token that ends an answer, in place of the tokenizer's own end token.
+            activation_checkpointing: Whether each transformer block stores only its input and recomputes its other
+                activations in the backward pass.
+            text: Length limits, truncation and template of all prompts and answers.
+            eval_batch_size: Maximum number of prompts that are generated from, or scored, at once.
+            eval_batch_tokens: Maximum number of tokens of prompts and longest possible answers in such a batch.
 
         Raises:
-            ValueError: Names what is wrong with the folder, the weights or the tokenizer.
+            ValueError: The folder, the weights or the tokenizer cannot be used; the message says why.
         """
         if problems := check_folder(path):
             raise ValueError("\n".join(problems))
@@ -103,29 +103,34 @@ class Backbone(nn.Module):
             raise ValueError(f"dtype={dtype!r}: choose 'float32', 'bfloat16' or 'float16'.")
         try:
             tokenizer = load_tokenizer(source)
-            end_with(tokenizer, end_token)
+            set_end_token(tokenizer, end_token)
             return cls(
                 lambda: load_weights(source, torch_dtype, activation_checkpointing),
                 tokenizer,
                 text=text,
                 eval_batch_size=eval_batch_size,
+                eval_batch_tokens=eval_batch_tokens,
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
     def restore(self) -> None:
-        """Back to the weights, the structure and the tokenizer that were loaded, on the device where it is."""
+        """Restore the weights, the structure and the tokenizer as loaded; the model stays on its device."""
         device = self.device
         del self.model
         self.model = self._reload().train().to(device)
         self.tokenizer = self._reload_tokenizer()
-        self.encoder = self._encoder
+        self.encoder = self._loaded_encoder
         self.encoder.restore(self.tokenizer)
 
     def save(self, folder: str | Path) -> None:
-        """Writes a folder that plain transformers loads: adapters folded in, and beside them as they are.
+        """Write a folder that plain transformers loads: the weights with all adapters folded in.
 
-        Adapters go to `folder/adapters/<name>`, for plain peft. The folder appears whole, in place of an older one.
+        Each adapter is also written to `folder/adapters/<name>`, for plain peft. An existing folder is replaced only
+        once the new one is complete.
+
+        Args:
+            folder: Where to write.
         """
         folder = Path(folder)
         partial = folder.with_name(folder.name + ".partial")
@@ -143,43 +148,43 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return cast(torch.device, self.model.device)
 
     @property
     def decoder(self) -> nn.Module:
-        """The stack without its head: embeddings, `layers`, final norm."""
+        """The model without its head: embeddings, `layers`, final norm."""
         return cast(nn.Module, getattr(self.model, self.model.base_model_prefix))
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that train, by name."""
-        return {key: value for key, value in self.model.named_parameters() if value.requires_grad}
+        """Return the trainable parameters by name."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def freeze(self) -> None:
-        """Nothing trains until a strategy says what does."""
+        """Freeze all parameters."""
         adapters.freeze(self)
 
     def add_tokens(self, tokens: Sequence[str], special: bool = False) -> list[int]:
-        """Adds tokens to the tokenizer, and a row for each to the embeddings and the head.
+        """Add tokens to the tokenizer, and a row for each to the embeddings and the head.
 
-        A method calls it in `setup` or `before_task`, for which a run seeds what the new rows are drawn from
-        (`loading.extend_rows`). They train where the embeddings and the head do; nothing else changes. The
-        rows of the task that comes are encoded with the new tokens.
+        Call it in `setup` or `before_task`: a run seeds the initial values of the new rows there
+        (`loading.extend_rows`), and encodes the task's rows afterwards. The new rows train where the embeddings and
+        the head train.
 
         Args:
-            tokens: Their texts; one that the tokenizer knows stays what it is.
-            special: Whether `generate` leaves them out of its answers, as it does an end token.
+            tokens: Texts of the tokens; one that the vocabulary already has is not added again.
+            special: Whether `generate` omits them from its answers, like the end token.
 
         Returns:
-            The id of each.
+            The id of each token.
 
         Raises:
             ValueError: The model is a composition, or its embeddings or its head carry an adapter.
         """
         ends = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         if isinstance(self.model, composition.CalmForCausalLM) or [*map(type, ends)] != [nn.Embedding, nn.Linear]:
-            told = "Tokens cannot be added to a composition, nor where the embeddings or the head carry an adapter."
-            raise ValueError(f"{told} Add them before that.")
+            message = "Tokens cannot be added to a composition, nor where the embeddings or the head carry an adapter."
+            raise ValueError(f"{message} Add them before that.")
         known = len(self.tokenizer)
         tokens = [tokens] if isinstance(tokens, str) else list(tokens)
         self.tokenizer.add_tokens(tokens, special_tokens=special)
@@ -188,59 +193,73 @@ class Backbone(nn.Module):
         return cast(list[int], self.tokenizer.convert_tokens_to_ids(tokens))
 
     def add_adapter(self, name: str, **settings: Any) -> None:
-        """Adds a low-rank adapter that alone trains from here on; `settings` are `LoraConfig`'s."""
+        """Add a low-rank adapter and freeze all other parameters.
+
+        Args:
+            name: Name of the new adapter.
+            settings: Keyword arguments of `peft.LoraConfig`.
+        """
         adapters.inject(self.model, name, settings)
 
     def fold_adapters(self) -> None:
-        """Folds all adapters into the weights for good."""
+        """Fold all adapters into the weights permanently."""
         adapters.fold_in(self.model)
 
     @property
     def adapter_names(self) -> list[str]:
-        """The adapters that are in place, oldest first."""
+        """Names of the adapters in the model, oldest first."""
         return adapters.adapter_names(self.model)
 
     def merged(self) -> AbstractContextManager[None]:
-        """Adapters folded in while the context lasts, and the very same bits after it."""
+        """Fold the adapters into the weights within the context; afterwards the weights are bitwise the same."""
         return adapters.merged(self.model)
 
     def encode(self, rows: Dataset, max_new_tokens: int | None = None, packed: bool = False) -> Dataset:
-        """Tokens and label positions of rows of text; arguments and columns are `Encoder.encode`'s.
+        """Encode rows of text as token ids and label positions.
+
+        Args:
+            rows: See `Encoder.encode`, also for the columns of the result.
+            max_new_tokens: Longest answer in tokens; None: as long as the longest answer in `rows`.
+            packed: Whether texts of a corpus are concatenated into rows of full length.
 
         Raises:
-            ValueError: The tokenizer has tokens that the model has no embeddings for.
+            ValueError: The tokenizer has tokens without a row in the model's embeddings.
         """
-        self._check_rows()
+        self._check_vocabulary()
         return self.encoder.encode(rows, max_new_tokens, packed)
 
-    def _check_rows(self) -> None:
+    def _check_vocabulary(self) -> None:
         tokens, rows = len(self.tokenizer), self.model.get_input_embeddings().num_embeddings
         if tokens > rows:
-            told = f"The tokenizer has {tokens} tokens and the model only {rows} embeddings. Give the tokenizer of this"
-            raise ValueError(f"{told} model; a method adds tokens by Backbone.add_tokens.")
+            message = f"The tokenizer has {tokens} tokens and the model only {rows} embeddings."
+            remedy = "Give the tokenizer of this model; a method adds tokens by Backbone.add_tokens."
+            raise ValueError(f"{message} {remedy}")
 
     def collate(self, rows: Sequence[Any]) -> Batch:
-        """Encoded rows to one batch, padded on the right."""
+        """Make a batch of encoded rows, padded on the right."""
         return collate(rows, self.pad_id)
 
     @property
     def pad_id(self) -> int:
-        """The token that fills a batch; it is never attended to nor learnt."""
+        """The token used for padding, which is neither attended to nor learnt."""
         pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         return int(end if pad is None else pad)
 
     def forward(self, batch: Batch) -> Output:
-        """The loss where a label is; prompt logits are never computed.
+        """Compute the loss at the labelled positions; logits of the prompt are never computed.
 
-        The head and the cross-entropy are most of a small model's time, and a prompt has no label. Rows are
-        padded on the right, so that the causal mask alone keeps padding out.
+        The head and the cross-entropy take most of a small model's time. Rows are padded on the right, so that the
+        causal mask alone hides the padding.
+
+        Args:
+            batch: Token ids, mask and labels (batch, time).
 
         Returns:
-            An Output; `loss_sum` and `count` add up over batches and processes.
+            An Output; its `loss_sum` and `count` add up over batches and processes.
         """
-        asked = getattr(self.model.config, "encoder", False)  # a composition whose augmenting models read prompts only
-        given = {"prompt_mask": batch.attention_mask * (batch.labels == IGNORED)} if asked else {}
-        states = self.decoder(input_ids=batch.input_ids, use_cache=False, **given).last_hidden_state
+        prompts_only = getattr(self.model.config, "encoder", False)  # in a composition, for the augmenting models
+        inputs = {"prompt_mask": batch.attention_mask * (batch.labels == IGNORED)} if prompts_only else {}
+        states = self.decoder(input_ids=batch.input_ids, use_cache=False, **inputs).last_hidden_state
         sample, position = (batch.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         states = states[sample, position]
         targets = batch.labels[sample, position + 1]
@@ -248,68 +267,74 @@ class Backbone(nn.Module):
         nats = token_nats(head, states, targets, self.model.get_input_embeddings().num_embeddings)
         return Output(nats, states, targets, sample, head)
 
-    @torch.inference_mode()  # less work around each kernel than no_grad
+    @torch.inference_mode()  # less overhead per kernel than no_grad
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        """Greedy answers, in the order of the prompts, each ending before the end token.
+        """Generate greedy answers.
 
-        What a model's own generation config says (sampling, penalties) is not used: scores must be comparable.
+        The model's own generation config (sampling, penalties) is ignored, so that scores are comparable.
 
         Args:
-            prompts: As in a task's rows: the template is added here, and what is too long is cut as the policy says.
-            max_new_tokens: The longest answer in tokens.
+            prompts: As in a task's rows: the template is added here, and a prompt that is too long is cut.
+            max_new_tokens: Longest answer in tokens.
+
+        Returns:
+            One answer per prompt, in their order, without the end token.
 
         Raises:
             ValueError: `prompts` is one string.
         """
         refuse_bare_strings(prompts=prompts)
-        begun, new_tokens = self._prompts(prompts, max_new_tokens)
-        end = self.tokenizer.eos_token_id
-        room = Room(self.eval_batch_size, self.eval_batch_tokens)
+        encoded, new_tokens = self._encode_prompts(prompts, max_new_tokens)
         with self.evaluating():
-            answers = greedy(self.model, begun, new_tokens, room, end)
-        return [self.encoder.decode(tokens) for tokens in answers]
+            answers = greedy(self.model, encoded, new_tokens, self._batch_limit, self.tokenizer.eos_token_id)
+        return [self.encoder.decode(token_ids) for token_ids in answers]
 
     @torch.no_grad()
     def likeliest(self, prompts: Sequence[str], options: Sequence[str], max_new_tokens: int) -> list[str]:
-        """Which of a few answers begins what follows each prompt likeliest: the first of equals.
+        """Return the most likely of a few answers after each prompt; of equally likely ones the first.
 
         Args:
             prompts: As in `generate`.
-            options: The answers, taken without the end token, which a reason may precede.
-            max_new_tokens: The longest answer in tokens.
+            options: The answers. Their end token is not counted, since a reason may follow the option.
+            max_new_tokens: Longest answer in tokens.
+
+        Returns:
+            One option per prompt.
 
         Raises:
             ValueError: `prompts` or `options` is one string.
         """
         refuse_bare_strings(prompts=prompts, options=options)
         if self.encoder.policy.joint:
-            nats = self.nats(self._options(prompts, options, max_new_tokens))[0].view(len(prompts), len(options))
-            return [options[index] for index in nats.argmin(1).tolist()]
-        begun, new_tokens = self._prompts(prompts, max_new_tokens)
-        parts = [self.encoder.answer(text, new_tokens) for text in options]
-        answers = [tokens if cut else tokens[:-1] for tokens, cut in parts]
-        if has_plain_cache(self.model) and min(map(len, begun), default=0) > 1:
-            room = Room(self.eval_batch_size, self.eval_batch_tokens)
-            with self.evaluating():
-                nats = option_nats(self.model, begun, answers, room)
+            nats = self.nats(self._joint_options(prompts, options, max_new_tokens))[0]
         else:
-            rows = [{"input_ids": one + two, "prompt_length": len(one), "row": 0} for one in begun for two in answers]
-            nats = self.nats(Dataset.from_list(rows))[0].view(len(begun), len(answers))
-        return [options[index] for index in nats.argmin(1).tolist()]
+            encoded, new_tokens = self._encode_prompts(prompts, max_new_tokens)
+            parts = [self.encoder.answer(text, new_tokens) for text in options]
+            answers = [token_ids if cut else token_ids[:-1] for token_ids, cut in parts]
+            if has_plain_cache(self.model) and min(map(len, encoded), default=0) > 1:
+                with self.evaluating():
+                    nats = option_nats(self.model, encoded, answers, self._batch_limit)
+            else:
+                pairs = [(prompt, answer) for prompt in encoded for answer in answers]
+                rows = [
+                    {"input_ids": prompt + answer, "prompt_length": len(prompt), "row": 0} for prompt, answer in pairs
+                ]
+                nats = self.nats(Dataset.from_list(rows))[0]
+        return [options[index] for index in nats.view(len(prompts), len(options)).argmin(1).tolist()]
 
     @torch.no_grad()
     def log_likelihood(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
-        """Teacher-forced log-likelihood of each answer and its end token.
+        """Return the teacher-forced log-likelihood of each answer including its end token.
 
         Args:
             prompts: As in `generate`.
             answers: One for each prompt.
 
         Returns:
-            (rows,) in nats, at most 0.
+            (rows,), in nats, at most 0.
 
         Raises:
-            ValueError: One of them is one string, or they differ in length.
+            ValueError: An argument is one string, or the two differ in length.
         """
         refuse_bare_strings(prompts=prompts, answers=answers)
         if len(prompts) != len(answers):
@@ -319,10 +344,13 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def nats(self, encoded: Dataset) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood and number of labelled tokens of each encoded row.
+        """Return the negative log-likelihood and the number of labelled tokens of each encoded row.
+
+        Args:
+            encoded: Rows as returned by `encode`.
 
         Returns:
-            (rows,) nats in float64 and (rows,) counts.
+            (rows,), nats in float64; and (rows,), counts.
         """
         rows = encoded.to_list()
         nats = torch.zeros(len(rows), dtype=torch.float64)
@@ -337,7 +365,7 @@ class Backbone(nn.Module):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, and each module's own mode again afterwards."""
+        """Set evaluation mode within the context, and restore each module's own mode afterwards."""
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
@@ -346,20 +374,24 @@ class Backbone(nn.Module):
             for module, training in modes:
                 module.training = training
 
-    def _prompts(self, prompts: Sequence[str], max_new_tokens: int) -> tuple[list[list[int]], int]:
-        """Tokens of each, and the most of an answer."""
-        rows = Dataset.from_dict({"prompt": list(prompts)})
-        encoded = self.encode(rows, max_new_tokens)  # which is kept, for the next time that these are scored
-        new_tokens = self.encoder.limits(max_new_tokens)[1]
-        return [tokens or [self.tokenizer.eos_token_id] for tokens in encoded["input_ids"][:]], new_tokens
+    @property
+    def _batch_limit(self) -> BatchLimit:
+        return BatchLimit(self.eval_batch_size, self.eval_batch_tokens)
 
-    def _options(self, prompts: Sequence[str], options: Sequence[str], max_new_tokens: int) -> Dataset:
-        """Each prompt with each option as one text, encoded as in training; the end token carries no label."""
+    def _encode_prompts(self, prompts: Sequence[str], max_new_tokens: int) -> tuple[list[list[int]], int]:
+        """Return the token ids of each prompt, and the maximum length of an answer in tokens."""
+        rows = Dataset.from_dict({"prompt": list(prompts)})
+        encoded = self.encode(rows, max_new_tokens)  # cached by the encoder for the next evaluation
+        new_tokens = self.encoder.limits(max_new_tokens)[1]
+        return [token_ids or [self.tokenizer.eos_token_id] for token_ids in encoded["input_ids"][:]], new_tokens
+
+    def _joint_options(self, prompts: Sequence[str], options: Sequence[str], max_new_tokens: int) -> Dataset:
+        """Encode each prompt with each option as one text, as in training, without a label on the end token."""
         pairs = [{"prompt": prompt, "answer": option} for prompt in prompts for option in options]
         rows = self.encode(Dataset.from_list(pairs), max_new_tokens).to_list()
         for row in rows:
             if row["input_ids"][-1] == self.tokenizer.eos_token_id:
                 row["input_ids"].pop()
-            else:  # a row without room for an end token labels one token more
+            else:  # a row without room for an end token has its first label on the prompt's last token
                 row["prompt_length"] += 1
         return Dataset.from_list(rows)

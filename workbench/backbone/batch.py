@@ -1,4 +1,4 @@
-"""What goes into the backbone and what comes out: token tensors in, a loss as sum and count out."""
+"""Input and output of the backbone: batches of token ids, and the loss as a sum and a count."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-MOST_READ = 1024  # tokens that are scored at once: more take more memory and, on a CPU, more time for each
+MAX_PASS_TOKENS = 1024
+"""Tokens that are scored at once: more need more memory and, on a CPU, more time per token."""
 IGNORED = -100
-WHOLE_LOGITS = 2**26
-"""Logits, of all labelled positions, up to which they are computed at once: 256 MB in float32, and twice that back."""
+"""Label of a position without a target."""
+MAX_LOGITS = 2**26
+"""Logits of a batch that are computed at once: 256 MB in float32, and twice that in the backward pass."""
 CHUNK_LOGITS = 2**24
+"""Logits computed at a time where a batch has more."""
 
 
 @dataclass
 class Batch:
-    """Rows padded on the right, so that causality alone hides the padding.
+    """Rows padded on the right, so that the causal mask alone hides the padding.
 
     Args:
-        input_ids: (batch, time) token ids.
+        input_ids: (batch, time), token ids.
         attention_mask: (batch, time), 1 at tokens and 0 at padding.
-        labels: (batch, time), the token ids to predict and -100 where nothing is learnt.
-        row: (batch,), which row of the data each one is.
+        labels: (batch, time), the token ids to predict, and -100 at positions without a target.
+        row: (batch,), index of each row in the data.
     """
 
     input_ids: Tensor
@@ -35,19 +38,19 @@ class Batch:
     row: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
+        """Return the batch on another device."""
         return Batch(*(tensor.to(device) for tensor in vars(self).values()))
 
 
 @dataclass
 class Output:
-    """A forward pass, kept only where a label is.
+    """Result of a forward pass at the labelled positions.
 
     Args:
-        token_nats: (labelled,) negative log-likelihood of each labelled token, in nats.
-        hidden_states: (labelled, width) the final states that predict them.
-        targets: (labelled,) the labelled tokens.
-        sample: (labelled,) the index in the batch that each belongs to.
+        token_nats: (labelled,), negative log-likelihood of each labelled token, in nats.
+        hidden_states: (labelled, width), the final states that predict the labelled tokens.
+        targets: (labelled,), the labelled tokens.
+        sample: (labelled,), index in the batch of each labelled token's row.
         head: Maps states to logits.
     """
 
@@ -59,12 +62,12 @@ class Output:
 
     @property
     def loss_sum(self) -> Tensor:
-        """Nats over all labelled tokens: a scalar that adds up over batches and processes."""
+        """Sum over all labelled tokens in nats, a scalar; adds up over batches and processes."""
         return self.token_nats.sum()
 
     @property
     def count(self) -> int:
-        """The number of labelled tokens."""
+        """Number of labelled tokens."""
         return self.targets.numel()
 
     @property
@@ -73,26 +76,24 @@ class Output:
         return self.loss_sum / max(self.count, 1)
 
     def logits(self) -> Tensor:
-        """(labelled, vocabulary) logits, computed when asked for: most methods never need them."""
+        """Compute the logits, (labelled, vocabulary); most methods never need them."""
         return self.head(self.hidden_states)
 
 
 def token_nats(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor, vocabulary: int) -> Tensor:
-    """The negative log-likelihood of each target, in float32, or in float64 where the logits are.
+    """Compute the negative log-likelihood of each target, in float32, or in float64 if the logits are.
 
-    Of many logits only a part is ever in memory.
-
-    Beyond `WHOLE_LOGITS` they are made `CHUNK_LOGITS` at a time, and made again for the gradients, which costs a third
-    of the head's time.
+    Of more than `MAX_LOGITS` logits only `CHUNK_LOGITS` are in memory at a time; they are recomputed in the backward
+    pass, which costs a third of the head's time.
 
     Args:
         head: Maps states to logits.
         states: (labelled, width).
-        targets: (labelled,) token ids.
-        vocabulary: Logits of a state.
+        targets: (labelled,), token ids.
+        vocabulary: Number of logits per state.
 
     Returns:
-        (labelled,) nats.
+        (labelled,), in nats.
     """
 
     def nats(states: Tensor, targets: Tensor) -> Tensor:
@@ -104,27 +105,32 @@ def token_nats(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor
     if held == len(targets) * vocabulary:
         return nats(states, targets)
     size = held // vocabulary
-    parts = zip(torch.split(states, size), torch.split(targets, size), strict=True)
-    return torch.cat([checkpoint(nats, *part, use_reentrant=False) for part in parts])
+    chunks = zip(torch.split(states, size), torch.split(targets, size), strict=True)
+    return torch.cat([checkpoint(nats, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def logits_held(labelled: int, vocabulary: int) -> int:
-    """How many logits `token_nats` holds at once, of `labelled` positions and a `vocabulary` of so many tokens."""
-    if labelled * vocabulary <= WHOLE_LOGITS:
+    """Return how many logits `token_nats` holds in memory at once.
+
+    Args:
+        labelled: Number of labelled positions.
+        vocabulary: Number of logits per position.
+    """
+    if labelled * vocabulary <= MAX_LOGITS:
         return labelled * vocabulary
     return max(1, CHUNK_LOGITS // vocabulary) * vocabulary
 
 
 def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> Batch:
-    """Pads encoded rows (`Backbone.encode`) to the longest of them.
+    """Make a batch of encoded rows (`Backbone.encode`), padded to the longest of them.
 
     Args:
-        rows: Token ids, the prompt's length and the row's number, each.
-        pad_id: The token that fills shorter rows up.
+        rows: Each with "input_ids", "prompt_length" and "row".
+        pad_id: The token used for padding.
 
     Returns:
-        A Batch of (rows, longest); the first `prompt_length` tokens of each row carry no label. No rows, as a process
-        may get of a small batch, become one token without a label, in row -1.
+        A Batch of shape (rows, longest); the first `prompt_length` tokens of each row carry no label. Without rows, as
+        in a process without a share of a small batch, one token without a label, with row -1.
     """
     if not rows:
         rows = [{"input_ids": [pad_id], "prompt_length": 1, "row": -1}]
@@ -141,14 +147,19 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> Batch:
 
 
 def passes(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
-    """Indices of rows of similar length that are read at once, longest first, so that too large a batch shows at once.
+    """Divide rows into forward passes of similar length, longest first, so that lack of memory shows at once.
+
+    A pass has at most `MAX_PASS_TOKENS` tokens including padding, or one row.
 
     Args:
-        lengths: Of each row, in tokens.
-        rows: The most of a pass, which has at most `MOST_READ` tokens, padding among them, or one row.
+        lengths: Length of each row in tokens.
+        rows: Maximum number of rows in a pass.
+
+    Yields:
+        The indices of the rows of each pass.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     while order:
-        count = min(rows, max(1, MOST_READ // lengths[order[0]]))
+        count = min(rows, max(1, MAX_PASS_TOKENS // lengths[order[0]]))
         yield order[:count]
         order = order[count:]

@@ -17,139 +17,138 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from workbench.backbone.batch import passes, token_nats
 from workbench.backbone.loading import blocks
 
-
-class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
-    """Keys and values of one layer, (rows, heads, columns, width of a head), of which a part is in use.
-
-    transformers' own layers are copied whole for every token; here a token is written into its place.
-    """
-
-    keys: Any
-    values: Any
-    whole: tuple[Tensor, ...] = ()
-    size: tuple[int, int]
-
-    def reserve(self, rows: int, columns: int, kept: int) -> None:
-        """Takes new memory for so many rows and columns, and copies the first `kept` rows there."""
-        old, self.whole, self.size = self.whole, (), (rows, columns)
-        self.keys = self.values = None
-        self.is_initialized = False
-        if kept:
-            self.fill(slice(kept), *(part[:kept, :, :columns] for part in old))
-
-    def fill(self, rows: slice, keys: Tensor, values: Tensor) -> None:
-        """Copies keys and values, of these rows or of one for all of them, into the first columns."""
-        self._take(keys, values)
-        for whole, part in zip(self.whole, (keys, values), strict=True):
-            whole[rows, :, : part.shape[2]] = part
-
-    def clear(self, rows: slice) -> None:
-        """Zeros in place of what rows have left: a mask hides any number but a NaN."""
-        for whole in self.whole:
-            whole[rows] = 0
-
-    def aim(self, rows: slice, columns: int, ends: Tensor | None) -> None:
-        """Shows these rows and the first columns; `RoomyCache.aim` tells of `ends`."""
-        self.rows, self.columns, self.ends = rows, columns, ends
-        self.index = None if ends is None else torch.arange(len(ends), device=ends.device)
-        self._show()
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Writes what comes next, (rows, heads, time, width of a head), and shows so many columns more."""
-        self._take(key_states, value_states)
-        after = self.columns + key_states.shape[2]
-        for whole, states in zip(self.whole, (key_states, value_states), strict=True):
-            if self.ends is None:
-                whole[self.rows, :, self.columns : after] = states
-            else:
-                whole[self.rows][self.index, :, self.ends] = states[:, :, 0].to(whole.dtype)  # rotated keys are wider
-        self.columns = after
-        self._show()
-        return self.keys, self.values
-
-    def _take(self, keys: Tensor, values: Tensor) -> None:
-        """Memory for more of the same, unless there is some, in the precision that attention takes under autocast."""
-        if not self.whole:
-            kind = keys.device.type
-            half = torch.is_autocast_enabled(kind)
-            self.dtype, self.device = torch.get_autocast_dtype(kind) if half else keys.dtype, keys.device
-            self.is_initialized = True
-            rows, columns = self.size
-            shapes = ((rows, part.shape[1], columns, part.shape[3]) for part in (keys, values))
-            self.whole = tuple(torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in shapes)
-
-    def _show(self) -> None:
-        if self.whole:
-            self.keys, self.values = (part[self.rows, :, : self.columns] for part in self.whole)
+MIN_SHARED_TOKENS = 8
+"""A shorter common prefix is not worth a forward pass of its own."""
+SPARE_COLUMNS = 64
+"""Answer tokens that the cache has memory for at first."""
 
 
-class RoomyCache(Cache):  # type: ignore[misc]
-    """Room for rows of tokens, which are written one after the other and stay where they are.
+@dataclass(frozen=True)
+class BatchLimit:
+    """How much is decoded at once.
 
     Args:
-        model: Its cache has to be a plain one (`has_plain_cache`).
+        rows: Maximum number of prompts.
+        tokens: Maximum number of tokens, of the prompts and of the longest possible answers; None: no limit. A single
+            row is always allowed.
     """
 
-    layers: list[RoomyLayer]
+    rows: int
+    tokens: int | None = None
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(layers=[RoomyLayer() for _ in DynamicCache(config=model.config).layers])
-        self.size = (0, 0)
+    def batch_size(self, columns: int) -> int:
+        """Maximum batch size for sequences of `columns` tokens."""
+        return self.rows if self.tokens is None else max(1, min(self.rows, self.tokens // columns))
 
-    def reserve(self, rows: int, columns: int, kept: int = 0) -> None:
-        """Sees to it that so many rows and columns have room; of those that are there, the first `kept` stay."""
-        if rows > self.size[0] or columns > self.size[1]:
-            self.size = (rows, columns)
-            for layer in self.layers:
-                layer.reserve(rows, columns, kept)
 
-    def begin(self, rows: slice, prefix: Cache | None) -> None:
-        """Clears these rows, and lets them begin with a cache of one row where one is given."""
-        for layer in self.layers:
-            layer.clear(rows)
-        for layer, part in zip(self.layers, prefix.layers if prefix else (), strict=False):
-            layer.fill(rows, part.keys, part.values)
+def greedy(
+    model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens: int, limit: BatchLimit, end_id: int
+) -> list[list[int]]:
+    """Decode greedily: append the most likely token until it is the end token or the answer has its maximum length.
 
-    def aim(self, rows: slice, columns: int, ends: Tensor | None = None) -> None:
-        """Chooses what is attended to, and where the model's next tokens are written.
+    Returns what `model.generate` returns without sampling, in less time. The prompts' common prefix is read once. A
+    finished row leaves the batch; as soon as a quarter of the batch is free, the next prompts join it, longest first,
+    so that a batch that is too large for the memory fails at once. The batches depend on the prompts and the weights
+    alone, so that scores are reproducible. A model without a plain cache (`has_plain_cache`), such as one with sliding
+    windows or a composition, reads each prompt as a whole and finishes a batch before it starts the next.
 
-        Args:
-            rows: That the model reads on.
-            columns: How many of them are shown, the first.
-            ends: (rows,), where each row's next token goes; whoever reads one adds 1 in place. A row that is shorter
-                than others shows numbers without meaning behind its end: a mask has to hide them. None: the next tokens
-                of all rows go behind the columns that are shown.
-        """
-        for layer in self.layers:
-            layer.aim(rows, columns, ends)
+    Args:
+        model: In evaluation mode.
+        prompts: Token ids of each prompt, at least one.
+        max_new_tokens: Maximum length of an answer in tokens, at least 1.
+        limit: How much is decoded at once.
+        end_id: The token that ends an answer.
 
-    def move(self, rows: list[int], to: list[int]) -> None:
-        """Copies rows over others."""
-        for layer in self.layers if rows else ():
-            for whole in layer.whole:
-                whole[to] = whole[rows]
+    Returns:
+        Token ids of each answer, including the end token, in the order of the prompts.
+    """
+    waiting = _longest_first(prompts)
+    answers: list[list[int]] = [[] for _ in prompts]
+    reader = _reader(model, prompts, max_new_tokens)
+    active: ActiveRows | None = None
+    while waiting or active:
+        if waiting and (
+            free := _free_rows(active, len(prompts[waiting[0]]), max_new_tokens, limit, reader.rows_can_join)
+        ):
+            active = reader.enter(waiting[:free], active)
+            waiting = waiting[free:]
+        if active:
+            for place, token in zip(active.places, active.newest.tolist(), strict=True):
+                answers[place].append(token)
+            unfinished = [
+                answers[place][-1] != end_id and len(answers[place]) < max_new_tokens for place in active.places
+            ]
+            if any(unfinished):
+                active = reader.step(active if all(unfinished) else reader.keep(active, unfinished))
+            else:
+                active = None
+    return answers
+
+
+def option_nats(
+    model: PreTrainedModel, prompts: Sequence[list[int]], options: Sequence[list[int]], limit: BatchLimit
+) -> Tensor:
+    """Return the negative log-likelihood of each of a few answers after each prompt.
+
+    Each prompt except its last token is read once, and the prompts' common prefix once for all of them. Every option
+    is then read on top of that cache.
+
+    Args:
+        model: In evaluation mode, with a plain cache (`has_plain_cache`).
+        prompts: Token ids of each prompt, at least two per prompt.
+        options: Token ids of each answer, at least one per answer.
+        limit: How much is read at once.
+
+    Returns:
+        (prompts, options), nats in float64.
+    """
+    longest = max(map(len, options))
+    reader = PlainCacheReader(model, [token_ids[:-1] for token_ids in prompts], longest)
+    waiting = _longest_first(prompts)
+    nats = torch.zeros(len(prompts), len(options), dtype=torch.float64)
+    while waiting:
+        count = limit.batch_size(len(prompts[waiting[0]]) + longest)
+        active, waiting = reader.enter(waiting[:count]), waiting[count:]
+        last = torch.tensor([prompts[place][-1] for place in active.places])
+        for index, option in enumerate(options):
+            nats[active.places, index] = reader.nats(active, last, torch.tensor(option)).double().cpu()
+    return nats
 
 
 def has_plain_cache(model: PreTrainedModel) -> bool:
-    """Whether a cache is keys and values of every layer and every token, and nothing else."""
+    """Return True if the model's cache is the keys and values of every layer and every token, and nothing else."""
     if not model._supports_default_dynamic_cache():
         return False
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
-LEAST_SHARED = 8  # tokens: fewer are not worth a pass of their own
-ROOM = 64  # tokens of an answer for which there is room at first
+def _longest_first(prompts: Sequence[list[int]]) -> list[int]:
+    return sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), place))
+
+
+def _free_rows(active: ActiveRows | None, longest: int, max_new_tokens: int, limit: BatchLimit, can_join: bool) -> int:
+    """Return how many prompts of at most `longest` tokens enter now; beside active rows a quarter of the batch or 0."""
+    if active is None:
+        return limit.batch_size(longest + max_new_tokens)
+    size = limit.batch_size(max(longest, active.columns) + max_new_tokens)
+    free = size - len(active.places)
+    return free if can_join and free > 0 and 4 * free >= size else 0
+
+
+def _reader(model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens: int) -> Reader:
+    """Return the reader for the model's kind of cache."""
+    return PlainCacheReader(model, prompts, max_new_tokens) if has_plain_cache(model) else Reader(model, prompts)
 
 
 @dataclass
-class Rows:
-    """Prompts that are being answered.
+class ActiveRows:
+    """A batch of prompts that are being answered.
 
     Args:
-        places: Which prompt each row is.
-        lengths: (rows,), how many tokens of each are in the cache.
-        columns: Those of the cache.
-        newest: (rows,), the token that comes next, which is not read yet.
+        places: Index of each row's prompt.
+        lengths: (rows,), tokens of each row in the cache.
+        columns: Columns of the cache.
+        newest: (rows,), the next token of each row, not yet read by the model.
         cache: Keys and values.
     """
 
@@ -161,284 +160,318 @@ class Rows:
 
 
 class Reader:
-    """A model that reads prompts and answers into a cache of whichever kind, padded on the left."""
+    """Reads prompts and answers into any kind of cache, padded on the left.
 
-    joins = False  # whether prompts may enter beside rows that are being answered
+    Args:
+        model: In evaluation mode.
+        prompts: Token ids of each prompt.
+    """
+
+    rows_can_join = False
+    """Whether prompts may enter a batch that is being answered."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]]) -> None:
         self.model, self.prompts = model, prompts
 
-    def enter(self, places: list[int], active: Rows | None = None) -> Rows:
-        """Reads prompts, longest first; together with the active rows, where there are such."""
-        own = [self.prompts[place] for place in places]
-        lengths, columns = self._lengths(own), len(own[0])
+    def enter(self, places: list[int], active: ActiveRows | None = None) -> ActiveRows:
+        """Read the prompts at `places`, longest first, and append them to the active rows if there are any."""
+        prompts = [self.prompts[place] for place in places]
+        lengths, columns = self._lengths(prompts), len(prompts[0])
         mask = self._mask(lengths, columns)
-        given = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(0)}
-        padded = torch.tensor([[0] * (columns - len(tokens)) + tokens for tokens in own])
-        return Rows(places, lengths, columns, *self._read(padded, [-1] * len(own), None, **given))
+        inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(0)}
+        padded = torch.tensor([[0] * (columns - len(token_ids)) + token_ids for token_ids in prompts])
+        return ActiveRows(places, lengths, columns, *self._read(padded, [-1] * len(prompts), None, **inputs))
 
-    def step(self, rows: Rows) -> Rows:
-        """Reads the newest tokens; the next are the newest then."""
+    def step(self, rows: ActiveRows) -> ActiveRows:
+        """Read the newest token of each row and predict the next one."""
         mask = self._mask(rows.lengths + 1, rows.columns + 1)
-        given = {"attention_mask": mask, "position_ids": rows.lengths[:, None]}
-        newest, cache = self._read(rows.newest[:, None], [-1] * len(rows.places), rows.cache, **given)
-        rows.lengths += 1  # in place, as a RoomyCache asks
-        return Rows(rows.places, rows.lengths, rows.columns + 1, newest, cache)
+        inputs = {"attention_mask": mask, "position_ids": rows.lengths[:, None]}
+        newest, cache = self._read(rows.newest[:, None], [-1] * len(rows.places), rows.cache, **inputs)
+        rows.lengths += 1  # in place: a PreallocatedCache holds the same tensor
+        return ActiveRows(rows.places, rows.lengths, rows.columns + 1, newest, cache)
 
-    def keep(self, rows: Rows, left: list[bool]) -> Rows:
-        """Only the rows that are left."""
-        index = torch.tensor(left, device=rows.lengths.device).nonzero().flatten()
+    def keep(self, rows: ActiveRows, unfinished: list[bool]) -> ActiveRows:
+        """Drop the finished rows."""
+        index = torch.tensor(unfinished, device=rows.lengths.device).nonzero().flatten()
         rows.cache.batch_select_indices(index)
         places = [rows.places[row] for row in index.tolist()]
-        return Rows(places, rows.lengths[index], rows.columns, rows.newest[index], rows.cache)
+        return ActiveRows(places, rows.lengths[index], rows.columns, rows.newest[index], rows.cache)
 
     def _lengths(self, rows: Sequence[list[int]]) -> Tensor:
-        return torch.tensor([len(tokens) for tokens in rows], device=self.model.device)
+        return torch.tensor([len(token_ids) for token_ids in rows], device=self.model.device)
 
     def _mask(self, lengths: Tensor, columns: int) -> Tensor:
         """(rows, columns), 1 where a row has a token."""
         return (torch.arange(columns, device=lengths.device) >= columns - lengths[:, None]).long()
 
-    def _read(self, tokens: Tensor, ends: list[int], cache: Any, **given: Any) -> tuple[Tensor, Any]:
-        """The likeliest token after column `ends` of each row of tokens (rows, time), and the cache with all of these.
+    def _read(self, token_ids: Tensor, ends: list[int], cache: Any, **inputs: Any) -> tuple[Tensor, Any]:
+        """Read more tokens and predict the next one.
 
-        The cache has the columns before; None: there are none.
+        Args:
+            token_ids: (rows, time).
+            ends: For each row the column of `token_ids` after which to predict.
+            cache: Keys and values of the columns before; None: there are none.
+            inputs: Further arguments of the model.
+
+        Returns:
+            (rows,), the most likely next tokens; and the cache including `token_ids`.
         """
-        states, cache = self._states(tokens, cache, **given)
+        states, cache = self._states(token_ids, cache, **inputs)
         logits = self.model.get_output_embeddings()(states[range(len(ends)), ends]).float()
         return logits.argmax(-1), cache
 
-    def _states(self, tokens: Tensor, cache: Any, **given: Any) -> tuple[Tensor, Any]:
-        """(rows, time, width) final states of tokens (rows, time), and the cache with these."""
+    def _states(self, token_ids: Tensor, cache: Any, **inputs: Any) -> tuple[Tensor, Any]:
+        """Return the final states (rows, time, width) of tokens (rows, time), and the cache including them."""
         output = self.model.base_model(
-            input_ids=tokens.to(self.model.device), past_key_values=cache, use_cache=True, **given
+            input_ids=token_ids.to(self.model.device), past_key_values=cache, use_cache=True, **inputs
         )
         return output.last_hidden_state, output.past_key_values
 
 
-class PlainReader(Reader):
-    """One whose cache is keys and values of every layer and every token, and nothing else.
+class PlainCacheReader(Reader):
+    """Reads into a `PreallocatedCache`, which needs a model with a plain cache.
 
-    Then what all prompts begin with is read once, where that pays, prompts are padded on the right and read without a
-    mask, as in training (causality keeps the padding out), and each token of an answer takes the column behind its
-    row's last.
+    The prompts' common prefix is read once where that saves work. Prompts are padded on the right and read without a
+    mask, as in training: causality hides the padding. Each answer token takes the column after its row's last token.
 
     Args:
         model: In evaluation mode.
-        prompts: The tokens of each.
-        new_tokens: The most that are read behind each prompt; at first there is room for `ROOM` of them.
+        prompts: Token ids of each prompt.
+        max_new_tokens: Maximum number of tokens read after each prompt.
     """
 
-    joins = True
+    rows_can_join = True
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], new_tokens: int) -> None:
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens: int) -> None:
         super().__init__(model, prompts)
-        self.most = max(map(len, prompts), default=0) + new_tokens
-        self.cache = RoomyCache(model)
-        self.begun, self.shared = 0, None  # tokens that all prompts begin with, and their cache, of one row
-        common = _common(prompts)
-        if common >= LEAST_SHARED and _saved(model, prompts, common) > 0:
-            self.begun = common
-            self.shared = self._read(torch.tensor([prompts[0][:common]]), [common - 1], None)[1]
+        self.max_columns = max(map(len, prompts), default=0) + max_new_tokens
+        self.cache = PreallocatedCache(model)
+        self.shared_length, self.shared_cache = 0, None  # of the common prefix: its tokens, and a cache of one row
+        length = _common_prefix(prompts)
+        if length >= MIN_SHARED_TOKENS and _saved_multiplications(model, prompts, length) > 0:
+            self.shared_length = length
+            self.shared_cache = self._read(torch.tensor([prompts[0][:length]]), [length - 1], None)[1]
 
-    def enter(self, places: list[int], active: Rows | None = None) -> Rows:
-        entered = [active.newest] if active else []
+    def enter(self, places: list[int], active: ActiveRows | None = None) -> ActiveRows:
+        newest = [active.newest] if active else []
         start, columns = (len(active.places), active.columns) if active else (0, 0)
         columns = max(columns, len(self.prompts[places[0]]))
-        self.cache.reserve(start + len(places), self._with_room(columns), kept=start)
-        self.cache.begin(slice(start, start + len(places)), self.shared)
-        own = [self.prompts[place][self.begun :] for place in places]
-        for chosen in passes([len(tokens) for tokens in own], len(places)):
-            self.cache.aim(slice(start, start := start + len(chosen)), self.begun)
-            entered.append(self._prompts([own[index] for index in chosen]))
+        self.cache.reserve(start + len(places), self._with_spare(columns), kept=start)
+        self.cache.start_rows(slice(start, start + len(places)), self.shared_cache)
+        rest = [self.prompts[place][self.shared_length :] for place in places]
+        for indices in passes([len(token_ids) for token_ids in rest], len(places)):
+            self.cache.select(slice(start, start := start + len(indices)), self.shared_length)
+            newest.append(self._read_prompts([rest[index] for index in indices]))
         lengths = self._lengths([self.prompts[place] for place in places])
         if active:
             places, lengths = active.places + places, torch.cat([active.lengths, lengths])
-        self.cache.aim(slice(start), columns, lengths)
-        return Rows(places, lengths, columns, torch.cat(entered), self.cache)
+        self.cache.select(slice(start), columns, lengths)
+        return ActiveRows(places, lengths, columns, torch.cat(newest), self.cache)
 
-    def _with_room(self, columns: int) -> int:
-        """Columns behind which there is room for more, as far as any row can come."""
-        return min(columns + ROOM, self.most)
-
-    def _prompts(self, rows: list[list[int]]) -> Tensor:
-        """The likeliest token after each, longest first."""
-        padded = torch.tensor([tokens + [0] * (len(rows[0]) - len(tokens)) for tokens in rows])
-        ends = [len(tokens) - 1 for tokens in rows]
-        with self._last_feed_forward_at(ends):
-            return self._read(padded, ends, self.cache)[0]
-
-    @contextmanager
-    def _last_feed_forward_at(self, ends: list[int]) -> Iterator[None]:
-        """Has the last block's feed-forward read column `ends` of each row alone: no other is asked for behind it.
-
-        What it gives, (rows, 1, width), is added to all columns of the residual stream, and is right in that one.
-        """
-        layers: Any = getattr(self.model.base_model, "layers", None) or [None]
-        feed_forward = getattr(layers[-1], "mlp", None)
-        if feed_forward is None or layers[-1]._forward_hooks:  # whoever looks at a block's output wants all of it
-            yield
-            return
-        hook = feed_forward.register_forward_pre_hook(lambda _, given: (given[0][range(len(ends)), ends][:, None],))
-        try:
-            yield
-        finally:
-            hook.remove()
-
-    def step(self, rows: Rows) -> Rows:
+    def step(self, rows: ActiveRows) -> ActiveRows:
         if rows.columns == self.cache.size[1]:
-            self.cache.reserve(len(rows.places), self._with_room(rows.columns), kept=len(rows.places))
-            self.cache.aim(slice(len(rows.places)), rows.columns, rows.lengths)
+            self.cache.reserve(len(rows.places), self._with_spare(rows.columns), kept=len(rows.places))
+            self.cache.select(slice(len(rows.places)), rows.columns, rows.lengths)
         return super().step(rows)
 
-    def keep(self, rows: Rows, left: list[bool]) -> Rows:
-        """Only the rows that are left: the last of them move to where others have ended."""
-        kept = [row for row, stays in enumerate(left) if stays]
-        gaps = [row for row in range(len(kept)) if not left[row]]
+    def keep(self, rows: ActiveRows, unfinished: list[bool]) -> ActiveRows:
+        """Drop the finished rows; the last unfinished ones move into their places."""
+        kept = [row for row, stays in enumerate(unfinished) if stays]
+        gaps = [row for row in range(len(kept)) if not unfinished[row]]
+        moved = kept[len(kept) - len(gaps) :]
         order = list(range(len(kept)))
-        for gap, row in zip(gaps, moved := kept[len(kept) - len(gaps) :], strict=True):
+        for gap, row in zip(gaps, moved, strict=True):
             order[gap] = row
         lengths = rows.lengths[order]
         columns = int(lengths.max())
-        self.cache.move(moved, gaps)
-        self.cache.aim(slice(len(kept)), columns, lengths)
-        return Rows([rows.places[row] for row in order], lengths, columns, rows.newest[order], self.cache)
+        self.cache.copy_rows(moved, gaps)
+        self.cache.select(slice(len(kept)), columns, lengths)
+        return ActiveRows([rows.places[row] for row in order], lengths, columns, rows.newest[order], self.cache)
 
-    def nats(self, rows: Rows, last: Tensor, answer: Tensor) -> Tensor:
-        """(rows,) nats of one answer after each row and a `last` token (rows,) of its prompt; the cache stays as it is.
+    def nats(self, rows: ActiveRows, last: Tensor, answer: Tensor) -> Tensor:
+        """Return the negative log-likelihood of one answer after each row; the cached prompts stay as they are.
 
-        Row by row the answer, (time,), is the same. It is read behind all columns, with a gap in the shorter rows.
+        The answer is read after all columns, which leaves a gap in the shorter rows.
+
+        Args:
+            rows: Prompts without their last token.
+            last: (rows,), the last token of each prompt.
+            answer: (time,), the same for every row.
+
+        Returns:
+            (rows,), in nats.
         """
-        tokens = torch.cat([last[:, None], answer[:-1].expand(len(last), -1)], 1)
-        size = tokens.shape[1]
+        token_ids = torch.cat([last[:, None], answer[:-1].expand(len(last), -1)], 1)
+        size = token_ids.shape[1]
         mask = functional.pad(self._mask(rows.lengths, rows.columns), (0, size), value=1)
         positions = rows.lengths[:, None] + torch.arange(size, device=mask.device)
-        self.cache.aim(slice(len(last)), rows.columns)
-        states, _ = self._states(tokens, self.cache, attention_mask=mask, position_ids=positions)
+        self.cache.select(slice(len(last)), rows.columns)
+        states, _ = self._states(token_ids, self.cache, attention_mask=mask, position_ids=positions)
         head = self.model.get_output_embeddings()
         targets = answer.to(states.device).repeat(len(last))
         nats = token_nats(head, states.flatten(0, 1), targets, self.model.get_input_embeddings().num_embeddings)
         return nats.view(len(last), size).sum(1)
 
+    def _with_spare(self, columns: int) -> int:
+        return min(columns + SPARE_COLUMNS, self.max_columns)
+
     def _mask(self, lengths: Tensor, columns: int) -> Tensor:
         return (torch.arange(columns, device=lengths.device) < lengths[:, None]).long()
 
+    def _read_prompts(self, rows: list[list[int]]) -> Tensor:
+        """Return the most likely token after each prompt, (rows,); the prompts stand longest first."""
+        padded = torch.tensor([token_ids + [0] * (len(rows[0]) - len(token_ids)) for token_ids in rows])
+        ends = [len(token_ids) - 1 for token_ids in rows]
+        with self._last_feed_forward_at(ends):
+            return self._read(padded, ends, self.cache)[0]
 
-def reader(model: PreTrainedModel, prompts: Sequence[list[int]], new_tokens: int) -> Reader:
-    """The one for a model's cache, to read at most so many tokens after each prompt."""
-    return PlainReader(model, prompts, new_tokens) if has_plain_cache(model) else Reader(model, prompts)
+    @contextmanager
+    def _last_feed_forward_at(self, ends: list[int]) -> Iterator[None]:
+        """Compute the last block's feed-forward layer in column `ends` of each row only: no other output is used.
+
+        Its output, (rows, 1, width), is added to every column of the residual stream, and is correct in that one.
+        """
+        layers: Any = getattr(self.model.base_model, "layers", None) or [None]
+        feed_forward = getattr(layers[-1], "mlp", None)
+        if feed_forward is None or layers[-1]._forward_hooks:  # a hook on a block expects its whole output
+            yield
+            return
+        hook = feed_forward.register_forward_pre_hook(lambda _, inputs: (inputs[0][range(len(ends)), ends][:, None],))
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
-def _common(prompts: Sequence[list[int]]) -> int:
-    """How many tokens all begin with, and each has one after them; none for one prompt alone."""
+def _common_prefix(prompts: Sequence[list[int]]) -> int:
+    """Return the length of the prompts' common prefix, which leaves each at least one token; 0 for a single prompt."""
     if len(prompts) < 2:
         return 0
-    alike = takewhile(lambda pair: pair[0] == pair[1], zip(min(prompts), max(prompts), strict=False))
-    return min(sum(1 for _ in alike), min(map(len, prompts)) - 1)
+    equal = takewhile(lambda pair: pair[0] == pair[1], zip(min(prompts), max(prompts), strict=False))
+    return min(sum(1 for _ in equal), min(map(len, prompts)) - 1)
 
 
-def _saved(model: PreTrainedModel, prompts: Sequence[list[int]], common: int) -> int:
-    """Multiplications in a block that are saved where what all begin with is read once.
+def _saved_multiplications(model: PreTrainedModel, prompts: Sequence[list[int]], common: int) -> int:
+    """Return how many multiplications per block are saved by reading the first `common` tokens once.
 
-    Each row is spared its first tokens, and is read with a mask behind them, which takes all scores of attention: the
-    kernel takes the causal half where there is no mask. So few tokens before long prompts cost more than they save.
+    A row then skips its first tokens, but is read with a mask, for which attention computes all scores; without a mask
+    the kernel computes the causal half. So a short prefix before long prompts costs more than it saves.
     """
     weights: int = sum(parameter.numel() for parameter in blocks(model)[-1].parameters())
     width: int = model.get_input_embeddings().embedding_dim
     lengths = list(map(len, prompts))
-    alone = sum(size * (weights + width * size) for size in lengths)
-    behind = sum((size - common) * (weights + 2 * width * size) for size in lengths)
-    return alone - behind - common * (weights + width * common)
+    separate = sum(size * (weights + width * size) for size in lengths)
+    after_prefix = sum((size - common) * (weights + 2 * width * size) for size in lengths)
+    return separate - after_prefix - common * (weights + width * common)
 
 
-@dataclass(frozen=True)
-class Room:
-    """How much is decoded at once.
-
-    Args:
-        rows: Prompts, at most.
-        tokens: Of the prompts, and of the answers that may come, at most; None: not limited. One row always has room.
-    """
-
-    rows: int
-    tokens: int | None = None
-
-    def of(self, columns: int) -> int:
-        """The rows that have room, each of so many tokens in the end."""
-        return self.rows if self.tokens is None else max(1, min(self.rows, self.tokens // columns))
-
-
-def greedy(
-    model: PreTrainedModel, prompts: Sequence[list[int]], new_tokens: int, room: Room, end: int
-) -> list[list[int]]:
-    """The likeliest token after each prompt, then after both, until the end token or the limit.
-
-    What `model.generate` gives without sampling, in less time: what all prompts begin with is read once; a row that
-    has ended leaves the batch, and when a quarter of the room is free, the next prompts enter, longest first, so that
-    too large a batch shows at once. All this follows from the prompts and the weights alone, so that scores can be
-    repeated. A model whose cache is not one plain list of every token's keys and values (sliding windows, a
-    composition) reads its prompts whole, and ends a batch before it begins the next.
+class PreallocatedCache(Cache):  # type: ignore[misc]  # transformers is not typed
+    """Key-value cache with memory reserved for rows and columns, into which tokens are written in place.
 
     Args:
-        model: In evaluation mode.
-        prompts: The tokens of each, one at least.
-        new_tokens: The most of each answer, one at least.
-        room: How many are decoded at once.
-        end: The token that ends an answer.
-
-    Returns:
-        The tokens of each answer, in the order of the prompts, the end token among them.
+        model: A model with a plain cache (`has_plain_cache`).
     """
-    waiting = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), place))
-    answers: list[list[int]] = [[] for _ in prompts]
-    reads = reader(model, prompts, new_tokens)
-    active: Rows | None = None
-    while waiting or active:
-        if waiting and (free := _free(active, len(prompts[waiting[0]]), new_tokens, room, reads.joins)):
-            active = reads.enter(waiting[:free], active)
-            waiting = waiting[free:]
-        if active:
-            for place, token in zip(active.places, active.newest.tolist(), strict=True):
-                answers[place].append(token)
-            left = [answers[place][-1] != end and len(answers[place]) < new_tokens for place in active.places]
-            active = reads.step(active if all(left) else reads.keep(active, left)) if any(left) else None
-    return answers
+
+    layers: list[PreallocatedLayer]
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(layers=[PreallocatedLayer() for _ in DynamicCache(config=model.config).layers])
+        self.size = (0, 0)
+
+    def reserve(self, rows: int, columns: int, kept: int = 0) -> None:
+        """Allocate memory for so many rows and columns, unless it is there; the first `kept` rows are copied over."""
+        if rows > self.size[0] or columns > self.size[1]:
+            self.size = (rows, columns)
+            for layer in self.layers:
+                layer.reserve(rows, columns, kept)
+
+    def start_rows(self, rows: slice, prefix: Cache | None) -> None:
+        """Clear these rows, and copy a cache of one row into the first columns of each if one is given."""
+        for layer in self.layers:
+            layer.clear(rows)
+        for layer, part in zip(self.layers, prefix.layers if prefix else (), strict=False):
+            layer.fill(rows, part.keys, part.values)
+
+    def select(self, rows: slice, columns: int, ends: Tensor | None = None) -> None:
+        """Choose what is attended to, and where the model's next tokens are written.
+
+        Args:
+            rows: The rows that the model reads on.
+            columns: Number of leading columns that are visible.
+            ends: (rows,), the column of each row's next token, which the caller increments in place after each one.
+                The columns after a shorter row's end hold meaningless numbers, which a mask has to hide. None: the next
+                tokens of all rows are written after the visible columns.
+        """
+        for layer in self.layers:
+            layer.select(rows, columns, ends)
+
+    def copy_rows(self, sources: list[int], targets: list[int]) -> None:
+        """Copy rows over other rows."""
+        for layer in self.layers if sources else ():
+            for memory in layer.memory:
+                memory[targets] = memory[sources]
 
 
-def option_nats(
-    model: PreTrainedModel, prompts: Sequence[list[int]], options: Sequence[list[int]], room: Room
-) -> Tensor:
-    """Negative log-likelihood of each of a few answers after each prompt.
+class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of one layer, (rows, heads, columns, head width), of which a part is in use.
 
-    Prompts but for their last token are read once, and what all begin with once for all; each answer is then read over
-    that cache. The cache has to be a plain one (`has_plain_cache`).
-
-    Args:
-        model: In evaluation mode.
-        prompts: The tokens of each, two at least.
-        options: The tokens of each answer, one at least.
-        room: How many are read at once.
-
-    Returns:
-        (prompts, options) nats in float64.
+    transformers' own layer is copied as a whole for every token; here a token is written into its place.
     """
-    longest = max(map(len, options))
-    reads = PlainReader(model, [tokens[:-1] for tokens in prompts], longest)
-    order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), place))
-    nats = torch.zeros(len(prompts), len(options), dtype=torch.float64)
-    while order:
-        rows = room.of(len(prompts[order[0]]) + longest)
-        active, order = reads.enter(order[:rows]), order[rows:]
-        last = torch.tensor([prompts[place][-1] for place in active.places])
-        for number, option in enumerate(options):
-            nats[active.places, number] = reads.nats(active, last, torch.tensor(option)).double().cpu()
-    return nats
 
+    keys: Any
+    values: Any
+    memory: tuple[Tensor, ...] = ()
+    size: tuple[int, int]
 
-def _free(active: Rows | None, longest: int, new_tokens: int, room: Room, joins: bool) -> int:
-    """How many prompts, of `longest` tokens at most, enter now: beside active ones a quarter of the room, or none."""
-    if active is None:
-        return room.of(longest + new_tokens)
-    most = room.of(max(longest, active.columns) + new_tokens)
-    free = most - len(active.places)
-    return free if joins and free > 0 and 4 * free >= most else 0
+    def reserve(self, rows: int, columns: int, kept: int) -> None:
+        """Set the size of new memory, and copy the first `kept` rows into it."""
+        old, self.memory, self.size = self.memory, (), (rows, columns)
+        self.keys = self.values = None
+        self.is_initialized = False
+        if kept:
+            self.fill(slice(kept), *(part[:kept, :, :columns] for part in old))
+
+    def fill(self, rows: slice, keys: Tensor, values: Tensor) -> None:
+        """Copy keys and values, of these rows or of one row for all of them, into the first columns."""
+        self._allocate(keys, values)
+        for memory, part in zip(self.memory, (keys, values), strict=True):
+            memory[rows, :, : part.shape[2]] = part
+
+    def clear(self, rows: slice) -> None:
+        """Fill rows with zeros: a mask hides any number except NaN."""
+        for memory in self.memory:
+            memory[rows] = 0
+
+    def select(self, rows: slice, columns: int, ends: Tensor | None) -> None:
+        """Make these rows and the first columns visible; see `PreallocatedCache.select`."""
+        self.rows, self.columns, self.ends = rows, columns, ends
+        self.index = None if ends is None else torch.arange(len(ends), device=ends.device)
+        self._expose()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write the next tokens, (rows, heads, time, head width), and make their columns visible."""
+        self._allocate(key_states, value_states)
+        after = self.columns + key_states.shape[2]
+        for memory, states in zip(self.memory, (key_states, value_states), strict=True):
+            if self.ends is None:
+                memory[self.rows, :, self.columns : after] = states
+            else:  # rotated keys may be of higher precision than the cache
+                memory[self.rows][self.index, :, self.ends] = states[:, :, 0].to(memory.dtype)
+        self.columns = after
+        self._expose()
+        return self.keys, self.values
+
+    def _allocate(self, keys: Tensor, values: Tensor) -> None:
+        """Allocate the memory at first use, in the precision that attention computes in under autocast."""
+        if not self.memory:
+            kind = keys.device.type
+            half = torch.is_autocast_enabled(kind)
+            self.dtype, self.device = torch.get_autocast_dtype(kind) if half else keys.dtype, keys.device
+            self.is_initialized = True
+            rows, columns = self.size
+            shapes = ((rows, part.shape[1], columns, part.shape[3]) for part in (keys, values))
+            self.memory = tuple(torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in shapes)
+
+    def _expose(self) -> None:
+        if self.memory:
+            self.keys, self.values = (part[self.rows, :, : self.columns] for part in self.memory)

@@ -1,4 +1,4 @@
-"""A model and its tokenizer as they are read, whole or not at all; new tokens' rows; what blocks keep in training."""
+"""Read a model and its tokenizer from disk or the hub; add rows for new tokens; activation checkpointing."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from workbench.model_folder import ADAPTER, sentencepiece_alone
 
 PROBE = "The cat  sat on 3.14 mats, wasn't it?"
-"""Words, figures and two spaces in a row, which a tokenizer may keep or not."""
+"""Text with which two tokenizers are compared: words, digits, and two spaces in a row, which not every one keeps."""
 NOISE = 0.01
-"""Of a new token's row, over the standard deviation of the others."""
+"""Noise of a new token's row, relative to the standard deviation of the other rows."""
 
 
 def read_config(source: str | Path) -> Any:
-    """The config of a folder or a hub id, as transformers understands it, with every default filled in.
+    """Return transformers' config of a folder or hub id, with all defaults.
 
     Raises:
-        ValueError: transformers refuses it, and what to do about that.
+        ValueError: transformers cannot load it.
     """
     with refusing(source, "its config.json cannot be loaded", "Mend it."):
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or a hub id, without remote code.
+    """Load the tokenizer of a folder or hub id, without remote code.
 
     Raises:
-        ValueError: It cannot be loaded, and what to do about that.
+        ValueError: It cannot be loaded, or splits text otherwise than its sentencepiece model.
     """
-    read_config(source)  # which its class depends on
-    alone = isinstance(source, Path) and sentencepiece_alone(source)
+    read_config(source)  # the tokenizer's class depends on it
+    only_sentencepiece = isinstance(source, Path) and sentencepiece_alone(source)
     with refusing(source, "its tokenizer cannot be loaded", "Copy its tokenizer's files again."):
-        if not alone:
+        if not only_sentencepiece:
             return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
         tokenizer, encode = _from_sentencepiece(Path(source))
     refuse_other_tokens(tokenizer, encode)
@@ -58,41 +58,45 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _from_sentencepiece(folder: Path) -> tuple[PreTrainedTokenizerBase, Callable[[str], list[int]]]:
-    """A tokenizer.model without tokenizer.json as the LLaMA family reads it, and as sentencepiece itself does.
+    """Load a tokenizer.model that has no tokenizer.json, and return sentencepiece's own `encode` beside it.
 
-    Where no class is stated, transformers would leave out the space before a text, and where nothing is said of it the
+    Without a stated class, transformers would omit the space before a text; without `add_bos_token`, it would omit the
     begin token, which this family's tokenizers add.
     """
     file = folder / "tokenizer_config.json"
-    stated = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    loader = AutoTokenizer if "tokenizer_class" in stated else LlamaTokenizer
-    tokenizer = loader.from_pretrained(folder, add_bos_token=stated.get("add_bos_token", True))
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    loader = AutoTokenizer if "tokenizer_class" in config else LlamaTokenizer
+    tokenizer = loader.from_pretrained(folder, add_bos_token=config.get("add_bos_token", True))
     processor = import_module("sentencepiece").SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     return tokenizer, processor.encode
 
 
 def refuse_other_tokens(tokenizer: PreTrainedTokenizerBase, encode: Callable[[str], list[int]]) -> None:
-    """Compares a tokenizer with the program that it was made by.
+    """Raise if a tokenizer splits text otherwise than the program it comes from.
+
+    Args:
+        tokenizer: As transformers loads it.
+        encode: The original program: text to token ids.
 
     Raises:
-        ValueError: They make other tokens of a text.
+        ValueError: The two disagree.
     """
     if tokenizer(PROBE, add_special_tokens=False).input_ids != encode(PROBE):
-        told = "transformers makes other tokens of a text than sentencepiece does with this tokenizer.model"
-        raise ValueError(f"{told}. Give a folder with tokenizer.json.")
+        message = "transformers splits text into other tokens than sentencepiece does with this tokenizer.model"
+        raise ValueError(f"{message}. Give a folder with tokenizer.json.")
 
 
 def load_weights(source: str | Path, dtype: torch.dtype, checkpointed: bool = False) -> PreTrainedModel:
-    """The model of a folder or a hub id: from safetensors, without remote code, every weight in its place.
+    """Load the model of a folder or hub id: safetensors only, no remote code, every weight in its place.
 
     Args:
-        source: The folder or the id.
-        dtype: Of the weights.
-        checkpointed: Whether its blocks keep their input alone (`checkpoint_blocks`).
+        source: Folder or hub id.
+        dtype: Precision of the weights.
+        checkpointed: Whether to turn on activation checkpointing (`checkpoint_blocks`).
 
     Raises:
-        ValueError: A weight is missing, of another shape, or one that the config has no place for; the model comes with
-            an adapter; or it cannot be loaded at all.
+        ValueError: A weight is missing, has another shape, or has no place in the model; the model comes with an
+            adapter; or it cannot be loaded at all.
     """
     config = read_config(source)
     with refusing(source, "it cannot be loaded", "Copy it again."):
@@ -103,15 +107,15 @@ def load_weights(source: str | Path, dtype: torch.dtype, checkpointed: bool = Fa
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
+            ignore_mismatched_sizes=True,  # raised below
         )
-    if hasattr(model, "peft_config"):  # as on the hub, where no header was read before
+    if hasattr(model, "peft_config"):  # from the hub; in a folder it is found earlier
         raise ValueError(ADAPTER)
     if missing := sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"]):
         raise ValueError(
             f"{len(missing)} weights are missing or of another shape, the first: {missing[0]}. Copy them again."
         )
-    if surplus := sorted(info["unexpected_keys"]):  # without what transformers knows to be of no use, as old buffers
+    if surplus := sorted(info["unexpected_keys"]):  # transformers leaves out known obsolete buffers
         raise ValueError(
             f"{len(surplus)} weights are stored that config.json has no place for, the first: {surplus[0]}. "
             "Mend config.json (num_hidden_layers, attention_bias), or copy it again."
@@ -125,26 +129,26 @@ def load_weights(source: str | Path, dtype: torch.dtype, checkpointed: bool = Fa
 
 
 @contextmanager
-def refusing(source: str | Path, told: str, remedy: str) -> Iterator[None]:
-    """Turns whatever loading raises into one sentence, and the remedy that fits it.
+def refusing(source: str | Path, problem: str, remedy: str) -> Iterator[None]:
+    """Convert any exception of a loader into a ValueError of one sentence and a remedy.
 
     Args:
-        source: What is loaded: a folder, or an id on the hub.
-        told: What cannot be done.
-        remedy: What helps where the error itself does not say anything better.
+        source: The folder or hub id that is loaded.
+        problem: Says what cannot be done.
+        remedy: Advice for errors without a more specific one.
 
     Raises:
-        ValueError: Something was raised.
+        ValueError: An exception was raised within the context.
     """
     try:
         yield
     except Exception as error:  # transformers, tokenizers and the hub client each raise classes of their own
         sentence = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise ValueError(f"{told}: {sentence}. {_remedy(error, source) or remedy}") from error
+        raise ValueError(f"{problem}: {sentence}. {_specific_remedy(error, source) or remedy}") from error
 
 
-def _remedy(error: Exception, source: str | Path) -> str:
-    """What helps against an error that copying a folder again does not help against."""
+def _specific_remedy(error: Exception, source: str | Path) -> str:
+    """Return advice for an error that does not come from broken files; empty if there is none."""
     if isinstance(error, ImportError):
         return "Get the package that is missing."
     if isinstance(error, MemoryError) or "allocate memory" in str(error):
@@ -164,57 +168,59 @@ def _head(model: PreTrainedModel) -> Any:
 
 @torch.no_grad()
 def extend_rows(model: PreTrainedModel, first: int, size: int) -> None:
-    """Gives the tokens from `first` on rows of their own in the embeddings and the head, so that there are `size`.
+    """Initialise the rows of new tokens in the embeddings and the head, and add rows where there are too few.
 
-    Rows that are there already, as where a vocabulary was padded, are used before any is added. Each is the mean of the
-    rows before `first`, which keeps the other tokens' probabilities nearly as they are (Hewitt, 2021, "Initializing
-    new word embeddings for pretrained language models"), with a little noise from torch's generator of the CPU.
+    Each new row is the mean of the old ones, which changes the other tokens' probabilities little (Hewitt, 2021,
+    "Initializing new word embeddings for pretrained language models"), plus a little noise from torch's CPU generator.
+
+    Args:
+        model: Its vocabulary may be padded: rows that exist are used before any is added.
+        first: The first new token.
+        size: Number of tokens including the new ones.
     """
     embeddings = model.get_input_embeddings()
     shape = (size - first, embeddings.weight.shape[1])
-    noise = [torch.randn(shape) for _ in range(2)]  # before anything else draws: the same on each device
+    noise = [torch.randn(shape) for _ in range(2)]  # drawn first, so that it is the same on every device
     if size > embeddings.num_embeddings:
         model.resize_token_embeddings(size, mean_resizing=False)
     weights = {id(weight): weight for weight in (embeddings.weight, _head(model)) if weight is not None}
-    for weight, own in zip(weights.values(), noise, strict=False):
+    for weight, drawn in zip(weights.values(), noise, strict=False):
         rows = weight[:first].float()
         mean, deviation = rows.mean(0), rows.std(0)
-        weight[first:size] = (mean + NOISE * deviation * own.to(weight.device)).to(weight.dtype)
-        weight.grad = None  # of the shape before
+        weight[first:size] = (mean + NOISE * deviation * drawn.to(weight.device)).to(weight.dtype)
+        weight.grad = None  # it has the old shape
 
 
 def blocks(model: nn.Module) -> list[Any]:
-    """The transformer blocks of a model, of all that it is composed of, wherever they came from."""
+    """Return all transformer blocks of a model, including those of the models it is composed of."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def checkpoint_blocks(model: PreTrainedModel) -> PreTrainedModel:
-    """Has each block keep its input alone in training, and compute the rest again for the gradients; copies do too."""
+    """Turn on activation checkpointing in each block; copies of a block keep it.
+
+    In training, a block stores only its input and recomputes its other activations in the backward pass.
+    """
     for block in blocks(model):
         block.gradient_checkpointing = True
         block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
     return model
 
 
-def is_checkpointed(model: nn.Module) -> bool:
-    """Whether a block keeps its input alone; none does in evaluation mode, as a composition's after a forward."""
-    return any(block.gradient_checkpointing and block.training for block in blocks(model))
-
-
 def agree_on_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes the tokenizer's special tokens into the model's configs where those name others.
+    """Write the tokenizer's special tokens into the model's configs where those disagree.
 
-    A model that was trained to end with one token and whose generation config names another does not stop in plain
-    transformers. Several end tokens stay as they are if the tokenizer's is among them.
+    A model whose generation config names another end token than the one it was trained with never stops in plain
+    transformers. A list of end tokens stays as it is if it contains the tokenizer's.
     """
     configs = [model.config, model.config.get_text_config(), model.generation_config]
     for config in filter(None, configs):
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            known, own = getattr(config, name, None), getattr(tokenizer, name)
-            needed = name == "eos_token_id" and config is model.generation_config
-            if own is not None and (needed if known is None else own not in _listed(known)):
-                setattr(config, name, own)
+            stated, token = getattr(config, name, None), getattr(tokenizer, name)
+            required = name == "eos_token_id" and config is model.generation_config
+            if token is not None and (required if stated is None else token not in _as_list(stated)):
+                setattr(config, name, token)
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]

@@ -1,7 +1,7 @@
-"""A study's YAML: read, overridden from the command line, checked, and written again.
+"""Read a study's YAML, override it from the command line, and write it again.
 
-The only file that knows OmegaConf. All that is wrong is told at once: `load` looks at the keys, which takes
-no time, and `check` at the classes they name, which takes as long as importing them.
+The only module that knows OmegaConf. `load` checks the keys, which takes no time; `validation.check` checks the
+classes that they name, which takes as long as importing them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -18,101 +18,99 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from workbench.config.components import (
-    Component,
-    build,
-    check_arguments,
-    check_component,
-    import_class,
-    in_words,
-    instantiate,
-    joined,
-    reach,
-)
+from workbench.config.components import make_importable
 from workbench.config.parsing import parse
-from workbench.config.schema import (
-    BackboneConfig,
-    Changes,
-    DataConfig,
-    StrategyConfig,
-    StudyConfig,
-    TaskSettings,
-    for_seed,
-)
+from workbench.config.schema import StrategyConfig, StudyConfig
+from workbench.config.type_check import joined
 from workbench.config.validation import check, check_parts, check_surroundings
 from workbench.errors import ConfigError, did_you_mean
 
-__all__ = [
-    "BackboneConfig",
-    "Changes",
-    "Component",
-    "ConfigError",
-    "DataConfig",
-    "StrategyConfig",
-    "StudyConfig",
-    "TaskSettings",
-    "arguments",
-    "build",
-    "check",
-    "check_arguments",
-    "check_component",
-    "check_parts",
-    "check_surroundings",
-    "dump",
-    "for_seed",
-    "import_class",
-    "in_words",
-    "instantiate",
-    "load",
-    "parse",
-    "resolved",
-    "shipped_configs",
-]
-
-READ_ELSEWHERE = re.compile(r"(?<!\\)(?:\\\\)*(\$\{\s*(?:oc\.)?env\s*:(?!\s*WORKBENCH_)[^,}]*)")
-
+FORBIDDEN = re.compile(r"(?<!\\)(?:\\\\)*(\$\{\s*(?:oc\.)?env\s*:(?!\s*WORKBENCH_)[^,}]*)")
+"""A reference to an environment variable that may be a secret."""
 VARIABLE = re.compile(r"(?<!\\)(?:\\\\)*\$\{\s*(?:oc\.)?env\s*:\s*(WORKBENCH_\w+)\s*\}")
-"""A variable that has to be set: nothing stands in for it."""
+"""A reference to an environment variable without a default, which has to be set."""
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
-    """Read a study from its YAML, whose folder and the current one may hold modules of the reader's own.
+    """Read a study from its YAML; modules in the YAML's folder and in the current one become importable.
 
     Args:
         source: A path, or the name of a shipped config.
-        overrides: `key=value` each: a dotted key and what shall stand there, as YAML. A mapping replaces the
-            one that was there; a `class_path` drops the file's `init_args` beside it; null drops a strategy.
+        overrides: `key=value` each: a dotted key and its new value, as YAML. A mapping replaces the one that was
+            there; a `class_path` drops the file's `init_args` beside it; null drops a strategy.
 
     Raises:
-        ConfigError: All that is wrong, save for what only the classes know: `check` tells that.
+        ConfigError: All problems of the keys and their values; those of the classes are found by `validation.check`.
     """
     path = _find(source)
-    reach(path.parent.resolve())
+    make_importable(path.parent.resolve())
     raw = _read(path)
     problems = _override(raw, overrides)
-    if unread := [*_secrets(raw, ""), *_unset(raw, "")]:
-        raise ConfigError(problems + unread)
+    if unreadable := _check_variables(raw):
+        raise ConfigError(problems + unreadable)
     try:
         raw = typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(raw), resolve=True))
     except OmegaConfBaseException as error:
-        told = f"{error.full_key}: {str(error.msg).splitlines()[0]}. Name a key that is there."
-        raise ConfigError([*problems, told]) from error
-    missing = list(_missing(raw, ""))
-    problems += [f"{key}: left open (???). Write it in the file, or give {key}=… ." for key in missing]
+        message = f"{error.full_key}: {str(error.msg).splitlines()[0]}. Name a key that is there."
+        raise ConfigError([*problems, message]) from error
+    open_keys = [key for key, value in _scalars(raw) if value == "???"]
+    problems += [f"{key}: left open (???). Write it in the file, or give {key}=… ." for key in open_keys]
     try:
         config = parse(raw)
     except ConfigError as error:
-        problems += [problem for problem in error.problems if problem.partition(":")[0] not in missing]
+        problems += [problem for problem in error.problems if problem.partition(":")[0] not in open_keys]
     if problems:
         raise ConfigError(problems, raw)
     return config
 
 
+def examine(
+    source: StudyConfig | str | Path,
+    overrides: Sequence[str] = (),
+    report: Callable[[str], object] = lambda problem: None,
+) -> tuple[StudyConfig | Mapping[str, Any], list[str]]:
+    """Read a study and run the checks that build nothing and need no Lightning, the quickest ones first.
+
+    Args:
+        source: A config, or the path or shipped name of one.
+        overrides: As for `load`.
+        report: Receives each problem as soon as it is found.
+
+    Returns:
+        The config, or what could be read of it where its keys are wrong; and all problems, each once.
+
+    Raises:
+        ConfigError: The file cannot be read, so that nothing else can be checked.
+    """
+    problems: list[str] = []
+
+    def add(found: Sequence[str]) -> None:
+        for problem in found:
+            if problem not in problems:
+                problems.append(problem)
+                report(problem)
+
+    try:
+        config = source if isinstance(source, StudyConfig) else load(source, overrides)
+    except ConfigError as error:
+        if not error.raw:
+            raise
+        add(error.problems)
+        add(check_parts(error.raw))
+        return error.raw, problems
+    add(check_surroundings(config))
+    add(check(config))
+    return config, problems
+
+
 def arguments(pairs: Sequence[str]) -> dict[str, Any]:
     """Read `key=value` pairs as keyword arguments, by the rules of an override.
 
+    Args:
+        pairs: Such as ["rank=4", "targets=[q_proj]"].
+
     Raises:
-        ConfigError: A pair is none.
+        ConfigError: A text is not such a pair.
     """
     values: dict[str, Any] = {}
     if problems := _override(values, pairs):
@@ -121,26 +119,26 @@ def arguments(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Find the configs that come along, by name: they lie beside the package, in a wheel too."""
+    """Return the path of each shipped config by its name; they lie beside the package, in a wheel too."""
     folder = Path(__file__).parents[2] / "configs"
     paths = sorted(folder.rglob("*.yaml"))
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
 def resolved(config: StudyConfig) -> dict[str, Any]:
-    """Write a config as plain mappings with every default spelt out, so that it stays the same tomorrow."""
+    """Convert a config to plain mappings with every default written out, so that later defaults do not change it."""
     mapping = {field.name: _plain(getattr(config, field.name)) for field in fields(config)}
     mapping["strategies"] = {name: _members(strategy) for name, strategy in config.strategies.items()}
     return mapping
 
 
 def dump(config: StudyConfig) -> str:
-    """Write a config as YAML, which loads again to an equal one."""
+    """Write a config as YAML, which loads to an equal config."""
     return OmegaConf.to_yaml(OmegaConf.create(_escaped(resolved(config))))
 
 
 def _find(source: str | Path) -> Path:
-    """Find a config's file; one that lies there goes before a shipped one."""
+    """Return the file of a config; a path takes precedence over the name of a shipped config."""
     shipped = shipped_configs()
     if Path(source).is_file():
         return Path(source)
@@ -154,11 +152,11 @@ def _find(source: str | Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a file without resolving anything, since an override may be what it refers to."""
+    """Read a file without resolving its references, which overrides may still change."""
     try:
         raw = OmegaConf.to_container(OmegaConf.load(path))
     except YAMLError as error:
-        raise ConfigError([f"{path}{_yaml_words(error)}"]) from error
+        raise ConfigError([f"{path}{_yaml_reason(error)}"]) from error
     except (OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError([f"{path}: cannot be read: {error}. Save it as UTF-8, where you may read it."]) from error
     if not isinstance(raw, dict):
@@ -166,25 +164,25 @@ def _read(path: Path) -> dict[str, Any]:
     return typing.cast(dict[str, Any], raw)
 
 
-def _yaml_words(error: YAMLError) -> str:
-    """Say in which line a YAML breaks off, and why."""
+def _yaml_reason(error: YAMLError) -> str:
+    """Give the line of a YAML error and its reason."""
     mark = getattr(error, "problem_mark", None)
     where = f", line {mark.line + 1}" if mark else ""
     return f"{where}: {getattr(error, 'problem', None) or error}."
 
 
 def _override(raw: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Put each `key=value` into a file's mapping, and tell those that cannot be."""
+    """Write each `key=value` into a file's mapping, and report those that do not fit."""
     problems, pairs = [], []
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals or not all(dotted.split(".")):
-            problems.append(f"'{override}' is no override. Write key=value, such as trainer.max_epochs=1.")
+            problems.append(f"'{override}' is not an override. Write key=value, such as trainer.max_epochs=1.")
             continue
         try:
             value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
         except YAMLError as error:
-            problems.append(f"{dotted}: '{text}' is no YAML: {getattr(error, 'problem', error)}.")
+            problems.append(f"{dotted}: '{text}' is not valid YAML: {getattr(error, 'problem', error)}.")
             continue
         pairs.append((dotted.split("."), typing.cast(dict[str, Any], value)["value"]))
     for keys, _ in pairs:  # first, so that init_args given in the same command line stay
@@ -195,7 +193,7 @@ def _override(raw: dict[str, Any], overrides: Sequence[str]) -> list[str]:
 
 
 def _at(raw: Any, keys: Sequence[str]) -> Any:
-    """Look up what stands at a key; None where there is nothing."""
+    """Return the value at a key; None if there is none."""
     for key in keys:
         if isinstance(raw, list) and key.isdigit() and int(key) < len(raw):
             raw = raw[int(key)]
@@ -205,60 +203,59 @@ def _at(raw: Any, keys: Sequence[str]) -> Any:
 
 
 def _put(raw: dict[str, Any], keys: Sequence[str], value: Any) -> list[str]:
-    """Let a value stand at a key, in mappings that are made where there are none."""
-    dotted, known = ".".join(keys), _at(raw, ["strategies"])
-    if value is None and keys[0] == "strategies" and len(keys) == 2 and keys[1] not in (known or {}):
-        return [f"{dotted}: there is no such strategy to leave out.{did_you_mean(keys[1], known or {})}"]
+    """Write a value at a key, and create the mappings on the way."""
+    dotted, strategies = ".".join(keys), _at(raw, ["strategies"])
+    known = strategies if isinstance(strategies, dict) else {}
+    if value is None and keys[0] == "strategies" and len(keys) == 2 and keys[1] not in known:
+        return [f"{dotted}: there is no such strategy to drop.{did_you_mean(keys[1], known)}"]
     for depth, key in enumerate(keys[:-1], start=1):
         parent = _at(raw, keys[: depth - 1])
         if isinstance(parent, dict) and parent.get(key) is None:
             parent[key] = {}
         if not isinstance(_at(raw, keys[:depth]), dict | list):
-            return [f"{dotted}: there are no keys in '{'.'.join(keys[:depth])}'."]
+            return [f"{dotted}: '{'.'.join(keys[:depth])}' has no keys."]
     parent = _at(raw, keys[:-1])
     if isinstance(parent, dict):
         parent[keys[-1]] = value
     elif keys[-1].isdigit() and int(keys[-1]) < len(parent):
         parent[int(keys[-1])] = value
     else:
-        return [f"{dotted}: the list at {'.'.join(keys[:-1])} has no place {keys[-1]}."]
+        return [f"{dotted}: the list {'.'.join(keys[:-1])} has no item {keys[-1]}."]
     return []
 
 
-def _missing(value: Any, where: str) -> Iterator[str]:
-    """Walk to the keys that a file leaves open."""
-    if value == "???":
-        yield where
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield from _missing(item, joined(where, key))
+def _check_variables(raw: dict[str, Any]) -> list[str]:
+    """Report environment variables that a config may not read, then those that are not set.
+
+    The value of a variable is written into `config.yaml` and the model card, which must not contain a password.
+    """
+    forbidden, unset = [], []
+    for key, text in _scalars(raw):
+        if not isinstance(text, str):
+            continue
+        if match := FORBIDDEN.search(text):
+            problem = f"{key}: {match[1]}}}: only variables whose names begin with WORKBENCH_ can be read"
+            reason = "because their values are written into each run's config.yaml"
+            forbidden.append(f"{problem}, {reason}. Leave a secret to the library that reads it.")
+        for variable in VARIABLE.findall(text):
+            if variable not in os.environ:
+                example = f"/path/to/{variable.partition('_')[2].lower()}" if key.endswith(("path", "folder")) else "…"
+                message = f"{key}: the environment variable {variable} is not set"
+                unset.append(f"{message}. Set it by: export {variable}={example}")
+    return forbidden + unset
 
 
-def _secrets(value: Any, where: str) -> Iterator[str]:
-    """Tell what a config may not read: with its value, `config.yaml` and the model card would hold a password."""
-    if isinstance(value, str) and (found := READ_ELSEWHERE.search(value)):
-        told = "only variables whose names begin with WORKBENCH_ can be read, for what they hold is written into"
-        advice = "Leave a secret to the library that reads it itself."
-        yield f"{where}: {found[1]}}}: {told} each run's config.yaml. {advice}"
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield from _secrets(item, joined(where, key))
-
-
-def _unset(value: Any, where: str) -> Iterator[str]:
-    """Tell the variables of the environment that a config asks for and that are not set, each with how to set it."""
-    for variable in VARIABLE.findall(value) if isinstance(value, str) else ():
-        if variable not in os.environ:
-            example = f"/path/to/{variable.partition('_')[2].lower()}" if where.endswith(("path", "folder")) else "…"
-            told = f"the variable {variable} of the environment is not set"
-            yield f"{where}: {told}. Give it by: export {variable}={example}"
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield from _unset(item, joined(where, key))
+def _scalars(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value that is neither a mapping nor a list, with its key."""
+    if not isinstance(value, dict | list):
+        yield where, value
+        return
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _scalars(item, joined(where, key))
 
 
 def _members(strategy: StrategyConfig) -> Any:
-    """Write a strategy as a YAML does; a composition's changes stand with its first member."""
+    """Convert a strategy to its form in a YAML; a composition's settings are written at its first member."""
     members = [_plain(component) for component in strategy.components]
     members[0] |= _plain(strategy.changes)
     if strategy.trial_of:
@@ -269,7 +266,7 @@ def _members(strategy: StrategyConfig) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Write a value with what a YAML has: mappings, lists, texts and numbers."""
+    """Convert a value to mappings, lists, texts and numbers."""
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -280,7 +277,7 @@ def _plain(value: Any) -> Any:
 
 
 def _escaped(value: Any) -> Any:
-    """Keep a text that looks like a reference from being taken for one."""
+    """Escape texts that look like references."""
     if isinstance(value, dict):
         return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,18 +1,17 @@
-"""A mapping, as a YAML holds it, to a `StudyConfig`: all that does not fit is collected and told at once."""
+"""Convert a mapping, as a YAML holds it, to a `StudyConfig`; all problems are collected and raised together."""
 
 from __future__ import annotations
 
-import math
 import re
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import Field, fields
 from functools import partial
 from itertools import product
 from typing import Any, TypeVar
 
-from workbench.config.components import KEYS, Component, as_component, check_plain, check_shape, joined
+from workbench.config.components import KEYS, Component, as_component, check_shape
 from workbench.config.orders import names_of, read_orders
 from workbench.config.schema import (
     DEFAULT_OPTIMIZER,
@@ -23,89 +22,76 @@ from workbench.config.schema import (
     StudyConfig,
     combined,
 )
+from workbench.config.type_check import check_type, joined
 from workbench.errors import ConfigError, did_you_mean
 
 Problems = list[str]
 Reader = Callable[[Any, str, Problems], Any]
+"""Converts a value, given its key; adds what is wrong with it to the problems, and returns something all the same."""
 Section = TypeVar("Section", BackboneConfig, DataConfig)
 
 LONGEST_NAME = 255  # bytes, on nearly all file systems
+REQUIRED = ("name", "benchmark", "strategies")
 CHANGE_KEYS = ("optimizer", "scheduler", "trainer")
+SWEEP_EXAMPLE = "Write {optimizer.init_args.lr: [1.0e-4, 1.0e-3]}."
 
 
 def parse(raw: Mapping[str, Any]) -> StudyConfig:
-    """Read a study from a mapping, for those who write a config in Python; a file goes through `load`.
+    """Convert a mapping to a study, for configs that are written in Python; a file is read by `load`.
+
+    Args:
+        raw: The config's keys and values, as a YAML holds them.
 
     Raises:
-        ConfigError: Keys that are unknown or missing, values of a wrong type or out of range.
+        ConfigError: Keys are unknown or missing, or values have a wrong type or are out of range.
     """
-    problems = _unknown(raw, [f.name for f in fields(StudyConfig)], "")
-    problems += [f"{key}: missing; every study needs it." for key in _REQUIRED if key not in raw]
-    hints = typing.get_type_hints(StudyConfig)
+    problems = _unknown_keys(raw, [spec.name for spec in fields(StudyConfig)], "")
+    problems += [f"{key}: missing; every study needs it." for key in REQUIRED if key not in raw]
+    specs, hints = {spec.name: spec for spec in fields(StudyConfig)}, typing.get_type_hints(StudyConfig)
     values: dict[str, Any] = {}
     for key, value in raw.items():
-        if key in hints:
-            reader: Reader = _READERS.get(key) or partial(_plain, hints[key])
-            values[key] = reader(value, key, problems)
+        if key in _READERS:
+            values[key] = _READERS[key](value, key, problems)
+        elif key in specs:
+            problems += _check_field(value, specs[key], hints[key], key)
+            values[key] = value
     if problems:
         raise ConfigError(problems)
     study = StudyConfig(**values)
-    if problems := trial_problems(study.strategies, study.data.score_on):
+    if problems := _check_trials(study.strategies, study.data.score_on) or _check_schedulers(study):
         raise ConfigError(problems)
-    _check_schedulers(study)
     return study
 
 
 def _section(cls: type[Section], value: Any, where: str, problems: Problems) -> Section:
-    """Read one of our own dataclasses, its ranges too."""
-    raw = _mapping(value, where, problems)
-    hints = typing.get_type_hints(cls)
-    problems += _unknown(raw, hints, where)
-    good: dict[str, Any] = {}
+    """Read a dataclass of plain values; those that are wrong keep their defaults."""
+    raw, hints = _mapping(value, where, problems), typing.get_type_hints(cls)
+    problems += _unknown_keys(raw, hints, where)
+    valid: dict[str, Any] = {}
     for spec in fields(cls):
-        if spec.name not in raw:
-            continue
-        key, given = joined(where, spec.name), raw[spec.name]
-        found = check_plain(given, hints[spec.name], key)
-        least = spec.metadata.get("least")
-        if not found and least is not None and given is not None and not given >= least:
-            found = [f"{key}: {given} is out of range; it has to be at least {least}."]
-        problems += found
-        if not found:
-            good[spec.name] = given
-    return cls(**good)
+        if spec.name in raw:
+            found = _check_field(raw[spec.name], spec, hints[spec.name], joined(where, spec.name))
+            problems += found
+            valid |= {} if found else {spec.name: raw[spec.name]}
+    return cls(**valid)
 
 
-def _plain(annotation: Any, value: Any, where: str, problems: Problems) -> Any:
-    """Read a value that is no mapping."""
-    problems += check_plain(value, annotation, where)
-    return value
-
-
-def _count(value: Any, where: str, problems: Problems) -> Any:
-    """Read a number that is at least 1, or null."""
-    found = check_plain(value, int | None, where)
-    if not found and value is not None and value < 1:
-        found = [f"{where}: {value} is out of range; it has to be at least 1."]
-    problems += found
-    return value
-
-
-def _seconds(value: Any, where: str, problems: Problems) -> Any:
-    """Read a time that is not negative."""
-    found = check_plain(value, float, where)
-    if not found and not 0 <= value < math.inf:
-        found = [f"{where}: {value} is out of range; it has to be at least 0."]
-    problems += found
-    return value
+def _check_field(value: Any, spec: Field[Any], annotation: Any, where: str) -> Problems:
+    """Check the type of a plain value and its range, which the field's metadata states."""
+    if problems := check_type(value, annotation, where):
+        return problems
+    least, below = spec.metadata.get("least"), spec.metadata.get("below")
+    if value is None or ((least is None or value >= least) and (below is None or value < below)):
+        return []
+    return [f"{where}: {value} is out of range; it has to be at least {least}."]
 
 
 def _name(value: Any, where: str, problems: Problems) -> Any:
-    """Read what becomes a folder's name, and may not lead out of the folder above it."""
-    found = check_plain(value, str, where)
+    """Read the name of a folder, which must not lead out of its parent folder."""
+    found = check_type(value, str, where)
     if not found and not re.fullmatch(r"\w([\w.+=@, -]*[\w+=@-])?", value):
         advice = "Begin with a letter or a digit, and leave out slashes."
-        found = [f"{where}: {value!r} is no plain folder name. {advice}"]
+        found = [f"{where}: {value!r} is not a plain folder name. {advice}"]
     if not found and (size := len(value.encode())) > LONGEST_NAME:
         found = [f"{where}: a folder's name of {size} bytes is too long; it has to be at most {LONGEST_NAME}."]
     problems += found
@@ -113,8 +99,8 @@ def _name(value: Any, where: str, problems: Problems) -> Any:
 
 
 def _seeds(value: Any, where: str, problems: Problems) -> Any:
-    """Read the seeds, as they go to PyTorch and to numpy."""
-    found = check_plain(value, list[int], where)
+    """Read the seeds; PyTorch and NumPy both accept those below 2**32."""
+    found = check_type(value, list[int], where)
     if not found:
         found = _check_list(value, where)
         found += [
@@ -127,7 +113,7 @@ def _seeds(value: Any, where: str, problems: Problems) -> Any:
 
 
 def _orders(value: Any, where: str, problems: Problems) -> Any:
-    """Read the orders, whose names are folders' names."""
+    """Read the orders, whose names are names of folders."""
     before = len(problems)
     entries = read_orders(value, where, problems)
     names = [name for entry in entries or () for name in names_of(entry)]
@@ -139,21 +125,21 @@ def _orders(value: Any, where: str, problems: Problems) -> Any:
 
 
 def _component(value: Any, where: str, problems: Problems) -> Component:
-    """Read a component that has to name its class."""
+    """Read a component, which has to name its class."""
     found = check_shape(value, where)
     problems += found
     return Component("") if found else as_component(value)
 
 
 def _prepare(value: Any, where: str, problems: Problems) -> list[Component]:
-    """Read what is made before the runs: a component, or a list of them."""
+    """Read the preparations: a component, or a list of them."""
     if isinstance(value, list):
         return [_component(item, joined(where, index), problems) for index, item in enumerate(value)]
     return [] if value is None else [_component(value, where, problems)]
 
 
 def _optimizer(value: Any, where: str, problems: Problems) -> Component:
-    """Read the study's optimizer; `init_args` alone are laid over the default's."""
+    """Read the study's optimizer; `init_args` without a `class_path` are added to the default's."""
     found = check_shape(value, where, partial=True)
     problems += found
     default = Changes(optimizer={"class_path": DEFAULT_OPTIMIZER, "init_args": {"lr": 1e-4}})
@@ -161,32 +147,33 @@ def _optimizer(value: Any, where: str, problems: Problems) -> Component:
 
 
 def _scheduler(value: Any, where: str, problems: Problems) -> Component | None:
-    """Read the study's scheduler, which may be none."""
+    """Read the study's scheduler; null for a constant learning rate."""
     return None if value is None else _component(value, where, problems)
 
 
 def _strategies(value: Any, where: str, problems: Problems) -> dict[str, StrategyConfig]:
-    """Read the strategies; null leaves one out, which is how the command line drops one."""
+    """Read the strategies; null drops one, as the command line does."""
     listed = {str(name): item for name, item in _mapping(value, where, problems).items() if item is not None}
-    swept = [trials(name, item, joined(where, name), problems) for name, item in listed.items()]
-    raw = {name: item for made in swept for name, item in made.items()}
+    raw: dict[str, Any] = {}
+    for name, item in listed.items():
+        raw |= _trials(name, item, joined(where, name), problems)
     if not raw and (value is None or isinstance(value, Mapping)):
         problems.append(f"{where}: empty; a study needs one strategy or more.")
-    whole = [name for name, item in raw.items() if not isinstance(item, Mapping) or "class_path" in item]
+    complete = [name for name, item in raw.items() if not isinstance(item, Mapping) or "class_path" in item]
     strategies = {}
     for name, item in raw.items():
         at = joined(where, name)
         _name(name, at, problems)
-        if name in whole:
+        if name in complete:
             strategies[name] = _strategy(item, at, problems)
         else:
-            hint = did_you_mean(name, whole)
+            hint = did_you_mean(name, complete)
             problems.append(f"{at}.class_path: missing; this would be a new strategy.{hint}")
     return strategies
 
 
 def _strategy(value: Any, where: str, problems: Problems) -> StrategyConfig:
-    """Read one strategy: a component with its changes, or a list of them whose changes are laid in turn."""
+    """Read one strategy: a component with its changes, or a list of them whose changes are combined in order."""
     members = list(enumerate(value)) if isinstance(value, list) else [(None, value)]
     result = StrategyConfig([])
     if not members:
@@ -196,36 +183,33 @@ def _strategy(value: Any, where: str, problems: Problems) -> StrategyConfig:
         if not isinstance(member, Mapping):
             problems += check_shape(member, at)
             continue
-        problems += _unknown(member, (*KEYS, *CHANGE_KEYS, "per_task", "sweep", "trial_of"), at)
-        own = {key: member[key] for key in KEYS if key in member}
-        result.components.append(_component(own, at, problems))
-        result.trial_of = (
-            _plain(str | None, member.get("trial_of"), joined(at, "trial_of"), problems) or result.trial_of
-        )
+        problems += _unknown_keys(member, (*KEYS, *CHANGE_KEYS, "per_task", "sweep", "trial_of"), at)
+        result.components.append(_component({key: member[key] for key in KEYS if key in member}, at, problems))
+        problems += check_type(member.get("trial_of"), str | None, joined(at, "trial_of"))
+        result.trial_of = member.get("trial_of") or result.trial_of
         result.changes = combined(result.changes, _changes(member, at, problems))
-        per_task = _per_task(member.get("per_task"), joined(at, "per_task"), problems)
-        for task, changes in per_task.items():
+        for task, changes in _per_task(member.get("per_task"), joined(at, "per_task"), problems).items():
             result.per_task[task] = combined(result.per_task.get(task, {}), changes)
     return result
 
 
 def _per_task(value: Any, where: str, problems: Problems) -> dict[str, Changes]:
-    """Read what single tasks do otherwise; `max_epochs` is short for `trainer: {max_epochs: …}`."""
+    """Read the changes of single tasks; `max_epochs` is short for `trainer: {max_epochs: …}`."""
     result = {}
     for task, item in _mapping(value, where, problems).items():
         at = joined(where, task)
-        raw = dict(_mapping(item, at, problems))
-        problems += _unknown(raw, ("max_epochs", *CHANGE_KEYS), at)
+        raw = _mapping(item, at, problems)
+        problems += _unknown_keys(raw, ("max_epochs", *CHANGE_KEYS), at)
         changes = _changes(raw, at, problems)
         if "max_epochs" in raw:
-            problems += check_plain(raw["max_epochs"], int | None, joined(at, "max_epochs"))
+            problems += check_type(raw["max_epochs"], int | None, joined(at, "max_epochs"))
             changes = combined(changes, Changes(trainer={"max_epochs": raw["max_epochs"]}))
         result[str(task)] = changes
     return result
 
 
 def _changes(raw: Mapping[str, Any], where: str, problems: Problems) -> Changes:
-    """Read those of an entry's keys that overrule the study."""
+    """Read those keys of a strategy or a task that override the study's."""
     changes = Changes()
     if "optimizer" in raw:
         problems += check_shape(raw["optimizer"], joined(where, "optimizer"), partial=True)
@@ -240,50 +224,17 @@ def _changes(raw: Mapping[str, Any], where: str, problems: Problems) -> Changes:
 
 
 def _mapping(value: Any, where: str, problems: Problems) -> dict[str, Any]:
-    """Read a mapping; a key with nothing behind it holds an empty one."""
+    """Read a mapping; a key without a value holds an empty one."""
     if value is None or isinstance(value, Mapping):
         return dict(value or {})
     problems.append(f"{where}: expected a mapping of keys, got {value!r} ({type(value).__name__}).")
     return {}
 
 
-def _unknown(raw: Mapping[str, Any], known: Collection[str], where: str) -> Problems:
-    """Tell the keys that nobody would read."""
-    owner, others = where or "a study", f" Its keys are {', '.join(known)}."
-    return [
-        f"{joined(where, key)}: {owner} has no key '{key}'.{did_you_mean(str(key), known) or others}"
-        for key in raw
-        if key not in known
-    ]
-
-
-def _check_list(values: list[Any], where: str) -> Problems:
-    """Tell a list that is empty, and what stands in it twice: two runs would share a folder."""
-    if not values:
-        return [f"{where}: empty; name one or more."]
-    twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
-    return [f"{where}: {value!r} stands there more than once." for value in twice]
-
-
-def _check_schedulers(study: StudyConfig) -> None:
-    """Make sure that each task's settings can be laid together."""
-    problems: Problems = []
-    for name in study.strategies:
-        for task in (None, *study.tasks(name)):
-            try:
-                study.settings(name, task)
-            except ConfigError as error:
-                problems += error.problems
-    if problems:
-        raise ConfigError(dict.fromkeys(problems))
-
-
-_REQUIRED = ("name", "benchmark", "strategies")
 _READERS: dict[str, Reader] = {
     "name": _name,
     "seeds": _seeds,
     "orders": _orders,
-    "first_tasks": _count,
     "executor": _component,
     "prepare": _prepare,
     "backbone": partial(_section, BackboneConfig),
@@ -294,63 +245,90 @@ _READERS: dict[str, Reader] = {
     "per_task": _per_task,
     "data": partial(_section, DataConfig),
     "trainer": _mapping,
-    "score_every_n_steps": _count,
-    "save_every_n_steps": _count,
-    "save_every_seconds": _seconds,
 }
+"""Readers of the keys of `StudyConfig` that are not plain values."""
 
 
-def trials(name: str, entry: Any, where: str, problems: list[str]) -> dict[str, Any]:
-    """Make a strategy's entry into one for each combination of what its `sweep` lists.
+def _unknown_keys(raw: Mapping[str, Any], known: Collection[str], where: str) -> Problems:
+    """Report keys that do not exist."""
+    owner, others = where or "a study", f" Its keys are {', '.join(known)}."
+    return [
+        f"{joined(where, key)}: {owner} has no key '{key}'.{did_you_mean(str(key), known) or others}"
+        for key in raw
+        if key not in known
+    ]
+
+
+def _check_list(values: list[Any], where: str) -> Problems:
+    """Report an empty list, and values listed twice: their runs would share a folder."""
+    if not values:
+        return [f"{where}: empty; name one or more."]
+    twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
+    return [f"{where}: {value!r} is listed more than once." for value in twice]
+
+
+def _check_schedulers(study: StudyConfig) -> Problems:
+    """Report changes of a scheduler's `init_args` for tasks that have no scheduler."""
+    problems: dict[str, None] = {}
+    for name in study.strategies:
+        for task in (None, *study.tasks(name)):
+            try:
+                study.settings(name, task)
+            except ConfigError as error:
+                problems |= dict.fromkeys(error.problems)
+    return list(problems)
+
+
+def _trials(name: str, entry: Any, where: str, problems: Problems) -> dict[str, Any]:
+    """Expand a strategy's entry to one entry for each combination of the values that its `sweep` lists.
 
     Args:
-        name: Of the strategy.
-        entry: As a YAML holds it; of several components each may have a `sweep`.
+        name: The strategy's name.
+        entry: The strategy as in a YAML; each component of a composition may have a `sweep`.
         where: Its key.
-        problems: Gets what is wrong with a `sweep`.
+        problems: Receives what is wrong with a `sweep`.
 
     Returns:
-        The entries by name, such as "seqft lr=0.001"; the entry itself where it has no `sweep`.
+        The entries by name, such as "seqft lr=0.001"; the entry itself if it has no `sweep`.
     """
     members = entry if isinstance(entry, list) else [entry]
     axes: list[tuple[int, str, list[Any]]] = []
     for index, member in enumerate(members):
-        for key, values in _lists(member, joined(where, index) if isinstance(entry, list) else where, problems).items():
-            axes.append((index, key, values))
-    if not axes:
+        at = joined(where, index) if isinstance(entry, list) else where
+        axes += [(index, str(key), values) for key, values in _sweep(member, at, problems).items()]
+    if not axes or not all(isinstance(member, Mapping) for member in members):
         return {name: entry}
     short = [key.rpartition(".")[2] for _, key, _ in axes]
     labels = [last if short.count(last) == 1 else key for last, (_, key, _) in zip(short, axes, strict=True)]
-    made = {}
-    for chosen in product(*(values for _, _, values in axes)):
+    trials = {}
+    for values in product(*(listed for _, _, listed in axes)):
         copies = [{key: item for key, item in deepcopy(member).items() if key != "sweep"} for member in members]
-        for (index, key, _), value in zip(axes, chosen, strict=True):
-            _put(copies[index], key.split("."), value)
+        for (index, key, _), value in zip(axes, values, strict=True):
+            _set(copies[index], key.split("."), value)
         copies[0]["trial_of"] = name
-        said = " ".join(f"{label}={_short(value)}" for label, value in zip(labels, chosen, strict=True))
-        made[f"{name} {said}"] = copies if isinstance(entry, list) else copies[0]
-    return made
+        settings = [f"{label}={_short(value)}" for label, value in zip(labels, values, strict=True)]
+        trials[" ".join([name, *settings])] = copies if isinstance(entry, list) else copies[0]
+    return trials
 
 
-def _lists(member: Any, where: str, problems: list[str]) -> Mapping[str, list[Any]]:
+def _sweep(member: Any, where: str, problems: Problems) -> Mapping[str, list[Any]]:
     """Read a `sweep`: dotted keys of the strategy, each with a list of values."""
-    sweep = member.get("sweep") if isinstance(member, Mapping) else None
-    at, example = joined(where, "sweep"), "Write {optimizer.init_args.lr: [1.0e-4, 1.0e-3]}."
+    sweep, at = member.get("sweep") if isinstance(member, Mapping) else None, joined(where, "sweep")
     if sweep is None:
         return {}
     if not isinstance(sweep, Mapping) or not sweep:
-        problems.append(f"{at}: expected a mapping of dotted keys to lists, got {sweep!r}. {example}")
+        problems.append(f"{at}: expected a mapping of dotted keys to lists, got {sweep!r}. {SWEEP_EXAMPLE}")
         return {}
     wrong = [key for key, values in sweep.items() if not isinstance(values, list) or not values]
     wrong += [key for key, values in sweep.items() if key not in wrong and len(set(map(_short, values))) < len(values)]
     problems += [
-        f"{joined(at, key)}: expected a list of different values, got {sweep[key]!r}. {example}" for key in wrong
+        f"{joined(at, key)}: expected a list of different values, got {sweep[key]!r}. {SWEEP_EXAMPLE}" for key in wrong
     ]
     return {} if wrong else sweep
 
 
-def _put(entry: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    """Let a value stand at a dotted key; what is in its way there is no mapping, and wrong anyway."""
+def _set(entry: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Write a value at a dotted key; anything on the way that is not a mapping is wrong, and is replaced by one."""
     for key in keys[:-1]:
         if not isinstance(entry.get(key), dict):
             entry[key] = {}
@@ -359,12 +337,12 @@ def _put(entry: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 def _short(value: Any) -> str:
-    """A value in a folder's name."""
+    """Write a value as part of a folder's name."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def trial_problems(strategies: Mapping[str, StrategyConfig], score_on: str) -> list[str]:
-    """Tell a choice that would not be fair: one on test rows, or with more trials for one method than for another."""
+def _check_trials(strategies: Mapping[str, StrategyConfig], score_on: str) -> Problems:
+    """Report an unfair choice: by scores on test rows, or among more trials for one method than for another."""
     counts: dict[str, int] = {}
     for name, strategy in strategies.items():
         counts[strategy.trial_of or name] = counts.get(strategy.trial_of or name, 0) + 1
@@ -372,10 +350,10 @@ def trial_problems(strategies: Mapping[str, StrategyConfig], score_on: str) -> l
         return []
     problems = []
     if score_on != "validation":
-        told = "a sweep chooses by the scores, and what is chosen by test rows has seen them"
-        problems.append(f"data.score_on: {score_on}; {told}. Give data.score_on=validation.")
+        reason = "a sweep chooses by the scores, and the test rows must have no part in the choice"
+        problems.append(f"data.score_on: {score_on}; {reason}. Give data.score_on=validation.")
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        numbers = ", ".join(f"{name} {count}" for name, count in counts.items())
         remedy = "Give each method as many, and methods without a sweep a study of their own."
-        problems.append(f"strategies: the methods have different numbers of trials ({told}). {remedy}")
+        problems.append(f"strategies: the methods have different numbers of trials ({numbers}). {remedy}")
     return problems

@@ -1,38 +1,40 @@
-"""What a study's YAML may say: its keys, their types and ranges, and who overrules whom.
+"""Schema of a study's YAML: its keys, their types and ranges, and the order in which settings override each other.
 
-Nothing is imported or built here, so that a misspelt key is answered at once.
+No class of a config is imported or built here, so that a misspelt key is reported at once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypedDict
 
-from workbench.config.components import Component, as_component, joined
+from workbench.config.components import Component, as_component
 from workbench.config.orders import Entry
+from workbench.config.type_check import joined
 
 DEFAULT_OPTIMIZER = "torch.optim.AdamW"
 DEFAULT_EXECUTOR = "workbench.executors.InProcess"
 SEED = "{seed}"
-"""Where it stands in a text of a config, each run puts its own seed; alone it becomes the number."""
+"""Placeholder in a config's texts for the seed of each run; a text that is nothing else becomes the number."""
 
 KEEPS_NUMBERS = (
     *("name", "output", "existing", "executor"),
     *("save_every_n_steps", "save_every_seconds", "data.num_workers"),
 )
-"""Keys that change no number: where a run is written, who makes it, how often it is saved."""
+"""Keys that change no number of a run: where it is written and executed, and how often it is saved."""
 OBSERVES = (
     *("default_root_dir", "detect_anomaly", "enable_autolog_hparams", "enable_checkpointing", "enable_model_summary"),
     *("enable_progress_bar", "log_every_n_steps", "logger", "model_registry", "profiler"),
 )
-"""Arguments of a Trainer that watch a training and change no number of it."""
+"""Arguments of a Trainer that observe a training and change no number of it."""
 
 
 class Changes(TypedDict, total=False):
-    """What a strategy or a task does otherwise than the study; a key that is absent changes nothing.
+    """Settings of a strategy or a task that override the study's; an absent key changes nothing.
 
-    A component here may lack its `class_path`: then its `init_args` are laid over those it changes.
+    A component without a `class_path` changes the `init_args` of the component that it overrides.
     """
 
     optimizer: dict[str, Any]
@@ -45,12 +47,12 @@ class BackboneConfig:
     """The model that a study starts from.
 
     Args:
-        path: A folder or hub id of a LLaMA-family model; "mini" and "micro" are the shipped ones.
-        dtype: What its weights are loaded as; None: float32.
-        end_token: What ends an answer; None: the tokenizer's end token.
-        activation_checkpointing: Whether each transformer block keeps its input alone in training and computes the
-            rest again for the gradients: less memory for more time, and the same numbers. A composition takes no heed
-            of it, for its models run in evaluation mode.
+        path: Folder or hub id of a LLaMA-family model, or the name of a shipped one, "mini" or "micro".
+        dtype: Data type in which the weights are loaded; None: float32.
+        end_token: Token that ends an answer; None: the tokenizer's end token.
+        activation_checkpointing: Store only the inputs of transformer blocks in training, and compute the other
+            activations again in the backward pass: less memory, more time, the same numbers. Ignored for CALM
+            compositions, whose models run in evaluation mode.
     """
 
     path: str = "mini"
@@ -61,34 +63,34 @@ class BackboneConfig:
 
 @dataclass
 class DataConfig:
-    """How rows become batches, and which of them are scored.
+    """How rows become batches, and which rows are scored.
 
     Args:
-        batch_size: Rows in a batch of training; with `batch_tokens`, the most.
-        batch_tokens: Tokens in a batch of training, padding among them: as many rows as fit into rows times longest
-            row; a longer row is alone. None: not limited.
-        bucket: Batches whose rows are sorted by length together, which saves padding where lengths differ much
-            and can cost learning where they tell of the answer; 1: plain shuffling, or 16 with `batch_tokens`.
-        max_length: Tokens of prompt and answer together; None: not limited.
-        max_prompt_length: Tokens of the prompt.
-        max_answer_length: Tokens of the answer.
-        template: What is written around a prompt.
-        template_date: The day, as YYYY-MM-DD, that a chat template takes for today.
+        batch_size: Rows in a training batch; with `batch_tokens`, the maximum.
+        batch_tokens: Maximum of tokens in a training batch, padding included (rows times the longest row); a longer
+            row is a batch of its own. None: no limit.
+        bucket: Number of batches whose rows are sorted by length together. Sorting saves padding where lengths differ
+            much, and can hurt learning where a row's length reveals its answer. 1: plain shuffling, or 16 with
+            `batch_tokens`.
+        max_length: Maximum of tokens of prompt and answer together; None: no limit.
+        max_prompt_length: Maximum of tokens of the prompt.
+        max_answer_length: Maximum of tokens of the answer.
+        template: Text around each prompt.
+        template_date: Date, as YYYY-MM-DD, that a chat template shows as today's.
         truncation: Where a prompt that is too long is cut.
-        tokenization: Whether prompt and answer become tokens each by itself ("apart") or as one text that is cut on
-            the left ("joint"; see `TextPolicy`). None: as the benchmark's `protocol` says, else "apart".
-        eval_batch_size: The most rows in a batch of scoring.
-        eval_batch_tokens: The most tokens, of prompts and of answers as long as may be, that are generated from at
-            once, so that short prompts have more beside them than long ones; None: `eval_batch_size` alone counts.
-        num_workers: Processes that make batches beside the one that trains; they change no number.
-        frozen_states_gb: Memory, in 10^9 bytes, for what frozen layers make of a task's rows: where a task is trained
-            for more than one epoch by one process and all of it fits, it is computed once; 0: in each step. The last
-            bits of a result depend on which it is.
-        score_on: The split of each task that is scored, wherever a task is: "validation" while learning rates and
-            the like are chosen, so that the test rows have no part in the choice. Probes and the general corpus
-            are scored on their test rows all the same.
-        score_options: Whether a task whose answers begin with one of a few options is also scored by which of them the
-            model finds likeliest ("likeliest_option", not a primary metric); no answer is generated for that.
+        tokenization: Encode prompt and answer separately ("apart"), or as one text that is truncated on the left
+            ("joint"; see `TextPolicy`). None: as the benchmark's `protocol` states, else "apart".
+        eval_batch_size: Maximum of rows in an evaluation batch.
+        eval_batch_tokens: Maximum of tokens in a batch of generation, for prompts and answers of full length, so that
+            batches of short prompts have more rows. None: no limit beside `eval_batch_size`.
+        num_workers: Data loader processes beside the training process; they change no number.
+        frozen_states_gb: Memory, in 10^9 bytes, for caching the outputs of frozen layers. The cache is used where a
+            task is trained for more than one epoch in one process and all of its rows fit; 0: no cache. It can change
+            the last bits of a result.
+        score_on: Split of each task that is scored. Use "validation" while choosing learning rates and the like, so
+            that the test rows have no part in the choice. Probes and the general corpus are always scored on test rows.
+        score_options: Also score tasks whose answers begin with one of a few options by the option that the model
+            finds likeliest ("likeliest_option", not a primary metric). This needs no generation.
     """
 
     batch_size: int = field(default=32, metadata={"least": 1})
@@ -111,13 +113,13 @@ class DataConfig:
 
 @dataclass
 class StrategyConfig:
-    """One method, or several whose hooks run in order, and what it does otherwise than the study.
+    """One method, or several whose hooks run in order, with its own settings.
 
     Args:
         components: The `ContinualStrategy` classes, one or more.
         changes: The strategy's own optimizer, scheduler and trainer arguments.
         per_task: The same for single tasks, by the task's name.
-        trial_of: The method that this is a trial of, with other settings, to choose among them; None: it is no trial.
+        trial_of: Method that this is a trial of, in a sweep over its settings; None: not a trial.
     """
 
     components: list[Component]
@@ -128,11 +130,11 @@ class StrategyConfig:
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What one strategy learns one task with, after all that overrules has been laid over.
+    """Settings with which one strategy learns one task, after all overrides.
 
     Args:
-        optimizer: To be built with `params`.
-        scheduler: To be built with `optimizer`; steps are optimizer steps of the task.
+        optimizer: Built with `params`.
+        scheduler: Built with `optimizer`; its steps are optimizer steps of the task.
         trainer: Arguments of `lightning.Trainer`.
     """
 
@@ -149,29 +151,31 @@ class StudyConfig:
         name: The study's folder in `output`.
         benchmark: The tasks.
         backbone: The model that learns.
-        strategies: The methods to compare, by the name of their folder.
-        seeds: One run each.
-        orders: The benchmark's by name, written out, or random ones by seed (`config.orders`); None: its first.
-        first_tasks: How many tasks of each order are learnt and scored; None: all.
-        bounds: Whether the strategies that are yardsticks (`ContinualStrategy.bound`) are added, those that are not
-            there yet. The untouched model is row 0 of every run.
-        executor: Where the runs are made (`workbench.executors`); it changes no number.
-        prepare: What has to be made before a seed's runs, such as the models that they compose: callables, each called
-            with the study's display. They are asked every time, so one that finds its work done has to leave it.
-        optimizer: To be built with `params`, anew for each task.
-        carry_optimizer: Whether parameters that train on in the next task keep their optimizer state, such as Adam's
-            moments, as under one optimizer for all tasks. The rate's schedule begins anew all the same. None: as the
-            benchmark's `protocol` says, else false.
-        scheduler: To be built with `optimizer`; it steps with it. None: the rate stays.
-        per_task: What single tasks do otherwise, by the task's name; a strategy's own goes before it.
-        data: Batches and the limits of text.
-        trainer: Arguments of `lightning.Trainer`, word for word.
-        score_every_n_steps: Also score in mid-task, after so many optimizer steps; None: only after each task.
-        save_every_n_steps: Save the state, from which the same command goes on, after so many optimizer steps and
-            between tasks; None: by the clock.
-        save_every_seconds: Save it after so many seconds, or less often where saving takes long: all of it stays below
-            3 % of the time.
-        existing: What to do with a run's folder that is there.
+        strategies: The methods to compare, by the names of their folders.
+        seeds: One run for each.
+        orders: Orders of the benchmark by name, written out, or drawn by seed (see `config.orders`); None: the
+            benchmark's first.
+        first_tasks: Number of tasks of each order that are learnt and scored; None: all.
+        bounds: Add the strategies that are bounds (`ContinualStrategy.bound`), unless they are listed already. The
+            zero-shot model is row 0 of every run.
+        executor: Where the runs are executed (see `workbench.executors`); it changes no number.
+        prepare: Callables that are called before a seed's runs, with the study's progress display, such as one that
+            trains the models of a composition. They are called every time, and must return at once if their work is
+            done.
+        optimizer: Built with `params`, anew for each task.
+        carry_optimizer: Keep the optimizer state of parameters that also train in the next task, such as Adam's
+            moments, as under one optimizer for all tasks. The learning rate schedule starts again all the same. None:
+            as the benchmark's `protocol` states, else false.
+        scheduler: Built with `optimizer`, and stepped with it. None: constant learning rate.
+        per_task: Changes for single tasks, by the task's name; a strategy's own take precedence.
+        data: Batches and limits of length.
+        trainer: Arguments of `lightning.Trainer`, passed on as they are.
+        score_every_n_steps: Also score in mid-task, after every so many optimizer steps; None: only after each task.
+        save_every_n_steps: Save the state, from which the same command resumes, after every so many optimizer steps
+            and between tasks; None: see `save_every_seconds`.
+        save_every_seconds: Save the state after every so many seconds; less often where saving takes long, so that it
+            takes less than 3 % of the time.
+        existing: What to do with a run's folder that exists already.
         output: The folder of all studies.
     """
 
@@ -180,7 +184,7 @@ class StudyConfig:
     strategies: dict[str, StrategyConfig]
     seeds: list[int] = field(default_factory=lambda: [0])
     orders: list[Entry] | None = None
-    first_tasks: int | None = None
+    first_tasks: int | None = field(default=None, metadata={"least": 1})
     bounds: bool = False
     executor: Component = field(default_factory=lambda: Component(DEFAULT_EXECUTOR))
     prepare: list[Component] = field(default_factory=list)
@@ -191,17 +195,21 @@ class StudyConfig:
     per_task: dict[str, Changes] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
-    score_every_n_steps: int | None = None
-    save_every_n_steps: int | None = None
-    save_every_seconds: float = 60.0
+    score_every_n_steps: int | None = field(default=None, metadata={"least": 1})
+    save_every_n_steps: int | None = field(default=None, metadata={"least": 1})
+    save_every_seconds: float = field(default=60.0, metadata={"least": 0, "below": math.inf})
     existing: Literal["resume", "refuse", "replace"] = "resume"
     output: str = "runs"
 
     def layers(self, strategy: str, task: str | None = None) -> list[tuple[str, Changes]]:
-        """List what bears on a task, the weakest first: study, strategy, the study's task, the strategy's.
+        """List the settings for a task, the weakest first: study, strategy, the study's task, the strategy's task.
+
+        Args:
+            strategy: The strategy's name.
+            task: The task's name; None: without changes for single tasks.
 
         Returns:
-            The key where each stands, and what it says.
+            Key and content of each layer.
         """
         chosen, at = self.strategies[strategy], f"strategies.{strategy}"
         study = Changes(optimizer=_mapping(self.optimizer), trainer=self.trainer, scheduler=None)
@@ -214,11 +222,19 @@ class StudyConfig:
         return layers
 
     def tasks(self, strategy: str) -> list[str]:
-        """List the tasks that are changed for this strategy; only a benchmark knows if it has them."""
+        """List the tasks with settings of their own for a strategy; whether they exist, only the benchmark knows.
+
+        Args:
+            strategy: The strategy's name.
+        """
         return list(dict.fromkeys([*self.per_task, *self.strategies[strategy].per_task]))
 
     def settings(self, strategy: str, task: str | None = None) -> TaskSettings:
-        """Lay the layers over one another.
+        """Combine the layers of settings for a task.
+
+        Args:
+            strategy: The strategy's name.
+            task: The task's name; None: without changes for single tasks.
 
         Raises:
             ConfigError: A scheduler's `init_args` are changed where there is no scheduler.
@@ -235,14 +251,34 @@ class StudyConfig:
 
 
 def for_seed(config: StudyConfig, seed: int) -> StudyConfig:
-    """Put a seed into what a config says of models, data and methods, wherever it leaves room for one."""
+    """Replace `{seed}` in the models, data and methods of a config.
+
+    Args:
+        config: The study's config.
+        seed: The seed of a run.
+    """
     parts = {name: _filled(getattr(config, name), seed) for name in ("prepare", "backbone", "benchmark", "strategies")}
     parts["backbone"].path = str(parts["backbone"].path)
     return replace(config, **parts)
 
 
+def for_run(
+    config: StudyConfig, strategies: dict[str, StrategyConfig], orders: list[Entry] | None, seed: int
+) -> StudyConfig:
+    """Narrow a study's config to a single run, which the result reproduces by itself.
+
+    Args:
+        config: Config of the study.
+        strategies: The run's strategy by its name.
+        orders: The run's order.
+        seed: The run's seed.
+    """
+    one = replace(config, strategies=strategies, orders=orders, seeds=[seed])
+    return for_seed(replace(one, existing="resume", executor=Component(DEFAULT_EXECUTOR)), seed)
+
+
 def _filled(value: Any, seed: int) -> Any:
-    """Put a seed into every text inside a value."""
+    """Replace `{seed}` in every text within a value."""
     if isinstance(value, str):
         return seed if value == SEED else value.replace(SEED, str(seed))
     if isinstance(value, Mapping):
@@ -255,32 +291,37 @@ def _filled(value: Any, seed: int) -> Any:
 
 
 def combined(weak: Changes, strong: Changes) -> Changes:
-    """Lay changes over others: a `class_path` replaces a component, `init_args` alone are added to it."""
+    """Override changes by others: a `class_path` replaces a component, `init_args` alone are added to it.
+
+    Args:
+        weak: The changes that are overridden; they are not modified.
+        strong: The changes that override them.
+    """
     result: Changes = {**weak, **strong}
     if "optimizer" in weak and "optimizer" in strong:
-        result["optimizer"] = _over(weak["optimizer"], strong["optimizer"])
+        result["optimizer"] = _overridden(weak["optimizer"], strong["optimizer"])
     old, new = weak.get("scheduler"), strong.get("scheduler")
     if old is not None and new is not None:
-        result["scheduler"] = _over(old, new)
+        result["scheduler"] = _overridden(old, new)
     if "trainer" in weak or "trainer" in strong:
         result["trainer"] = {**weak.get("trainer", {}), **strong.get("trainer", {})}
     return result
 
 
-def _over(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Lay a component over another."""
+def _overridden(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Override a component by another, which may lack its `class_path`."""
     if "class_path" in new:
         return new
     return {**old, "init_args": {**(old.get("init_args") or {}), **(new.get("init_args") or {})}}
 
 
 def _mapping(component: Component) -> dict[str, Any]:
-    """Write a component as a YAML does."""
+    """Convert a component to its form in a YAML."""
     return {"class_path": component.class_path, "init_args": component.init_args}
 
 
 def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each value of a config with its dotted key; an empty mapping has none.
+    """Yield each value of a config with its dotted key; lists of plain values are yielded whole.
 
     >>> list(leaves({"a": {"b": 1}, "c": [{"d": 2}], "e": [3, 4]}))
     [('a.b', 1), ('c.0.d', 2), ('e', [3, 4])]

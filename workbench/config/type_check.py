@@ -1,7 +1,6 @@
-"""Values against annotations: whether what a YAML holds is what a signature asks for.
+"""Check values of a YAML against the annotations of a signature or a dataclass.
 
-The check is generous where it cannot know, since a false alarm would keep somebody from a correct run: an
-annotation that is not understood accepts anything.
+An annotation that is not understood accepts anything: a false alarm would keep somebody from a correct run.
 """
 
 from __future__ import annotations
@@ -17,32 +16,60 @@ from os import PathLike
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Union
 
+from workbench.errors import did_you_mean
+
 UNIONS = (Union, types.UnionType)
 
 
 @dataclass(frozen=True)
 class Produced:
-    """A value that is not there yet: what a call of `maker` will return.
+    """Stand-in for the object that a component will be built to.
 
     Args:
-        maker: A class, or a function (whose result is not known), or None where it could not be found.
+        maker: The component's class, or a function (its result is not known), or None if it could not be imported.
     """
 
     maker: Callable[..., Any] | None
 
 
-def accepts(value: object, annotation: Any) -> bool:
-    """Tell whether an annotation allows a value, read as a YAML means it.
+def check_type(value: Any, annotation: Any, where: str) -> list[str]:
+    """Return one sentence if a value does not have the annotated type.
 
-    So an int is a float, a list is a tuple, a text is a `Path` or an `Enum`'s value; but a bool is no int,
-    and a text is no sequence of texts.
+    Args:
+        value: The value as read; a component in it is taken as the mapping that it is.
+        annotation: The expected type.
+        where: The value's key, dotted.
+    """
+    return [] if accepts(value, annotation) else [mismatch(value, annotation, where)]
+
+
+def mismatch(value: Any, annotation: Any, where: str) -> str:
+    """Say which type was expected and which value was given."""
+    hint = did_you_mean(value, choices(annotation)) if isinstance(value, str) else ""
+    return f"{where}: expected {described(annotation)}, got {value!r} ({type(value).__name__}).{hint}"
+
+
+def joined(where: str, key: object) -> str:
+    """Append a key to a dotted path.
+
+    >>> joined("strategies.lora", "init_args"), joined("", "name")
+    ('strategies.lora.init_args', 'name')
+    """
+    return f"{where}.{key}" if where else str(key)
+
+
+def accepts(value: object, annotation: Any) -> bool:
+    """Return True if an annotation allows a value, by the rules of a YAML.
+
+    An int is accepted as a float, a list as a tuple, a text as a `Path` or as an `Enum`'s value; a bool is not
+    accepted as an int, nor a text as a sequence of texts.
 
     >>> accepts([0.9, 1], tuple[float, float]), accepts("many", int | None), accepts(True, int)
     (True, False, False)
     """
     origin = typing.get_origin(annotation) or annotation
     arguments = typing.get_args(annotation)
-    if annotation in (Any, object, inspect.Parameter.empty):
+    if annotation in (Any, inspect.Parameter.empty):
         return True
     if origin in UNIONS:
         return any(accepts(value, option) for option in arguments)
@@ -55,12 +82,13 @@ def accepts(value: object, annotation: Any) -> bool:
     if origin is type or not isinstance(origin, type):
         return True
     if isinstance(value, Produced):
-        return _promises(value, origin)
-    return _accepts_many(value, origin, arguments) if issubclass(origin, Iterable) else _is_a(value, origin)
+        return _may_produce(value.maker, origin)
+    many = issubclass(origin, Iterable) and not issubclass(origin, str | bytes | Enum)
+    return _is_collection(value, origin, arguments) if many else _is_instance(value, origin)
 
 
 def described(annotation: Any) -> str:
-    """Write an annotation as one would say it.
+    """Write an annotation in words.
 
     >>> described(int | None), described(Literal["none", "chat"])
     ('int or None', "'none' or 'chat'")
@@ -81,7 +109,7 @@ def described(annotation: Any) -> str:
 
 
 def choices(annotation: Any) -> list[str]:
-    """List the texts that an annotation names one by one, however deep they stand in unions.
+    """List the texts that the `Literal`s of an annotation name.
 
     >>> choices(Literal["none", "chat"] | None)
     ['none', 'chat']
@@ -92,41 +120,34 @@ def choices(annotation: Any) -> list[str]:
     return [text for argument in arguments for text in choices(argument)]
 
 
-def _promises(value: Produced, wanted: Any) -> bool:
-    """Tell whether a component may make what is wanted; only a class says what it makes."""
-    if not isinstance(value.maker, type) or wanted is Callable:
+def _may_produce(maker: Callable[..., Any] | None, wanted: Any) -> bool:
+    """Return True if a component may be built to an instance of `wanted`; only a class states what it returns."""
+    if not isinstance(maker, type) or wanted is Callable:
         return True
     try:
-        return issubclass(value.maker, wanted)
-    except TypeError:  # a protocol that cannot be asked
+        return issubclass(maker, wanted)
+    except TypeError:  # a protocol that is not checkable at run time
         return True
 
 
-def _accepts_many(value: object, origin: type, arguments: tuple[Any, ...]) -> bool:
-    """Check a collection and what is in it; text and `Path` fall through, as they are one thing."""
-    if issubclass(origin, str | bytes | Enum):
-        return _is_a(value, origin)
+def _is_collection(value: object, origin: type, arguments: tuple[Any, ...]) -> bool:
+    """Check a collection and its items."""
     if issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            return False
-        key, item = arguments if len(arguments) == 2 else (Any, Any)
-        return all(accepts(k, key) and accepts(v, item) for k, v in value.items())
-    if not isinstance(value, list | tuple | AbstractSet) and isinstance(value, origin):
-        return not isinstance(value, str | bytes | Mapping)
-    if not isinstance(value, list | tuple | AbstractSet) or not _from_list(origin):
-        return False
+        key_type, item_type = arguments if len(arguments) == 2 else (Any, Any)
+        return isinstance(value, Mapping) and all(
+            accepts(key, key_type) and accepts(item, item_type) for key, item in value.items()
+        )
+    if not isinstance(value, list | tuple | AbstractSet):
+        return isinstance(value, origin) and not isinstance(value, str | bytes | Mapping)
+    if not issubclass(origin, list | tuple | AbstractSet) and origin.__module__ != "collections.abc":
+        return False  # a class of its own, which a YAML's list cannot stand for
     if issubclass(origin, tuple) and arguments and arguments[-1] is not ...:
         return len(value) == len(arguments) and all(map(accepts, value, arguments))
     return all(accepts(item, arguments[0] if arguments else Any) for item in value)
 
 
-def _from_list(origin: type) -> bool:
-    """Tell whether a YAML's list may stand for this type: a builtin collection, or an abstract one."""
-    return issubclass(origin, list | tuple | AbstractSet) or origin.__module__ == "collections.abc"
-
-
-def _is_a(value: object, wanted: type) -> bool:
-    """Check one plain value against one class."""
+def _is_instance(value: object, wanted: type) -> bool:
+    """Check a single value against a class."""
     if isinstance(value, bool) and wanted in (int, float):
         return False
     if wanted is float:
@@ -137,5 +158,5 @@ def _is_a(value: object, wanted: type) -> bool:
         return isinstance(value, wanted) or any(value == member.value for member in wanted)
     try:
         return isinstance(value, wanted)
-    except TypeError:  # a protocol or a TypedDict, which cannot be asked
+    except TypeError:  # a protocol or a TypedDict, which is not checkable at run time
         return True

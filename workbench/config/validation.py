@@ -1,4 +1,4 @@
-"""What can be told about a study before anything is built: its classes, its arguments, its surroundings."""
+"""Check a study before anything is built: its classes, their arguments, the model's folder and the output folder."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.config.components import KEYS, check_arguments, check_component, check_shape, joined
+from workbench.config.components import KEYS, check_arguments, check_component, check_shape
 from workbench.config.schema import DEFAULT_OPTIMIZER, Changes, StudyConfig, combined, for_seed
+from workbench.config.type_check import joined
 from workbench.model_folder import check_folder
 
 STEP_ARGUMENTS = ("T_max", "total_steps", "total_iters", "num_training_steps")
-"""What schedulers call the number of steps; supplied with the task's own where a config does not say."""
+"""Names of a scheduler's argument for the number of steps; where a config omits it, the task's number is filled in."""
 
 NO_VALIDATION = (
-    "asks for validation, and there is none in a task. Leave it out; score_every_n_steps scores in mid-task."
+    "asks for validation, and there is none within a task. Leave it out; score_every_n_steps scores in mid-task."
 )
 UNFIT: dict[str, tuple[tuple[Any, ...], str]] = {
     "overfit_batches": (
         (None, 0),
-        "would not give each epoch the same batches: each has an order of its own. Set limit_train_batches.",
+        "would not give each epoch the same batches, as each is shuffled anew. Set limit_train_batches.",
     ),
     "val_check_interval": ((None, 1.0), NO_VALIDATION),
     "check_val_every_n_epoch": ((None, 1), NO_VALIDATION),
 }
-"""Arguments of a Trainer, the values with which they may stand in a config, and what is told of all others."""
+"""Arguments of a Trainer, their accepted values, and the problem of all others."""
 
 
 def check(config: StudyConfig, trainer: Callable[..., Any] | None = None) -> list[str]:
-    """Tell what the classes that a config names would not take; nothing is built.
+    """Check a config's arguments against the signatures of its classes; nothing is built.
 
     Args:
         config: A config whose shape is right.
-        trainer: `lightning.Trainer`, handed in as its import is slow; None: `trainer` is not looked at.
+        trainer: `lightning.Trainer`, passed in because its import is slow; None: `trainer` is not checked.
 
     Returns:
-        One sentence for each problem, with its key.
+        One sentence for each problem, which starts with its key.
     """
     config = for_seed(config, config.seeds[0])
     problems = check_component(config.benchmark, "benchmark") + check_component(config.executor, "executor")
@@ -45,22 +46,54 @@ def check(config: StudyConfig, trainer: Callable[..., Any] | None = None) -> lis
         problems += check_component(component, joined("prepare", index))
     for name, strategy in config.strategies.items():
         at = f"strategies.{name}"
-        many = len(strategy.components) > 1
+        composed = len(strategy.components) > 1
         for index, component in enumerate(strategy.components):
-            problems += check_component(component, joined(at, index) if many else at)
+            problems += check_component(component, joined(at, index) if composed else at)
         for task in (None, *config.tasks(name)):
-            problems += _check_layers(config.layers(name, task), trainer)
+            problems += _check_layers(config.layers(name, task))
+    return list(dict.fromkeys(problems + (check_trainer(config, trainer) if trainer else [])))
+
+
+def check_trainer(config: StudyConfig | Mapping[str, Any], trainer: Callable[..., Any]) -> list[str]:
+    """Return what `lightning.Trainer` would not take of the `trainer` sections, one sentence for each problem.
+
+    Args:
+        config: A config, or what could be read of one whose shape is wrong.
+        trainer: `lightning.Trainer`, passed in because its import is slow.
+    """
+    if not isinstance(config, StudyConfig):
+        section = config.get("trainer")
+        if not isinstance(section, Mapping):
+            return []
+        return check_arguments(trainer, section, "trainer") + check_limits(section, "trainer")
+    problems: list[str] = []
+    for name in config.strategies:
+        for task in (None, *config.tasks(name)):
+            given: dict[str, Any] = {}
+            for where, changes in config.layers(name, task):
+                if changes.get("trainer"):
+                    at, before, given = joined(where, "trainer"), given, {**given, **changes["trainer"]}
+                    known = check_arguments(trainer, before, at) + check_limits(before, at)
+                    found = check_arguments(trainer, given, at) + check_limits(given, at)
+                    problems += [text for text in found if text not in known]
     return list(dict.fromkeys(problems))
 
 
 def check_surroundings(config: StudyConfig) -> list[str]:
-    """Tell what is wrong outside the config: the model's folder, unless it is yet to be made; the one for results."""
+    """Check the model's folder, unless `prepare` may write it, and the output folder.
+
+    Args:
+        config: A config whose shape is right.
+
+    Returns:
+        One sentence for each problem.
+    """
     paths = [] if config.prepare else [for_seed(config, seed).backbone.path for seed in config.seeds]
     problems = [f"backbone.path: {problem}" for path in dict.fromkeys(paths) for problem in check_folder(path)]
     output = Path(config.output).expanduser().absolute()
     try:
         nearest = next(parent for parent in (output, *output.parents) if parent.exists())
-    except OSError as error:  # such as a name that is too long
+    except OSError as error:  # for example, a name that is too long
         return [*problems, f"output: {error.strerror}. Choose another."]
     if not nearest.is_dir():
         problems.append(f"output: {nearest} is a file; results need a folder. Choose another.")
@@ -69,12 +102,14 @@ def check_surroundings(config: StudyConfig) -> list[str]:
     return problems
 
 
-def check_parts(raw: Mapping[str, Any], trainer: Callable[..., Any] | None = None) -> list[str]:
-    """Tell what is wrong with the classes in a config whose shape is wrong elsewhere, so that all comes at once.
+def check_parts(raw: Mapping[str, Any]) -> list[str]:
+    """Check the classes in a config whose shape is wrong elsewhere, so that all problems are reported together.
 
     Args:
-        raw: As far as it could be read; parts of a wrong shape are passed over.
-        trainer: As for `check`.
+        raw: The config as far as it could be read; parts of a wrong shape are skipped.
+
+    Returns:
+        One sentence for each problem.
     """
     optimizer = raw.get("optimizer")
     if isinstance(optimizer, Mapping):
@@ -90,8 +125,6 @@ def check_parts(raw: Mapping[str, Any], trainer: Callable[..., Any] | None = Non
         if isinstance(part, Mapping) and "class_path" in part:
             component = {key: value for key, value in part.items() if key in KEYS}
             problems += [] if check_shape(component, where) else check_component(component, where, extra)
-    if trainer is not None and isinstance(raw.get("trainer"), Mapping):
-        problems += check_arguments(trainer, raw["trainer"], "trainer") + check_limits(raw["trainer"], "trainer")
     backbone = raw.get("backbone")
     if isinstance(backbone, Mapping) and isinstance(backbone.get("path"), str) and not raw.get("prepare"):
         problems += [f"backbone.path: {problem}" for problem in check_folder(backbone["path"])]
@@ -99,7 +132,15 @@ def check_parts(raw: Mapping[str, Any], trainer: Callable[..., Any] | None = Non
 
 
 def check_limits(trainer: Mapping[str, Any], where: str) -> list[str]:
-    """Tell the arguments that a Trainer would take and that would train nothing, never end, or not be resumed."""
+    """Check arguments that a Trainer accepts although they train nothing, never end, or cannot be resumed.
+
+    Args:
+        trainer: The arguments by name.
+        where: Their key, dotted.
+
+    Returns:
+        One sentence for each problem.
+    """
     problems = []
     epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps")
     if isinstance(epochs, int) and epochs < 1:
@@ -116,25 +157,25 @@ def check_limits(trainer: Mapping[str, Any], where: str) -> list[str]:
     if trainer.get("limit_train_batches") == 0 and trainer.get("limit_train_batches") is not None:
         remedy = "It has to be more than 0."
         problems.append(f"{joined(where, 'limit_train_batches')}: 0 would leave nothing to train on. {remedy}")
-    if trainer.get("max_time") is not None and not _lasts(trainer["max_time"]):
+    if trainer.get("max_time") is not None and not _longer_than_zero(trainer["max_time"]):
         remedy = "It has to be more than 0 seconds."
         problems.append(f"{joined(where, 'max_time')}: {trainer['max_time']} would train nothing. {remedy}")
     return problems + [
-        f"{joined(where, name)}: {trainer[name]} {told}"
-        for name, (allowed, told) in UNFIT.items()
-        if name in trainer and trainer[name] not in allowed
+        f"{joined(where, name)}: {trainer[name]} {problem}"
+        for name, (accepted, problem) in UNFIT.items()
+        if name in trainer and trainer[name] not in accepted
     ]
 
 
-def _lasts(limit: Any) -> bool:
-    """Tell whether a `max_time` is longer than nothing; what is no time is Lightning's to refuse."""
+def _longer_than_zero(limit: Any) -> bool:
+    """Return True if a `max_time` is longer than zero; Lightning refuses what is not a time."""
     if isinstance(limit, str):
         return re.fullmatch(r"[0:]+", limit.strip()) is None
     return not isinstance(limit, Mapping) or sum(part for part in limit.values() if isinstance(part, int)) > 0
 
 
-def _check_layers(layers: list[tuple[str, Changes]], trainer: Callable[..., Any] | None) -> list[str]:
-    """Check what each layer adds, laid over the weaker ones; what those have wrong is theirs to tell."""
+def _check_layers(layers: list[tuple[str, Changes]]) -> list[str]:
+    """Check each layer on top of the weaker ones, and report the problems that it adds."""
     problems: list[str] = []
     below = Changes()
     for where, changes in layers:
@@ -145,18 +186,11 @@ def _check_layers(layers: list[tuple[str, Changes]], trainer: Callable[..., Any]
                 old = check_component(before, at, ("params",) if key == "optimizer" else _filled_in(before))
                 new = check_component(now, at, ("params",) if key == "optimizer" else _filled_in(now))
                 problems += [text for text in new if text not in old]
-        if trainer is not None and changes.get("trainer"):
-            at = joined(where, "trainer")
-            old, new = (
-                check_arguments(trainer, given, at) + check_limits(given, at)
-                for given in (below.get("trainer", {}), total.get("trainer", {}))
-            )
-            problems += [text for text in new if text not in old]
         below = total
     return problems
 
 
 def _filled_in(scheduler: Any) -> tuple[str, ...]:
-    """List what a scheduler is given beside its own `init_args`."""
-    stated = (scheduler.get("init_args") or {}) if isinstance(scheduler, Mapping) else {}
-    return ("optimizer", *(name for name in STEP_ARGUMENTS if name not in stated))
+    """List the arguments of a scheduler that the workbench fills in."""
+    given = (scheduler.get("init_args") or {}) if isinstance(scheduler, Mapping) else {}
+    return ("optimizer", *(name for name in STEP_ARGUMENTS if name not in given))

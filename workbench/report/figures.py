@@ -55,7 +55,7 @@ def panels_over_tasks(view: View, order: str, probes: bool) -> dict[str, Panel]:
     return {
         on: Panel(
             f"{on} ({view.metric(on)})",
-            {strategy: view.course(strategy, order, on) for strategy in strategies},
+            {strategy: view.over_tasks(strategy, order, on) for strategy in strategies},
             None if probes else tasks.index(on) + 1,
             in_nats=not view.is_score(on),
         )
@@ -148,10 +148,10 @@ def format_panels(view: View, strategy: str, order: str) -> tuple[list[Panel], d
     panels = []
     for place, domain in enumerate(view.tasks(order), start=1):
         kinds = {"strict": "", "lenient": f"{view.metric(domain)}_lenient"}
-        scores = {kind: view.course(strategy, order, domain, metric) for kind, metric in kinds.items()}
+        scores = {kind: view.over_tasks(strategy, order, domain, metric) for kind, metric in kinds.items()}
         lines = {kind: line for kind, line in scores.items() if not math.isnan(line[place].mean)}
         panels.append(Panel(f"{domain}: score", lines, place))
-        nats = {"right answer": view.course(strategy, order, domain, NATS)}
+        nats = {"right answer": view.over_tasks(strategy, order, domain, NATS)}
         panels.append(Panel(f"{domain}: nats per token", nats, place, in_nats=True))
     return panels, series_styles(["strict", "lenient", "right answer"])
 

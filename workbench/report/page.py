@@ -12,10 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from workbench.report import sections
-from workbench.report.comparison import Comparison
+from workbench.report.comparison import BUDGET, MEASURES, Comparison
 from workbench.report.scores import View
 from workbench.report.terminal import bounds_note
-from workbench.results import RunFolder
+from workbench.results import Protocol, RunFolder
 from workbench.runtime.files import write_whole
 from workbench.statistics import Estimate
 
@@ -61,8 +61,8 @@ def report_page(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
         style=Markup(_source(environment, "style.css")),
         script=Markup(_source(environment, "report.js")),
         version=version(),
-        measures=sections.MEASURES,
-        budget=sections.BUDGET,
+        measures=MEASURES,
+        budget=BUDGET,
         parts=[part(comparison, f"c{place}", folder) for place, comparison in enumerate(comparisons, start=1)],
     )
     path = Path(folder) / "report.html"
@@ -140,9 +140,9 @@ def contents(content: Mapping[str, Any]) -> dict[str, str]:
     return {name: heading for name, heading in CONTENTS.items() if optional.get(name, True)}
 
 
-def first_protocol(comparison: Comparison) -> dict[str, Any]:
+def first_protocol(comparison: Comparison) -> Protocol:
     """Return the protocol of the first run; tasks and probes are the same in all."""
-    return dict(every_run(comparison)[0].environment()["protocol"])
+    return every_run(comparison)[0].protocol
 
 
 def every_run(comparison: Comparison) -> list[RunFolder]:
@@ -153,7 +153,7 @@ def every_run(comparison: Comparison) -> list[RunFolder]:
 def lead(comparison: Comparison) -> str:
     """Return the page's first sentences: what was run on which benchmark and model."""
     count, known = sections.count_of, first_protocol(comparison)
-    setting = f"Benchmark: {known['benchmark']}, {count(len(known['order']), 'domain')}. Model: {known['backbone']}."
+    setting = f"Benchmark: {known.benchmark}, {count(len(known.order), 'domain')}. Model: {known.backbone}."
     if not comparison.runs:
         return f"No run is finished yet. {setting}"
     seeds = {
@@ -201,19 +201,17 @@ def protocol(comparison: Comparison) -> dict[str, str]:
 def tasks(comparison: Comparison) -> list[dict[str, Any]]:
     """Return rows, metric and majority baseline of each domain and probe."""
     known = first_protocol(comparison)
-    majority = known.get("majority", {})
-    kinds = {**dict.fromkeys(known["order"], "domain"), **dict.fromkeys(known["probes"], "probe")}
-    kinds |= dict.fromkeys(filter(None, [known["general"]]), "general text")
+    kinds = dict.fromkeys(known.order, "domain") | dict.fromkeys(known.probes, "probe")
     return [
         {
             "name": name,
-            "kind": kind,
-            "training": known.get("training_rows", {}).get(name, "–"),
-            "test": known.get("test_rows", {}).get(name, "–"),
-            "metric": known["primary"][name],
-            "majority": f"{majority[name][1]:.2f} ({majority[name][0]})" if name in majority else "–",
+            "kind": kinds.get(name, "general text"),
+            "training": known.training_rows.get(name, "–"),
+            "test": known.test_rows.get(name, "–"),
+            "metric": known.primary[name],
+            "majority": "{1:.2f} ({0})".format(*known.majority[name]) if name in known.majority else "–",
         }
-        for name, kind in kinds.items()
+        for name in known.tested
     ]
 
 

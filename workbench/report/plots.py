@@ -15,9 +15,9 @@ from matplotlib.patches import Patch, Rectangle
 
 from workbench.depth import Plan
 from workbench.formatting import number
-from workbench.report.scores import Loss, mean
+from workbench.report.scores import Loss
 from workbench.report.style import INK, PALETTE, RC_PARAMS, SeriesStyle, legend_line
-from workbench.statistics import Estimate
+from workbench.statistics import Estimate, mean
 
 PANEL = (2.75, 1.9)
 """Width and height of a panel of `over_tasks`, in inches."""

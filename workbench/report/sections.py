@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from workbench.formatting import duration, number
+from workbench.formatting import duration, number, rounded
 from workbench.report.analyses import KNOCK_OUT, knocked_out, measured, relearnt
-from workbench.report.comparison import Comparison
+from workbench.report.comparison import BUDGET, MEASURES, Comparison
 from workbench.report.figures import (
     COST,
     COST_NAME,
@@ -28,25 +28,6 @@ from workbench.report.style import inline_svg, swatch
 from workbench.results import RunFolder
 from workbench.statistics import NORMAL, Estimate
 
-MEASURES = {
-    "OP": "overall performance: the mean score on all domains in the end",
-    "BWT": "backward transfer: how later domains changed earlier ones; below 0 is forgetting",
-    "FWT": "forward transfer: what earlier domains taught about one before its own training",
-    "forgetting": "how far each domain fell below its best; less is better",
-    "learning_accuracy": "how well each domain was learnt at its time",
-    "general_delta": "what happened to the probes, which are never trained",
-}
-BUDGET = {
-    "trainable_parameters": "trains",
-    "added_parameters": "adds",
-    "steps": "steps",
-    "tokens": "tokens",
-    "replay_rows": "replayed",
-    "train_seconds": "training",
-    "eval_seconds": "scoring",
-    "peak_memory_bytes": "memory",
-    "disk_bytes": "disk",
-}
 SHADES = 20
 """Shade of a score of 1; the style sheet has a colour for each of `.h0` to `.h20`."""
 MAX_MATRICES = 150
@@ -66,17 +47,15 @@ def unfinished(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _so_far(run: RunFolder) -> dict[str, Any] | None:
-    protocol = run.environment().get("protocol")
-    cells = cells_of(run)
-    if not protocol or not cells:
+    layout, cells = run.layout, cells_of(run)
+    if not cells:
         return None
-    primary, tasks = protocol["primary"], protocol["order"]
-    names: Iterable[str] = [*tasks, *protocol["probes"], *filter(None, [protocol["general"]])]
-    columns = {name: not primary[name].startswith("nats") for name in names}
+    columns = {name: not layout.primary[name].startswith("nats") for name in layout.tested}
     values = [
-        [cells.get((after, name, primary[name]), math.nan) for name in columns] for after in range(len(tasks) + 1)
+        [cells.get((after, name, layout.primary[name]), math.nan) for name in columns]
+        for after in range(len(layout.order) + 1)
     ]
-    return matrix(tasks, columns, values)
+    return matrix(layout.order, columns, values)
 
 
 def legend(view: View, name: str) -> list[dict[str, str]]:
@@ -351,15 +330,9 @@ def short(value: float, kind: str) -> str:
     >>> short(15552.0, "tokens"), short(1.5e9, "disk_bytes"), short(95.0, "train_seconds"), short(math.nan, "steps")
     ('15.6 K', '1.5 GB', '1 min 35 s', '–')
     """
-    if math.isnan(value):
-        return "–"
-    if kind.endswith("seconds"):
+    if kind.endswith("seconds") and not math.isnan(value):
         return duration(value)
-    unit = "B" if kind.endswith("bytes") else ""
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if value >= size:
-            return f"{value / size:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}".strip()
+    return rounded(value, "B" if kind.endswith("bytes") else "")
 
 
 def exact(value: float, kind: str) -> str:

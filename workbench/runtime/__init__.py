@@ -1,1 +1,1 @@
-"""Seeds, processes, signals, atomic files, hardware."""
+"""Process-level services: seeds, distributed processes, signals, atomic files, hardware."""

@@ -1,4 +1,4 @@
-"""Several processes that make one study together: who writes, who waits, and how their shares become one."""
+"""Distributed execution: ranks, barriers, reductions, and the start of the other processes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from torch import Tensor, distributed
 from workbench.errors import ConfigError
 
 Item = TypeVar("Item")
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_CHECKS = 0.5
 PARENT = "WORKBENCH_PARENT"
+"""Environment variable with the process id of rank 0, which has started the others."""
 
 
 def world() -> int:
-    """How many processes work together; 1 before they have found each other."""
-    return distributed.get_world_size() if _joined() else 1
+    """Return the number of processes; 1 before the process group is initialised."""
+    return distributed.get_world_size() if _is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is; before they have found each other, what its launcher has told it."""
-    if _joined():
+    """Return this process's rank; before the process group is initialised, the one set by the launcher."""
+    if _is_initialized():
         return distributed.get_rank()
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return 0
@@ -35,21 +36,21 @@ def rank() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Return True on rank 0, which writes files and the progress display."""
     return rank() == 0
 
 
 def join(trainer: Trainer) -> None:
-    """Has all processes of a study go on together; starts the others first, unless a launcher has.
+    """Initialise the process group for the rest of the program, and start the other processes unless a launcher has.
 
-    They are started as Lightning does it: each runs this program again from its beginning. They stay together until
-    the program ends.
+    As Lightning does it, each process executes this program from its beginning.
 
     Args:
-        trainer: Its devices say how many there are.
+        trainer: Determines the number of processes.
 
     Raises:
-        ConfigError: They cannot be started so, or a launcher has started other ones than the study asks for.
+        ConfigError: The Trainer's strategy cannot start processes in this way, or a launcher has started processes
+            for a study of one device.
     """
     launcher: Any = trainer.strategy.launcher
     if launcher is None and (rank() or world() > 1):
@@ -60,72 +61,76 @@ def join(trainer: Trainer) -> None:
     if launcher.is_interactive_compatible:
         name = type(trainer.strategy).__name__
         raise ConfigError([f"trainer.strategy: {name} forks or spawns, which ends with one task. Give 'ddp'."])
-    own = str(os.getpid())
+    own_id = str(os.getpid())
     if not launcher.cluster_environment.creates_processes_externally:
-        os.environ[PARENT] = own
-    elif os.environ.get(PARENT, own) != own:
-        end_with(int(os.environ[PARENT]))
+        os.environ[PARENT] = own_id
+    elif os.environ.get(PARENT, own_id) != own_id:
+        exit_with_parent(int(os.environ[PARENT]))
     launcher.launch(trainer.strategy.setup_environment)
 
 
 @contextmanager
-def one_after_the_other() -> Iterator[None]:
-    """Has the first process go through the context before the others: it mends what they then read."""
+def first_rank_first() -> Iterator[None]:
+    """Run the block on rank 0 first, then on all other ranks: rank 0 repairs files that the others read."""
     if not is_first():
-        together()
+        barrier()
     yield
     if is_first():
-        together()
-    together()
+        barrier()
+    barrier()
 
 
-def together() -> None:
-    """Waits until all processes are here."""
+def barrier() -> None:
+    """Wait until all processes have arrived here."""
     if world() > 1:
         gathered([None])
 
 
 def total(values: Tensor) -> Tensor:
-    """The sums over all processes of some numbers, on the device where they are."""
+    """Sum a tensor of any shape over all processes, in place."""
     if world() > 1:
         distributed.all_reduce(values)
     return values
 
 
-def agreed(value: bool, device: torch.device) -> bool:
-    """The first process's word."""
+def broadcast(value: bool, device: torch.device) -> bool:
+    """Return rank 0's value in all processes."""
     if world() == 1:
         return value
-    said = torch.tensor(value, device=device, dtype=torch.uint8)
-    distributed.broadcast(said, 0)
-    return bool(said)
+    shared = torch.tensor(value, device=device, dtype=torch.uint8)
+    distributed.broadcast(shared, 0)
+    return bool(shared)
 
 
 def share(count: int) -> range:
-    """Which of so many rows are this process's."""
+    """Return this process's share of the indices 0 … count − 1."""
     return range(rank(), count, world()) if world() > 1 else range(count)
 
 
 def gathered(items: Sequence[Item]) -> list[Item]:
-    """What all processes have made of their shares, in the order of the rows."""
+    """Combine the results of all processes' shares (`share`), in the order of the indices."""
     if world() == 1:
         return list(items)
     parts: list[Any] = [None] * world()
     distributed.all_gather_object(parts, list(items))
-    places = sorted((index, number) for number, part in enumerate(parts) for index in range(len(part)))
-    return [parts[number][index] for index, number in places]
+    places = sorted((index, process) for process, part in enumerate(parts) for index in range(len(part)))
+    return [parts[process][index] for index, process in places]
 
 
-def end_with(parent: int) -> None:
-    """Ends this process when the one that started it is gone, even while it waits for it."""
+def exit_with_parent(parent: int) -> None:
+    """Exit this process as soon as its parent process is gone, even while it waits for the parent.
 
-    def look() -> None:
+    Args:
+        parent: Process id of the parent.
+    """
+
+    def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(SECONDS_BETWEEN_CHECKS)
         os._exit(1)
 
-    threading.Thread(target=look, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
-def _joined() -> bool:
+def _is_initialized() -> bool:
     return distributed.is_available() and distributed.is_initialized()

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, hardware."""
+"""Versions, commit and hardware of a run, and its peak memory."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ LIBRARIES = (
     "numpy",
 )
 CLEAR = Path("/proc/self/clear_refs")
+"""Writing 5 to it resets Linux' peak of resident memory."""
 STATUS = Path("/proc/self/status")
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions of what computes the numbers, the workbench's commit, and the machine's hardware."""
+    """Return the versions of the libraries, the workbench's commit, and the machine's hardware."""
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
         "commit": _commit(),
@@ -43,38 +44,40 @@ def describe_environment() -> dict[str, Any]:
 
 
 class PeakMemory:
-    """The most memory that a run has needed since the object was made: its model and what came on top.
+    """Measures a run's peak memory since the object was created, including the model.
 
-    On a GPU it is what torch has allocated there. Elsewhere it is by how much the process has grown, as Linux counts
-    resident memory, and the model that was there at the start: the interpreter, the libraries and what earlier runs
-    have left are no part of it. What they have freed goes back to the system first, or it would be used again unseen;
-    where that cannot be asked for (no glibc), nothing is claimed.
+    On a GPU it is torch's peak of allocated memory. On a CPU it is the growth of the process's resident memory on
+    Linux plus the model's size, so that the interpreter, the libraries and earlier runs do not count. Freed memory is
+    first returned to the system, since it would otherwise be reused unnoticed; without glibc that is impossible, and
+    nothing is reported.
 
     Args:
-        device: Where the model is.
-        model_bytes: What the model takes that is there already.
+        device: Device of the model.
+        model_bytes: Size of the model, which is already in memory.
+        collect: Collect garbage first, so that what is freed later cannot hide growth; takes some tenths of a second.
     """
 
-    def __init__(self, device: torch.device, model_bytes: int = 0) -> None:
+    def __init__(self, device: torch.device, model_bytes: int = 0, *, collect: bool = True) -> None:
         self.device = device
         self._start: int | None = None
-        gc.collect()
+        if collect:
+            gc.collect()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        elif _give_back():
-            start = _resident("VmHWM:")
+        elif _reset_peak():
+            start = _status_bytes("VmHWM:")
             self._start = None if start is None else start - model_bytes
 
     def bytes(self) -> int | None:
-        """The peak so far; None where the system does not count, such as on macOS."""
+        """Return the peak so far in bytes; None where the system does not report it, such as on macOS."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        peak = _resident("VmHWM:")
+        peak = _status_bytes("VmHWM:")
         return None if self._start is None or peak is None else peak - self._start
 
 
-def _give_back() -> bool:
-    """Gives what is free back to the system, and sets Linux' high-water mark to what is held now."""
+def _reset_peak() -> bool:
+    """Return free memory to the system and reset Linux' peak of resident memory; return False if impossible."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
         CLEAR.write_text("5", encoding="ascii")
@@ -83,8 +86,8 @@ def _give_back() -> bool:
     return True
 
 
-def _resident(name: str) -> int | None:
-    """A line of the process's status, in bytes."""
+def _status_bytes(name: str) -> int | None:
+    """Read an entry of the process's status in bytes."""
     lines = STATUS.read_text(encoding="ascii").splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), None)
 
@@ -97,7 +100,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The workbench's own commit, "+changes" where files differ from it; None outside its repository."""
+    """Return the workbench's commit, with "+changes" if tracked files differ; None outside its repository."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

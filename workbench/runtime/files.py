@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic and durable files, folder locks, checksums and CSV."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-PIECE = 1 << 20
-LONGEST_NAME = 230
-"""Bytes of a name inside a file's name, which has at most 255: a number, a suffix and a temporary ending join it."""
-_held: list[BaseFileLock] = []
+CHUNK_BYTES = 1 << 20
+_locks: list[BaseFileLock] = []
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replaces a file's content in one step: a reader, or a crash, sees the old text or the new one."""
+    """Replace a file's content atomically: a reader, or a crash, sees the old text or the new one.
+
+    Args:
+        path: The file; missing parent folders are created.
+        text: The new content.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -37,17 +40,8 @@ def write_whole(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
-def _encodes(name: str) -> bool:
-    """Whether a text can be written as UTF-8, which half of a surrogate pair cannot."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def sync_folder(folder: Path) -> None:
-    """Makes what was created, renamed or deleted in a folder survive a loss of power."""
+    """Make creations, renames and deletions in a folder survive a power loss."""
     if os.name != "posix":  # elsewhere a folder cannot be opened
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -58,38 +52,41 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file(file: Path) -> None:
-    """Makes a file's content survive a loss of power."""
+    """Make a file's content survive a power loss."""
     with file.open("rb+") as content:
         os.fsync(content.fileno())
 
 
 def sync_tree(folder: Path) -> None:
-    """Makes all files of a folder survive a loss of power."""
+    """Make all files of a folder survive a power loss."""
     for path in sorted(folder.rglob("*")):
         sync_folder(path) if path.is_dir() else sync_file(path)
     sync_folder(folder)
 
 
 def digest_of(file: Path) -> str:
-    """SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content."""
     digest = hashlib.sha256()
     with file.open("rb") as content:
-        while piece := content.read(PIECE):
-            digest.update(piece)
+        while chunk := content.read(CHUNK_BYTES):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
 def digest_of_text(text: str) -> str:
-    """SHA-256 of a text as `write_whole` writes it."""
+    """Return the SHA-256 of a text as `write_whole` writes it."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a folder while the context lasts; a process that dies lets go of it.
+    """Lock a folder against other processes within the context; the lock ends with the process.
+
+    Args:
+        folder: Created if it does not exist.
 
     Raises:
-        BlockingIOError: Another process is in it.
+        BlockingIOError: Another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
@@ -97,24 +94,27 @@ def only_process(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise BlockingIOError(f"{folder} is in use by another process. Wait for it, or choose another name") from error
-    _held.append(lock)
+    _locks.append(lock)
     try:
         yield
     finally:
-        _held.remove(lock)
+        _locks.remove(lock)
         lock.release()
 
 
-def let_go(_: int) -> None:
-    """Called in a process that was forked: its parent's locks are not its own, and end with the parent."""
-    for lock in _held:
+def close_inherited_locks(_: int = 0) -> None:
+    """Close file locks inherited from the parent after a fork, so that they end with the parent.
+
+    Usable as a DataLoader's `worker_init_fn`, which passes the worker's number.
+    """
+    for lock in _locks:
         if lock._context.lock_file_fd is not None:
             os.close(lock._context.lock_file_fd)
-    _held.clear()
+    _locks.clear()
 
 
 def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as CSV text with a header; floats in full precision, so that reading gives them back."""
+    """Format rows as CSV with a header; floats in full precision, so that reading restores them exactly."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n", restval="")
     writer.writeheader()
@@ -123,7 +123,7 @@ def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none where it is not there yet."""
+    """Read the rows of a CSV file; none if the file does not exist."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -134,3 +134,12 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _encodes(name: str) -> bool:
+    """Return True if a text can be written as UTF-8; half of a surrogate pair cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

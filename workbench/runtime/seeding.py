@@ -1,4 +1,4 @@
-"""Random state as a function of where a run stands, so that none has to be saved; what holds for a whole process."""
+"""Random state derived from the position in a run, so that none has to be saved; process-wide torch settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A 32-bit seed from any numbers and words; the same in every process and on every machine.
+    """Derive a 32-bit seed from numbers and words; the same in every process and on every machine.
 
     >>> derived_seed(0, "epoch", 1) == derived_seed(0, "epoch", 1)
     True
@@ -25,7 +25,7 @@ def derived_seed(*parts: int | str) -> int:
 
 
 def seed_all(*parts: int | str) -> None:
-    """Seeds torch (all devices), numpy and random from `derived_seed(*parts)`."""
+    """Seed torch (all devices), numpy and random with `derived_seed(*parts)`."""
     seed = derived_seed(*parts)
     torch.manual_seed(seed)
     np.random.seed(seed)
@@ -33,8 +33,8 @@ def seed_all(*parts: int | str) -> None:
 
 
 @contextmanager
-def untouched_randomness() -> Iterator[None]:
-    """Whatever is drawn inside, the random state afterwards is the one before."""
+def preserved_random_state() -> Iterator[None]:
+    """Restore the random state of torch, numpy and random after the context."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         yield
@@ -43,17 +43,18 @@ def untouched_randomness() -> Iterator[None]:
 
 
 @contextmanager
-def untouched_kernels() -> Iterator[None]:
-    """Whatever a Trainer made inside asks of the process's kernels, afterwards they are chosen as before.
+def preserved_kernel_settings() -> Iterator[None]:
+    """Restore torch's settings of deterministic and benchmarked kernels after the context.
 
-    A Trainer's `deterministic` and `benchmark` hold for the whole process, and for all that comes after it.
+    A Trainer's `deterministic` and `benchmark` apply to the whole process, also after the Trainer is gone.
     """
-    chosen, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    measured, workspace = torch.backends.cudnn.benchmark, os.environ.get(WORKSPACE)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get(WORKSPACE)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(chosen, warn_only=warns)
-        torch.backends.cudnn.benchmark = measured
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
         os.environ.pop(WORKSPACE, None)
         os.environ.update({} if workspace is None else {WORKSPACE: workspace})

@@ -1,56 +1,61 @@
-"""Signals that end a program: heard wherever it is, and once more where Python drops what they raise."""
+"""Signal handlers that stop a run cleanly."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Timer
-from types import FrameType
+from typing import Any
 
-SECONDS = 1.5
-SOON = 0.05
+SECONDS_TO_UNWIND = 1.5
+SECONDS_AFTER_DROP = 0.05
 
 
 @contextmanager
-def signals_end_it() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt at once; SIGTERM and SIGUSR1 raise SystemExit with 128 and the signal's number.
+def raise_on_signals() -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C, and SystemExit(128 + number) on SIGTERM and SIGUSR1.
 
-    SIGTERM is what `kill` and clusters send; SIGUSR1 what SLURM is often asked to send before a job's time is over.
-    Python drops what is raised while it clears up after an object, or in a library's callback: so the signal is sent
-    again after 1.5 s, until it is heard. In an object's `__del__`, where one that came while garbage was collected is
-    heard, nothing is raised at first, but the signal sent again each 0.05 s for 1.5 s. Where Ctrl-C is ignored already,
-    as in a shell's background job, it stays so.
+    Clusters and `kill` send SIGTERM; SLURM is often asked to send SIGUSR1 before a job's time limit. Every file is
+    whole at any moment, so the exception may be raised anywhere. Where Ctrl-C is already ignored, as in a shell's
+    background job, it stays ignored.
+
+    Python drops an exception raised in `__del__` (garbage collection) or in a weakref callback and reports it to
+    `sys.unraisablehook`: from there the signal is sent again after 0.05 s. A signal that has not ended the context
+    after 1.5 s, because some library swallowed the exception, is sent again as well.
     """
-    again: list[Timer] = []
+    received: list[int] = []
+    timers: list[Timer] = []
+    report_unraisable = sys.unraisablehook
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        """Ends the program wherever it is: files are whole at any moment."""
-        waits = _clears_up(frame) and len(again) * SOON < SECONDS
-        again.append(Timer(SOON if waits else SECONDS, os.kill, (os.getpid(), number)))
-        again[-1].daemon = True
-        again[-1].start()
-        if not waits:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+    def send_again(seconds: float) -> None:
+        timers.append(Timer(seconds, os.kill, (os.getpid(), received[-1])))
+        timers[-1].daemon = True
+        timers[-1].start()
 
-    known = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        send_again(SECONDS_TO_UNWIND)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    def notice_drop(unraisable: Any) -> None:
+        if received and isinstance(unraisable.exc_value, KeyboardInterrupt | SystemExit):
+            send_again(SECONDS_AFTER_DROP)
+        else:
+            report_unraisable(unraisable)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        known.append(signal.SIGINT)
-    before = {number: signal.signal(number, stop) for number in known}
+        numbers.append(signal.SIGINT)
+    handlers = {number: signal.signal(number, stop) for number in numbers}
+    sys.unraisablehook = notice_drop
     try:
         yield
     finally:
-        for timer in again:
+        for timer in timers:
             timer.cancel()
-        for number, handler in before.items():
+        sys.unraisablehook = report_unraisable
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _clears_up(frame: FrameType | None) -> bool:
-    """Whether an object's `__del__` is being called."""
-    while frame is not None:
-        if frame.f_code.co_name == "__del__":
-            return True
-        frame = frame.f_back
-    return False

@@ -1,4 +1,4 @@
-"""The layer surgery on a model's folder, from disk to disk: a laptop can grow a model that it could not load."""
+"""Layer surgery on a model folder, from disk to disk, also for models that do not fit in memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from workbench.depth import Plan, check_plan, described, refuse_second_growth
 from workbench.surgery.safetensors_io import (
     SHARD_BYTES,
-    Planned,
-    Stored,
+    PlannedTensor,
+    StoredTensor,
     copied,
     count_parameters,
     plain_folder,
@@ -26,16 +26,16 @@ ZEROED = re.compile(r"(self_attn\.o_proj|mlp\.down_proj)\.(weight|bias)")
 
 
 class Grown(NamedTuple):
-    """What a surgery made.
+    """Result of a surgery.
 
     Attributes:
-        folder: Where it is.
-        before: Layers of the source.
-        after: Layers now.
-        identities: How many of them pass their input through.
-        parameters: Of the new model; a tied head counts once.
-        size: Of its weights in bytes.
-        adapters: Whether the source has a folder `adapters`, which was not taken along: they fit its own layers only.
+        folder: Folder of the new model.
+        before: Number of layers of the source.
+        after: Number of layers of the new model.
+        identities: Number of layers that return their input.
+        parameters: Number of parameters of the new model; a tied head is counted once.
+        size: Size of its weights in bytes.
+        adapters: Whether the source has a folder `adapters`, which is not copied: they fit only the source's layers.
     """
 
     folder: Path
@@ -48,17 +48,17 @@ class Grown(NamedTuple):
 
 
 def grow(source: str | Path, out: str | Path, component: Any, *, shard_bytes: int = SHARD_BYTES) -> Grown:
-    """Grows a model's folder as a method would at the start of a run, and trains nothing.
+    """Grow a model folder as a strategy would at the start of a run, without training.
 
     Args:
         source: A model folder, "mini" or "micro".
         out: The new folder.
-        component: Has `plan(depth)`, which gives the new stack, as `strategies.BlockExpansion` does; its
-            `again`, if it has one, says whether a model may be grown that was grown before.
-        shard_bytes: Above so many bytes the weights are split into several files.
+        component: A strategy with a method `plan(depth)` that returns the layer plan, such as
+            `strategies.BlockExpansion`; a true attribute `again` allows a model that was already grown.
+        shard_bytes: Maximum size of a weights file in bytes; larger models are split into several.
 
     Raises:
-        ValueError: The folder cannot be grown, `component` makes no plan or refuses this depth, or `out` is there.
+        ValueError: The folder cannot be grown, `component` has no plan or none for this depth, or `out` exists.
     """
     folder = plain_folder(source)
     if not callable(getattr(component, "plan", None)):
@@ -72,19 +72,19 @@ def grow(source: str | Path, out: str | Path, component: Any, *, shard_bytes: in
 
 
 def restack_folder(source: str | Path, plan: Plan, out: str | Path, *, shard_bytes: int = SHARD_BYTES) -> Grown:
-    """Writes the model that `restack` would build, without loading any.
+    """Write the model that `workbench.depth.restack` would build, without loading the source.
 
-    The bytes of each tensor are copied under its new name, those of an identity's output projections are zero;
-    of the config only the depth, `layer_types` and `layer_plan` change.
+    The bytes of each tensor are copied under its new name; the output projections of identities are zero. In the
+    config only the depth, `layer_types` and `layer_plan` change.
 
     Args:
         source: A model folder, "mini" or "micro".
         plan: One entry for each layer of the new stack, bottom first.
-        out: The new folder, which appears whole or not at all.
-        shard_bytes: Above so many bytes the weights are split into several files.
+        out: The new folder, which is written completely or not at all.
+        shard_bytes: Maximum size of a weights file in bytes; larger models are split into several.
 
     Raises:
-        ValueError: The folder is no whole LLaMA-family decoder, the plan does not fit it, or `out` is there.
+        ValueError: The folder is not a complete decoder of the LLaMA family, the plan does not fit it, or `out` exists.
     """
     folder = plain_folder(source)
     raw, config = read_config(folder)
@@ -99,13 +99,13 @@ def restack_folder(source: str | Path, plan: Plan, out: str | Path, *, shard_byt
     return Grown(Path(out), depth, len(plan), identities, count_parameters(tensors), size, adapters)
 
 
-def _layers(folder: Path, stored: Mapping[str, Stored], depth: int) -> list[dict[str, Stored]]:
-    """The tensors of each layer by their names inside it.
+def _layers(folder: Path, stored: Mapping[str, StoredTensor], depth: int) -> list[dict[str, StoredTensor]]:
+    """Return the tensors of each layer by their names in the layer.
 
     Raises:
-        ValueError: A layer lacks a tensor that others have, or there are more or fewer than the config says.
+        ValueError: A layer lacks a tensor that others have, or the number of layers differs from the config's.
     """
-    layers: dict[int, dict[str, Stored]] = {}
+    layers: dict[int, dict[str, StoredTensor]] = {}
     for name, tensor in stored.items():
         if match := LAYER.fullmatch(name):
             layers.setdefault(int(match[1]), {})[match[2]] = tensor
@@ -113,17 +113,19 @@ def _layers(folder: Path, stored: Mapping[str, Stored], depth: int) -> list[dict
         raise ValueError(
             f"{folder}: config.json says {depth} layers, but there are tensors of {len(layers)}. Copy it again."
         )
-    every = {name for layer in layers.values() for name in layer}
+    names = {name for layer in layers.values() for name in layer}
     for index in range(depth):
-        if absent := sorted(every - layers[index].keys()):
+        if absent := sorted(names - layers[index].keys()):
             raise ValueError(
                 f"{folder}: model.layers.{index}.{absent[0]} is missing; other layers have it. Copy it again."
             )
     return [layers[index] for index in range(depth)]
 
 
-def _planned(stored: Mapping[str, Stored], layers: list[dict[str, Stored]], plan: Plan) -> dict[str, Planned]:
-    """Where each tensor of the new model comes from."""
+def _planned(
+    stored: Mapping[str, StoredTensor], layers: list[dict[str, StoredTensor]], plan: Plan
+) -> dict[str, PlannedTensor]:
+    """Return the tensors of the new model by name."""
     tensors = {name: copied(tensor) for name, tensor in stored.items() if not LAYER.fullmatch(name)}
     for index, planned in enumerate(plan):
         for name, tensor in layers[planned.source].items():

@@ -1,4 +1,4 @@
-"""Two fine-tuned models merged into one folder, as SOLAR merges its candidates: tensor by tensor, from disk to disk."""
+"""Merge two fine-tuned models tensor by tensor, from disk to disk, as SOLAR merges its candidates."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from workbench.backbone.loading import load_tokenizer
 from workbench.surgery.safetensors_io import (
     SHARD_BYTES,
-    Planned,
-    Stored,
+    PlannedTensor,
+    StoredTensor,
     plain_folder,
     read_config,
     read_stored,
@@ -25,6 +25,7 @@ from workbench.surgery.safetensors_io import (
 METHODS = ("average", "slerp")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NEARLY_PARALLEL = 1e-6
+"""Sine of the angle below which two tensors are averaged."""
 CHANGE_NO_WEIGHT = (
     *("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "merged"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "attention_dropout", "initializer_range"),
@@ -40,55 +41,54 @@ def merge(
     weight: float = 0.5,
     shard_bytes: int = SHARD_BYTES,
 ) -> int:
-    """Merges two models of one architecture and one origin; SOLAR merges its tuned candidates so.
+    """Merge two models with the same architecture and origin   (Kim et al., 2023, SOLAR, arXiv 2312.15166).
 
-    "average": (1 - weight) · A + weight · B. "slerp": each tensor, flattened, on the great circle from A's direction
-    to B's; see `slerp_shares`. Computed in float32 (float64 for a float64 model), stored in the models' dtype.
+    "average": (1 - weight) · A + weight · B. "slerp": spherical interpolation of each flattened tensor, see
+    `slerp_shares`. Computed in float32 (float64 for a float64 model) and stored in the models' dtype.
 
     Args:
-        first: The folder of A. Tokenizer, generation config and config are its own.
-        second: The folder of B.
-        out: The new folder; its config.json says under "merged" how it was made.
-        method: "average" or "slerp" (Kim et al., 2023, arXiv 2312.15166).
-        weight: B's share, in [0, 1].
-        shard_bytes: Above so many bytes the weights are split into several files.
+        first: Folder of A, from which tokenizer, generation config and config are taken.
+        second: Folder of B.
+        out: The new folder; its config.json records the merge under "merged".
+        method: "average" or "slerp".
+        weight: Share of B, in [0, 1].
+        shard_bytes: Maximum size of a weights file in bytes; larger models are split into several.
 
     Returns:
-        How many tensors were merged.
+        Number of merged tensors.
 
     Raises:
-        ValueError: All in which the two do not match, by name; or `out` is there.
+        ValueError: `method` or `weight` is out of range, the models differ (the message lists all differences), or
+            `out` exists.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}: choose 'average' or 'slerp'.")
-    if not 0 <= weight <= 1:  # not a number is not in it either
+    if not 0 <= weight <= 1:  # also refuses NaN
         raise ValueError(f"weight={weight} is out of range; it has to be in [0, 1], where 1 gives the second model.")
     folders = [plain_folder(first), plain_folder(second)]
     one, other = (read_stored(folder) for folder in folders)
-    if problems := _differences(folders[0], folders[1]) + _unlike(one, other):
+    if problems := _config_differences(folders[0], folders[1]) + _tensor_differences(one, other):
         raise ValueError(f"{first} and {second} cannot be merged. Give two that agree in this:\n" + "\n".join(problems))
     tensors = {name: _merged(tensor, other[name], method, weight) for name, tensor in one.items()}
-    made = {"first": str(first), "second": str(second), "method": method, "weight": weight}
-    write_model(Path(out), tensors, read_config(folders[0])[0] | {"merged": made}, folders[0], shard_bytes)
+    record = {"first": str(first), "second": str(second), "method": method, "weight": weight}
+    write_model(Path(out), tensors, read_config(folders[0])[0] | {"merged": record}, folders[0], shard_bytes)
     return len(tensors)
 
 
 def slerp_shares(dot: float, first: float, second: float, weight: float) -> tuple[float, float]:
-    """With what two tensors are multiplied before they are added, to go a share of the angle from A to B.
-
-    Shoemake, 1985, "Animating rotation with quaternion curves", with ω the angle between the flattened tensors:
+    """Return the coefficients of A and B in their spherical linear interpolation.
 
         sin((1 - weight) ω) / sin ω · A + sin(weight ω) / sin ω · B
 
-    The tensors go in as they are, not scaled to length 1: where both have the same norm the result has it too,
-    which an average of the two falls short of. Where sin ω is below 1e-6, or a tensor is zero, the two are on one
-    line and there is no arc: their average.
+    with ω the angle between the flattened tensors (Shoemake, 1985, "Animating rotation with quaternion curves"). The
+    tensors are not normalised: if both have the same norm, so has the result, unlike their average. If sin ω is below
+    1e-6 or a tensor is zero, there is no arc, and the coefficients are those of the average.
 
     Args:
-        dot: The inner product of the two, flattened.
-        first: The norm of A.
-        second: The norm of B.
-        weight: B's share.
+        dot: Inner product of the flattened tensors.
+        first: Norm of A.
+        second: Norm of B.
+        weight: Share of B, in [0, 1].
 
     >>> round(slerp_shares(0.0, 1.0, 2.0, 1 / 3)[1], 9)  # sin 30° / sin 90°
     0.5
@@ -101,7 +101,8 @@ def slerp_shares(dot: float, first: float, second: float, weight: float) -> tupl
     return math.sin((1 - weight) * angle) / math.sin(angle), math.sin(weight * angle) / math.sin(angle)
 
 
-def _merged(one: Stored, other: Stored, method: str, weight: float) -> Planned:
+def _merged(one: StoredTensor, other: StoredTensor, method: str, weight: float) -> PlannedTensor:
+    """Return the merged tensor, which is computed when it is written."""
     dtype = DTYPES[one.dtype]
 
     def read() -> Iterator[memoryview]:
@@ -110,11 +111,11 @@ def _merged(one: Stored, other: Stored, method: str, weight: float) -> Planned:
             mixed = (shares[0] * a + shares[1] * b).to(dtype)
             yield mixed.view(torch.uint8).numpy().data
 
-    return Planned(one, read)
+    return PlannedTensor(one, read)
 
 
-def _geometry(one: Stored, other: Stored) -> tuple[float, float, float]:
-    """Inner product and both norms of two tensors, summed in float64."""
+def _geometry(one: StoredTensor, other: StoredTensor) -> tuple[float, float, float]:
+    """Return the inner product and the norms of two flattened tensors, summed in float64."""
     dot = first = second = 0.0
     for a, b in _pairs(one, other):
         x, y = a.double(), b.double()
@@ -122,27 +123,31 @@ def _geometry(one: Stored, other: Stored) -> tuple[float, float, float]:
     return dot, math.sqrt(first), math.sqrt(second)
 
 
-def _pairs(one: Stored, other: Stored) -> Iterator[tuple[Tensor, Tensor]]:
-    """Two tensors in step, flat, in float32 or wider."""
+def _pairs(one: StoredTensor, other: StoredTensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield matching chunks of two flattened tensors, in float32 or wider."""
     dtype = DTYPES[one.dtype]
     wide = torch.promote_types(dtype, torch.float32)
     for a, b in zip(one.read(), other.read(), strict=True):
         yield torch.frombuffer(a, dtype=dtype).to(wide), torch.frombuffer(b, dtype=dtype).to(wide)
 
 
-def _unlike(one: Mapping[str, Stored], other: Mapping[str, Stored]) -> list[str]:
-    """Tensors that only one has, or that differ in shape or dtype; those of many layers in one sentence."""
-    found: dict[tuple[str, str], list[str]] = {}
+def _tensor_differences(one: Mapping[str, StoredTensor], other: Mapping[str, StoredTensor]) -> list[str]:
+    """Return a sentence for each tensor that only one model has, or that differs in shape or dtype.
+
+    Tensors that differ in the same way in several layers share a sentence.
+    """
+    differing: dict[tuple[str, str], list[str]] = {}
     for name in (*one, *(name for name in other if name not in one)):
-        if wrong := _mismatch(one.get(name), other.get(name)):
-            found.setdefault((re.sub(r"\d+", "*", name), wrong), []).append(name)
+        if difference := _difference(one.get(name), other.get(name)):
+            differing.setdefault((re.sub(r"\d+", "*", name), difference), []).append(name)
     return [
-        f"{names[0]}{f' and {len(names) - 1} like it' if len(names) > 1 else ''}: {wrong}."
-        for (_, wrong), names in found.items()
+        f"{names[0]}{f' and {len(names) - 1} like it' if len(names) > 1 else ''}: {difference}."
+        for (_, difference), names in differing.items()
     ]
 
 
-def _mismatch(a: Stored | None, b: Stored | None) -> str:
+def _difference(a: StoredTensor | None, b: StoredTensor | None) -> str:
+    """Return how two tensors differ in presence, shape or dtype; "" if they do not."""
     if a is None or b is None:
         return "only in the second" if a is None else "only in the first"
     if a.shape != b.shape:
@@ -150,8 +155,8 @@ def _mismatch(a: Stored | None, b: Stored | None) -> str:
     return "" if a.dtype == b.dtype else f"{a.dtype} in the first, {b.dtype} in the second"
 
 
-def _differences(first: Path, second: Path) -> list[str]:
-    """Where two configs or vocabularies differ; what no weight depends on is taken from the first."""
+def _config_differences(first: Path, second: Path) -> list[str]:
+    """Return a sentence for each difference of configs and vocabularies; keys without effect on weights may differ."""
     configs = [read_config(folder)[1].to_dict() for folder in (first, second)]
     problems = [
         f"config.json: {key} is {configs[0].get(key)} in the first, {configs[1].get(key)} in the second."
@@ -159,10 +164,10 @@ def _differences(first: Path, second: Path) -> list[str]:
         if configs[0].get(key) != configs[1].get(key)
     ]
     one, other = (_vocabulary(folder) for folder in (first, second))
-    if apart := sorted(token for token in {*one, *other} if one.get(token) != other.get(token)):
+    if differing := sorted(token for token in {*one, *other} if one.get(token) != other.get(token)):
         problems.append(
-            f"vocabulary: {len(apart)} tokens differ, the first {apart[0]!r}: "
-            f"{one.get(apart[0], 'absent')} in the first, {other.get(apart[0], 'absent')} in the second."
+            f"vocabulary: {len(differing)} tokens differ, the first {differing[0]!r}: "
+            f"{one.get(differing[0], 'absent')} in the first, {other.get(differing[0], 'absent')} in the second."
         )
     return problems
 

@@ -1,4 +1,4 @@
-"""Read and write the weights of model folders tensor by tensor, without building the model."""
+"""Read and write the weights of model folders tensor by tensor, without building a model."""
 
 from __future__ import annotations
 
@@ -15,24 +15,33 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from workbench.backbone import loading as weights
+from workbench.backbone import loading
 from workbench.model_folder import COMPOSITION, WHOLE, check_folder, locate
 from workbench.runtime.files import sync_folder, sync_tree
 
-CHUNK = 1 << 22
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Supported dtypes and their sizes in bytes."""
+CHUNK = 1 << 22
+"""Bytes that are read or written at a time."""
+SHARD_BYTES = 5_000_000_000
+"""Default maximum size of a weights file in bytes."""
+COPIED = (
+    *("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
+    *("generation_config.json", "LICENSE*", "NOTICE*"),
+)
+"""Files that are copied from the source folder."""
 
 
-class Stored(NamedTuple):
-    """A tensor in a file.
+class StoredTensor(NamedTuple):
+    """A tensor in a safetensors file.
 
     Attributes:
-        file: The safetensors file.
-        start: Its first byte, counted from the file's beginning.
-        size: In bytes.
-        dtype: As the header calls it, such as "BF16".
-        shape: Of the tensor.
+        file: The file.
+        start: Offset of its first byte in the file.
+        size: Size in bytes.
+        dtype: Name of the dtype in the file's header, such as "BF16".
+        shape: Shape of the tensor.
     """
 
     file: Path
@@ -42,10 +51,10 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
 
     def read(self) -> Iterator[memoryview]:
-        """Its bytes, `CHUNK` at a time; a chunk holds until the next is asked for.
+        """Yield its bytes in chunks of at most `CHUNK`; a chunk is valid until the next one is requested.
 
         Raises:
-            OSError: The file has become shorter.
+            OSError: The file was truncated in the meantime.
         """
         buffer = memoryview(bytearray(min(CHUNK, self.size)))
         with self.file.open("rb") as file:
@@ -57,11 +66,42 @@ class Stored(NamedTuple):
                 yield buffer[:wanted]
 
 
+class PlannedTensor(NamedTuple):
+    """A tensor to write.
+
+    Attributes:
+        like: A stored tensor with the same dtype, shape and size.
+        read: Function that yields its bytes in chunks.
+    """
+
+    like: StoredTensor
+    read: Callable[[], Iterator[bytes | memoryview]]
+
+
+def copied(stored: StoredTensor) -> PlannedTensor:
+    """Return a tensor with the same bytes."""
+    return PlannedTensor(stored, stored.read)
+
+
+def zeros(stored: StoredTensor) -> PlannedTensor:
+    """Return a tensor of zero bytes, which are +0.0 in each floating-point dtype."""
+
+    def read() -> Iterator[bytes]:
+        for start in range(0, stored.size, CHUNK):
+            yield bytes(min(CHUNK, stored.size - start))
+
+    return PlannedTensor(stored, read)
+
+
 def plain_folder(source: str | Path) -> Path:
-    """The folder of a whole LLaMA-family model, on this disk and without an adapter.
+    """Return the local folder of a complete model without an adapter.
+
+    Args:
+        source: A folder, or the name of a shipped model.
 
     Raises:
-        ValueError: It is not there or not whole, it is on the hub, or an adapter lies in it.
+        ValueError: The folder does not exist or is incomplete, `source` is a hub id, or the folder contains an
+            adapter or a composition.
     """
     folder = locate(source)
     if isinstance(folder, str):
@@ -77,24 +117,24 @@ def plain_folder(source: str | Path) -> Path:
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], Any]:
-    """A folder's config, as its file has it and as transformers understands it, with every default filled in.
+    """Return the config of a folder, as in its file and as loaded by transformers with all defaults.
 
     Raises:
-        ValueError: transformers refuses it.
+        ValueError: transformers cannot load it.
     """
     try:
-        understood = weights.read_config(folder)
+        config = loading.read_config(folder)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")), understood
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")), config
 
 
-def read_stored(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a folder by its name, from the headers alone; of two sets of files the one transformers loads.
+def read_stored(folder: Path) -> dict[str, StoredTensor]:
+    """Return all tensors of a folder by name, reading only the headers; like transformers, it prefers a single file.
 
     Raises:
-        ValueError: There are no such files, the index names a tensor that is not there, or the dtype is none
-            of a plain model, as in a quantised one.
+        ValueError: There is no weights file, the index names a tensor that does not exist, or a dtype is not
+            supported, as in a quantised model.
     """
     if (folder / SINGLE).is_file():
         stored = _read_header(folder / SINGLE)
@@ -108,14 +148,14 @@ def read_stored(folder: Path) -> dict[str, Stored]:
         stored = {name: shards[shard][name] for name, shard in names.items()}
     else:
         raise ValueError(f"{folder}: there is neither {SINGLE} nor {INDEX}. Rename its weights so.")
-    if strange := sorted(name for name, tensor in stored.items() if tensor.dtype not in ITEM_BYTES):
+    if other := sorted(name for name, tensor in stored.items() if tensor.dtype not in ITEM_BYTES):
         raise ValueError(
-            f"{folder}: {strange[0]} is stored as {stored[strange[0]].dtype}; expected {', '.join(ITEM_BYTES)}. {WHOLE}"
+            f"{folder}: {other[0]} is stored as {stored[other[0]].dtype}; expected {', '.join(ITEM_BYTES)}. {WHOLE}"
         )
     return stored
 
 
-def _read_header(file: Path) -> dict[str, Stored]:
+def _read_header(file: Path) -> dict[str, StoredTensor]:
     with file.open("rb") as content:
         size = int.from_bytes(content.read(8), "little")
         header = json.loads(content.read(size))
@@ -123,64 +163,30 @@ def _read_header(file: Path) -> dict[str, Stored]:
     for name, tensor in header.items():
         if name != "__metadata__":
             start, end = tensor["data_offsets"]
-            stored[name] = Stored(file, 8 + size + start, end - start, tensor["dtype"], tuple(tensor["shape"]))
+            stored[name] = StoredTensor(file, 8 + size + start, end - start, tensor["dtype"], tuple(tensor["shape"]))
     return stored
-
-
-SHARD_BYTES = 5_000_000_000
-COPIED = (
-    *("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
-    *("generation_config.json", "LICENSE*", "NOTICE*"),
-)
-
-
-class Planned(NamedTuple):
-    """A tensor that is to be written.
-
-    Attributes:
-        like: Has its dtype, shape and size.
-        read: Gives its bytes in chunks.
-    """
-
-    like: Stored
-    read: Callable[[], Iterator[bytes | memoryview]]
-
-
-def copied(stored: Stored) -> Planned:
-    """The same bytes once more."""
-    return Planned(stored, stored.read)
-
-
-def zeros(stored: Stored) -> Planned:
-    """Zero bytes in its place, which are +0.0 in each floating-point dtype."""
-
-    def read() -> Iterator[bytes]:
-        for start in range(0, stored.size, CHUNK):
-            yield bytes(min(CHUNK, stored.size - start))
-
-    return Planned(stored, read)
 
 
 def write_model(
     out: Path,
-    tensors: Mapping[str, Planned],
+    tensors: Mapping[str, PlannedTensor],
     config: Mapping[str, Any],
     beside: Path,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a model's folder that transformers loads; it appears whole or not at all.
+    """Write a model folder that transformers can load; it is written completely or not at all.
 
-    In a terminal a bar shows how far it is.
+    A terminal shows a progress bar.
 
     Args:
-        out: The folder; until it is whole its name ends in `.partial`.
-        tensors: In the order in which they are to be stored.
-        config: For config.json.
-        beside: The folder whose tokenizer, generation config and licence go along.
-        shard_bytes: Above so many bytes the weights are split into several files.
+        out: The folder; until it is complete, its name ends with `.partial`.
+        tensors: Tensors by name, in the order of storage.
+        config: Contents of config.json.
+        beside: Folder from which tokenizer, generation config and licence are copied.
+        shard_bytes: Maximum size of a weights file in bytes; larger models are split into several.
 
     Raises:
-        ValueError: The folder is there already, or the disk is too small.
+        ValueError: The folder exists, or the disk has too little space.
     """
     total = sum(planned.like.size for planned in tensors.values())
     with _new_folder(out, total) as partial, _progress_bar(out.name, total) as advance:
@@ -199,14 +205,14 @@ def write_model(
             shutil.copyfile(file, partial / file.name)
 
 
-def count_parameters(tensors: Mapping[str, Planned]) -> int:
-    """The numbers that the tensors hold; a tied head counts once."""
+def count_parameters(tensors: Mapping[str, PlannedTensor]) -> int:
+    """Return the number of parameters; a tied head is counted once."""
     return sum(math.prod(planned.like.shape) for planned in tensors.values())
 
 
-def _split(tensors: Mapping[str, Planned], limit: int) -> list[dict[str, Planned]]:
-    """Files of at most so many bytes, in order; a tensor above the limit has one to itself."""
-    shards: list[dict[str, Planned]] = [{}]
+def _split(tensors: Mapping[str, PlannedTensor], limit: int) -> list[dict[str, PlannedTensor]]:
+    """Divide tensors into files of at most `limit` bytes, in order; a larger tensor has its own file."""
+    shards: list[dict[str, PlannedTensor]] = [{}]
     filled = 0
     for name, planned in tensors.items():
         if shards[-1] and filled + planned.like.size > limit:
@@ -217,8 +223,8 @@ def _split(tensors: Mapping[str, Planned], limit: int) -> list[dict[str, Planned
     return shards
 
 
-def _write_shard(file: Path, shard: Mapping[str, Planned], advance: Callable[[int], None]) -> None:
-    """Wider dtypes stand first, so that every tensor begins at a multiple of its own width."""
+def _write_shard(file: Path, shard: Mapping[str, PlannedTensor], advance: Callable[[int], None]) -> None:
+    """Write one file; wider dtypes come first, so that each tensor is aligned to the size of its items."""
     ordered = dict(sorted(shard.items(), key=lambda item: -ITEM_BYTES[item[1].like.dtype]))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -241,7 +247,7 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _new_folder(out: Path, size: int) -> Iterator[Path]:
-    """A folder under another name, which becomes `out` once all in it is on the disk; a failure leaves nothing."""
+    """Yield a temporary folder that is renamed to `out` once it is synced to disk; a failure leaves nothing."""
     if os.path.lexists(out):
         raise ValueError(f"{out} is there. Choose another name, or delete it.")
     partial = out.with_name(out.name + ".partial")
@@ -263,7 +269,7 @@ def _new_folder(out: Path, size: int) -> Iterator[Path]:
 
 @contextmanager
 def _progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Takes the bytes that were written; shows nothing where nobody would see it."""
+    """Yield a function that takes a number of written bytes; the bar is shown only in a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:

@@ -1,4 +1,4 @@
-"""One run of a strategy on a tiny model, watched: what the conformance checks look at."""
+"""A recorded run of a strategy on a tiny model, which the conformance checks inspect."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from workbench.testing.tiny import Stopped, tiny_corpus, tiny_run, tiny_tasks
 
 
 class Unfinished(Exception):
-    """A check needs the run's end, and the run did not come to it."""
+    """A check needs the end of the run, but the run failed."""
 
 
-class Trial:
-    """A strategy on a tiny model: one watched run, made when a check first asks for it and shared by all.
+class RecordedRun:
+    """A run of a strategy on a tiny model, executed when a check first needs it and shared by all checks.
 
     Args:
-        make: Gives a fresh strategy each time.
-        backbone: Gives the tiny model each time.
-        folder: Where the run is written.
+        make: Function that returns a new strategy.
+        backbone: Function that returns a new tiny model.
+        folder: Folder for the runs.
     """
 
     def __init__(
@@ -37,52 +37,62 @@ class Trial:
         self.make = make
         self.fresh_backbone = backbone
         self.folder = Path(folder)
-        self._watch = Watch(make())
+        self.recorded_folder = self.folder / "recorded"
+        self._recorder = Recorder(make())
         self._failure: Exception | None = None
         self._learnt: Backbone | None = None
 
     @cached_property
-    def seen(self) -> Watch:
-        """What was noted along the run, as far as it came."""
+    def record(self) -> Recorder:
+        """Record of the run, up to its end or its failure."""
         try:
-            self._learnt = self.run(self._watch, "watched")
-        except Exception as error:  # a hook of a stranger may raise anything, and the other checks still say something
+            self._learnt = self.run(self._recorder, self.recorded_folder.name)
+        except Exception as error:  # a hook may raise anything; the other checks still run
             self._failure = error
-        return self._watch
+        return self._recorder
 
     @property
     def failure(self) -> Exception | None:
-        """What ended the run too early."""
-        return self._failure if self.seen else None
+        """Exception with which the run failed, or None."""
+        return self._failure if self.record else None
 
     @property
-    def finished(self) -> Watch:
-        """What was noted along the run, if it came to its end.
+    def finished(self) -> Recorder:
+        """Record of the run, if it did not fail.
 
         Raises:
-            Unfinished: It did not.
+            Unfinished: The run failed.
         """
         if self.failure:
             raise Unfinished
-        return self.seen
+        return self.record
 
     @property
     def learnt(self) -> Backbone:
         """The model after the run.
 
         Raises:
-            Unfinished: There is none.
+            Unfinished: The run failed.
         """
         if self.failure or self._learnt is None:
             raise Unfinished
         return self._learnt
 
     def run(self, strategy: ContinualStrategy, name: str) -> Backbone:
-        """A run of two tasks in a folder of its own; the model after it."""
+        """Execute a run of two tasks and return the model after it.
+
+        Args:
+            strategy: The strategy.
+            name: Name of the run's subfolder.
+        """
         return tiny_run(strategy, self.folder / name, backbone=self.fresh_backbone(), general=tiny_corpus())
 
     def run_in_parts(self, name: str) -> Backbone:
-        """The same, stopped after every second batch, and each time gone on with by fresh objects."""
+        """Execute the same run, stopped after every second batch and resumed with new objects; return the model.
+
+        Args:
+            name: Name of the run's subfolder.
+        """
         while True:
             with suppress(Stopped):
                 folder, backbone = self.folder / name, self.fresh_backbone()
@@ -90,7 +100,7 @@ class Trial:
 
     @cached_property
     def replayed(self) -> tuple[ContinualStrategy, Backbone]:
-        """A fresh strategy and model, led through the same structure without training, as a resumed run is."""
+        """A new strategy and model with the structure of the run's end, built without training, as in a resumed run."""
         strategy, backbone = self.make(), self.fresh_backbone()
         strategy.setup(backbone)
         for item in strategy.curriculum(tiny_tasks(), tiny_corpus()):
@@ -98,101 +108,110 @@ class Trial:
         return strategy, backbone
 
 
-class Watch(ContinualStrategy):
-    """Passes every hook on to a strategy, and notes what it does to the model that it should not.
+class Recorder(ContinualStrategy):
+    """Forward all hooks to a strategy and record violations of the contract.
 
     Args:
-        watched: The strategy.
+        strategy: The strategy.
 
     Attributes:
-        changed: What was frozen and has changed, a sentence for each task.
-        gradients: What was frozen and got a gradient.
-        idle: What was trainable and got none in a whole task.
-        penalties_wrong: Penalties that are no finite scalars.
-        disturbed: Modes, dtypes, devices and switches of torch that a hook left otherwise than it found them.
-        built: Shape of each tensor when the last task began, and whether it trained.
+        changed: Frozen parameters that changed, one sentence for each task.
+        gradients: Frozen parameters that got a gradient, one sentence for each step.
+        idle: Names of trainable parameters that got no gradient in a whole task.
+        wrong_penalties: One sentence for each penalty that is not a finite scalar.
+        disturbed: One sentence for each hook that changed a mode, dtype, device or global setting of torch.
+        built: Shape and `requires_grad` of each tensor when the last task began.
     """
 
-    def __init__(self, watched: ContinualStrategy) -> None:
+    def __init__(self, strategy: ContinualStrategy) -> None:
         super().__init__()
-        self.watched = watched
+        self.strategy = strategy
         self.changed: list[str] = []
         self.gradients: list[str] = []
         self.idle: list[str] = []
-        self._felt: set[str] = set()
-        self.penalties_wrong: list[str] = []
+        self.wrong_penalties: list[str] = []
         self.disturbed: list[str] = []
         self.built: dict[str, tuple[tuple[int, ...], bool]] = {}
         self._frozen: dict[str, Tensor] = {}
+        self._with_gradient: set[str] = set()
 
     def curriculum(self, tasks: Sequence[Task], general: Task | None) -> Sequence[Task]:
-        return checked_items(self.watched, self.watched.curriculum(tasks, general))
+        return checked_items(self.strategy, self.strategy.curriculum(tasks, general))
 
     def setup(self, backbone: Backbone) -> None:
-        with self._left_as_found("setup", backbone):
-            self.watched.setup(backbone)
+        with self._undisturbed("setup", backbone):
+            self.strategy.setup(backbone)
 
     def training_data(self, task: Task, rows: Dataset) -> Dataset:
-        return checked_rows(self.watched, task, self.watched.training_data(task, rows))
+        return checked_rows(self.strategy, task, self.strategy.training_data(task, rows))
 
     def before_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
-        with self._left_as_found("before_task", backbone):
-            self.watched.before_task(backbone, task, batches)
+        with self._undisturbed("before_task", backbone):
+            self.strategy.before_task(backbone, task, batches)
         self.built = structure(backbone)
         self._frozen = {name: value for name, value in weights(backbone).items() if not self.built[name][1]}
 
     def penalties(self, backbone: Backbone, batch: Batch, output: Output) -> dict[str, Tensor]:
-        with self._left_as_found("penalties", backbone):
-            penalties = self.watched.penalties(backbone, batch, output)
-        self.penalties_wrong += _wrong_penalties(penalties)
-        return checked_penalties(self.watched, penalties)
+        with self._undisturbed("penalties", backbone):
+            penalties = self.strategy.penalties(backbone, batch, output)
+        self.wrong_penalties += _wrong_penalties(penalties)
+        return checked_penalties(self.strategy, penalties)
 
     def edit_gradients(self, backbone: Backbone) -> None:
-        felt = {name for name, value in backbone.model.named_parameters() if value.grad is not None}
-        self._felt |= felt
-        given = [name for name in self._frozen if name in felt]
-        self.gradients += [f"{name} does." for name in given][:1]
-        with self._left_as_found("edit_gradients", backbone):
-            self.watched.edit_gradients(backbone)
+        names = {name for name, value in backbone.model.named_parameters() if value.grad is not None}
+        self._with_gradient |= names
+        self.gradients += [f"{name} got one." for name in self._frozen if name in names][:1]
+        with self._undisturbed("edit_gradients", backbone):
+            self.strategy.edit_gradients(backbone)
 
     def after_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
-        self.idle += sorted(set(backbone.trainable()) - self._felt)[:1] if self._felt else []
-        self._felt = set()
-        now = weights(backbone)
-        same = {name for name, old in self._frozen.items() if name in now and torch.equal(old, now[name])}
-        self.changed += [f"{name} did." for name in self._frozen if name not in same][:1]
-        with self._left_as_found("after_task", backbone):
-            self.watched.after_task(backbone, task, batches)
+        self.idle += sorted(set(backbone.trainable()) - self._with_gradient)[:1] if self._with_gradient else []
+        self._with_gradient = set()
+        trained = weights(backbone)
+        same = {name for name, old in self._frozen.items() if name in trained and torch.equal(old, trained[name])}
+        self.changed += [f"{name} changed." for name in self._frozen if name not in same][:1]
+        with self._undisturbed("after_task", backbone):
+            self.strategy.after_task(backbone, task, batches)
 
     def answer(self, backbone: Backbone, task: Task, prompts: Sequence[str]) -> list[str]:
-        with self._left_as_found("answer", backbone):
-            answers = self.watched.answer(backbone, task, prompts)
-        return checked_answers(self.watched, task, answers, len(prompts))
+        with self._undisturbed("answer", backbone):
+            answers = self.strategy.answer(backbone, task, prompts)
+        return checked_answers(self.strategy, task, answers, len(prompts))
 
     @contextmanager
-    def _left_as_found(self, hook: str, backbone: Backbone) -> Iterator[None]:
-        before = _surroundings(backbone)
+    def _undisturbed(self, hook: str, backbone: Backbone) -> Iterator[None]:
+        """Record the first setting that a hook changes."""
+        before = _settings(backbone)
         yield
-        now = _surroundings(backbone)
+        after = _settings(backbone)
         for thing, (name, found) in before.items():
-            left = now.get(thing, (name, found))[1]  # what is gone was not changed
+            left = after.get(thing, (name, found))[1]  # a removed module was not changed
             if left != found:
                 self.disturbed.append(f"`{hook}` found {name} {found}, and left it {left}.")
                 return
 
 
 def weights(backbone: Backbone) -> dict[str, Tensor]:
-    """A copy of all of a model's weights, by name."""
+    """Return a copy of a model's weights by name, on the CPU, of any shapes (...,).
+
+    Args:
+        backbone: The model.
+    """
     return {name: value.detach().cpu().clone() for name, value in backbone.model.state_dict().items()}
 
 
 def structure(backbone: Backbone) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """Each tensor's shape and whether it trains, by name; a tied weight under both of its names."""
+    """Return the shape and `requires_grad` of each tensor by name; a tied weight occurs under both of its names.
+
+    Args:
+        backbone: The model.
+    """
     state = backbone.model.state_dict(keep_vars=True)
     return {name: (tuple(value.shape), value.requires_grad) for name, value in state.items()}
 
 
 def _wrong_penalties(penalties: Any) -> list[str]:
+    """Return a sentence for the first penalty that is not a finite scalar."""
     if not isinstance(penalties, dict):
         return [f"They come as {type(penalties).__name__}, not as a dict."]
     for name, value in penalties.items():
@@ -207,16 +226,19 @@ def _wrong_penalties(penalties: Any) -> list[str]:
     return []
 
 
-def _surroundings(backbone: Backbone) -> dict[Any, tuple[str, str]]:
-    """What no hook has any business with: a name and a state for each module, parameter and switch, by identity."""
+def _settings(backbone: Backbone) -> dict[Any, tuple[str, str]]:
+    """Return the settings that no hook may change: name and state of each module, parameter and global setting.
+
+    Keys are the modules and parameters themselves, so that renamed and removed ones are recognised.
+    """
     model = backbone.model
-    found: dict[Any, tuple[str, str]] = {
+    settings: dict[Any, tuple[str, str]] = {
         "model": ("the model", f"{_place(model)}, {_mode(model)}"),
         "dtype": ("torch's default dtype", str(torch.get_default_dtype())),
         "gradients": ("torch's gradients", "on" if torch.is_grad_enabled() else "off"),
     }
-    found |= {module: (name or "the model", _mode(module)) for name, module in model.named_modules()}
-    return found | {parameter: (name, _place(parameter)) for name, parameter in model.named_parameters()}
+    settings |= {module: (name or "the model", _mode(module)) for name, module in model.named_modules()}
+    return settings | {parameter: (name, _place(parameter)) for name, parameter in model.named_parameters()}
 
 
 def _mode(module: Any) -> str:

@@ -1,4 +1,4 @@
-"""A tiny model, tiny tasks and a run over them: for tests that take no time."""
+"""A tiny model, tiny tasks and a run over them, for fast tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workbench.backbone.encoding import TextPolicy
 from workbench.benchmark import Task
 from workbench.model_folder import SHIPPED
 from workbench.results import RunFolder
-from workbench.runtime.seeding import seed_all, untouched_randomness
+from workbench.runtime.seeding import preserved_random_state, seed_all
 from workbench.scorers import ExactMatch
 from workbench.strategy import ContinualStrategy
 from workbench.train import ContinualDataModule, ContinualModule, learn_in_sequence
@@ -34,12 +34,13 @@ TINY = {
     "tie_word_embeddings": False,
     "initializer_range": 0.2,
 }
+"""Config of the tiny model."""
 VARIANTS: Mapping[str, dict[str, Any]] = {
     "gqa": {},
     "tied": {"tie_word_embeddings": True},
     "biased": {"attention_bias": True, "mlp_bias": True},
     "bf16": {"dtype": torch.bfloat16},
-    "head_dim": {"head_dim": 16},  # where width / heads is 8
+    "head_dim": {"head_dim": 16},  # width / heads is 8
     "layer_types": {
         "family": "qwen3",
         "layer_types": ["sliding_attention", "full_attention"] * 2,
@@ -47,23 +48,24 @@ VARIANTS: Mapping[str, dict[str, Any]] = {
         "sliding_window": 6,  # tokens, less than half of a tiny prompt
     },
 }
+"""Arguments of `tiny_backbone` for kinds of models that strategies should support."""
 
 
 def tiny_backbone(family: str = "llama", *, seed: int = 0, text: TextPolicy | None = None, **changes: Any) -> Backbone:
-    """A random model of a few thousand weights with the shipped tokenizer: for tests that take no time.
+    """Return a random model with about 100 thousand weights and the shipped tokenizer.
 
     Args:
         family: "llama", "mistral", "qwen2" or "qwen3".
-        seed: Of the weights.
-        text: Limits, truncation and template.
-        changes: Of the model's config, such as num_hidden_layers=8. `VARIANTS` holds, by name, those that methods
-            stumble over: `tiny_backbone(**VARIANTS["tied"])`.
+        seed: Seed of the weights.
+        text: Length limits, truncation and template; None: the defaults.
+        changes: Changes of the model's config, such as num_hidden_layers=8; see `VARIANTS` for examples:
+            `tiny_backbone(**VARIANTS["tied"])`.
     """
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED["mini"])
     size = len(tokenizer)
 
     def build() -> PreTrainedModel:
-        with untouched_randomness():
+        with preserved_random_state():
             seed_all("tiny", seed)
             ends = {
                 "eos_token_id": tokenizer.eos_token_id,
@@ -72,7 +74,7 @@ def tiny_backbone(family: str = "llama", *, seed: int = 0, text: TextPolicy | No
             }
             config = AutoConfig.for_model(family, **{"vocab_size": size, **TINY, **ends, **changes})
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-            for name, parameter in model.named_parameters():  # families start biases at zero: make them matter
+            for name, parameter in model.named_parameters():  # biases are initialised to zero, which would hide errors
                 if name.endswith("bias"):
                     nn.init.normal_(parameter, std=0.2)
             return model
@@ -81,11 +83,11 @@ def tiny_backbone(family: str = "llama", *, seed: int = 0, text: TextPolicy | No
 
 
 def tiny_tasks(count: int = 2, rows: int = 12) -> list[Task]:
-    """Small copying tasks with an instruction of their own each.
+    """Return small copying tasks, each with its own instruction.
 
     Args:
-        count: Of tasks.
-        rows: Of training in each.
+        count: Number of tasks.
+        rows: Number of training rows, and of test rows, of each task.
     """
 
     def build(index: int, split: str) -> Dataset:
@@ -105,10 +107,10 @@ def tiny_tasks(count: int = 2, rows: int = 12) -> list[Task]:
 
 
 def tiny_corpus(rows: int = 4) -> Task:
-    """A little general text, for methods that pretrain.
+    """Return a small general corpus, for methods that pretrain.
 
     Args:
-        rows: Of training, and as many of test; at most 8.
+        rows: Number of training rows, and of test rows; at most 8.
     """
     texts = {split: [f"{split} {word} runs" for word in "abcdefgh"[:rows]] for split in ("once a", "then a")}
     train, test = (Dataset.from_dict({"text": lines}) for lines in texts.values())
@@ -116,24 +118,24 @@ def tiny_corpus(rows: int = 4) -> Task:
 
 
 class Stopped(Exception):
-    """A run was stopped on purpose."""
+    """A run was stopped by `StopsAfter`."""
 
 
 class StopsAfter(Callback):
-    """Stops a run after so many batches, or never; what was begun with the next one is lost.
+    """Callback that stops a run at the start of a batch.
 
     Args:
-        batches: How many.
+        batches: Number of batches before the stop; None: the run is not stopped.
     """
 
     def __init__(self, batches: int | None) -> None:
         self.left = batches
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Counts.
+        """Count the batch.
 
         Raises:
-            Stopped: There have been enough.
+            Stopped: The given number of batches has been trained.
         """
         if self.left == 0:
             raise Stopped
@@ -149,18 +151,18 @@ def tiny_run(
     seed: int = 0,
     stop_after: int | None = None,
 ) -> Backbone:
-    """Learns two tiny tasks in sequence, three steps each, and returns the backbone afterwards.
+    """Learn two tiny tasks in sequence, three optimizer steps each, and return the model.
 
     Args:
-        strategy: The method.
-        folder: Of the run.
-        backbone: A fresh tiny one unless another is given.
-        general: A corpus, for methods that ask for one.
-        seed: Of the run.
-        stop_after: Batches, after which this process stops; its folder is gone on with when it is given again.
+        strategy: The strategy.
+        folder: Folder of the run; an unfinished run in it is resumed.
+        backbone: Model to train; None: a new tiny one.
+        general: General corpus, for methods that need one.
+        seed: Seed of the run.
+        stop_after: Number of batches after which the run is stopped; None: it is not stopped.
 
     Raises:
-        Stopped: It did.
+        Stopped: The run was stopped after `stop_after` batches.
     """
     backbone = backbone or tiny_backbone()
     module = ContinualModule(

@@ -1,4 +1,4 @@
-"""What cannot change while a task is trained, and is computed once: the states that frozen layers make of its rows."""
+"""Cache of the states that frozen layers compute of a task's rows, which cannot change while the task is trained."""
 
 from __future__ import annotations
 
@@ -19,168 +19,182 @@ from workbench.composition import CalmModel, visit
 
 @dataclass(frozen=True)
 class Part:
-    """The layers of one stack that make the same states of a row for as long as a task lasts.
+    """The layers of one decoder stack whose states of a row do not change during a task.
 
     Args:
         stack: Embeddings, `layers`, final norm.
-        depth: How many of its layers, the lowest, need not run once their states are known.
-        kept: The layers among them, in rising order, whose output something reads that can change.
+        depth: Number of lowest layers that can be skipped once their states are cached.
+        cached: Indices of those layers whose output is read by something that can change, in rising order.
     """
 
     stack: Any
     depth: int
-    kept: tuple[int, ...]
+    cached: tuple[int, ...]
 
     @property
     def modules(self) -> list[nn.Module]:
-        """All that the states depend on."""
-        return [*_around(self.stack), *(each for layer in self.stack.layers[: self.depth] for each in layer.modules())]
+        """All modules that the states depend on."""
+        layers = self.stack.layers[: self.depth]
+        return [*_around_layers(self.stack), *(module for layer in layers for module in layer.modules())]
 
-    def read(self, tokens: Tensor) -> Tensor:
-        """How many positions the stack has for each of the model's tokens: one, unless it spells them in its own."""
+    def positions(self, tokens: Tensor) -> Tensor:
+        """Return how many positions of the stack each token takes: one, unless the stack has its own vocabulary."""
         table = getattr(self.stack, "pieces", None)
         return torch.ones_like(tokens) if table is None else (table[tokens] >= 0).sum(-1)
 
     def size(self, tokens: Tensor) -> int:
-        """Bytes of the states at these tokens."""
+        """Return the size of the cached states of these tokens in bytes."""
         state: int = self.stack.config.hidden_size * self.stack.embed_tokens.weight.itemsize
-        return int(self.read(tokens).sum()) * len(self.kept) * state
+        return int(self.positions(tokens).sum()) * len(self.cached) * state
 
 
 class FrozenStates:
-    """The constant states of a task's rows, which stand in for the layers that make them.
+    """Cached states of a task's rows, which replace the frozen layers that compute them.
 
-    What a GEMM gives depends in its last bits on the shape of the batch. So the states are computed before the first
-    step, in batches that depend on the rows alone: a run that is resumed gets the very same ones.
+    The last bits of a matrix product depend on the shape of the batch. So the states are computed before the first
+    step, in batches that depend on the rows alone: a resumed run gets bitwise the same states.
 
     Args:
-        backbone: Where the parts are.
-        parts: `constant_parts` of it.
-        batches: The task's rows, each at least once, in an order that training does not change.
+        backbone: The model.
+        parts: Its `constant_parts`.
+        batches: The task's rows, each at least once, in an order that does not depend on training.
     """
 
     def __init__(self, backbone: Backbone, parts: Sequence[Part], batches: Iterable[Batch]) -> None:
         self.parts = parts
-        self._modules: list[Any] = [module for part in parts for module in part.modules] + _above(backbone)
+        self._modules: list[Any] = [module for part in parts for module in part.modules] + _wrappers(backbone)
         self._weights = [weight for module in self._modules for weight in module.parameters(recurse=False)]
         self._states: dict[bytes, list[Tensor]] = {}
         with torch.no_grad():
             for batch in batches:
-                self._states |= zip(row_keys(batch), self._computed(backbone, batch), strict=True)
-        self._made_with = self._marks()
+                self._states |= zip(row_keys(batch), self._compute(backbone, batch), strict=True)
+        self._initial_versions = self._versions()
 
     @contextmanager
-    def standing_in(self, batch: Batch) -> Iterator[None]:
-        """While the context lasts, the model's forward of this batch takes the states from here.
+    def replaying(self, batch: Batch) -> Iterator[None]:
+        """Within the context, let the model's forward pass of this batch use the cached states.
 
-        Where a row is unknown, or somebody has since changed a weight or put a hook on a layer, everything is computed.
+        Nothing is replaced if a row is not cached, or if a weight was changed or a hook was added since.
         """
         rows = [self._states.get(key, []) for key in row_keys(batch)]
-        if not all(rows) or self._marks() != self._made_with:
+        if not all(rows) or self._versions() != self._initial_versions:
             yield
             return
-        columns = zip(*rows, strict=True)
-        forwards = {layer: _passed for part in self.parts for layer in part.stack.layers[: part.depth]}
+        states_by_layer = zip(*rows, strict=True)
+        forwards = {layer: _skip for part in self.parts for layer in part.stack.layers[: part.depth]}
         forwards |= {
-            part.stack.layers[index]: partial(_given, next(columns)) for part in self.parts for index in part.kept
+            part.stack.layers[index]: partial(_replay, next(states_by_layer))
+            for part in self.parts
+            for index in part.cached
         }
-        with _instead(forwards):
+        with _replaced(forwards):
             yield
 
-    def _computed(self, backbone: Backbone, batch: Batch) -> list[list[Tensor]]:
-        """For each row its states at every kept layer, in the order of the parts."""
+    def _compute(self, backbone: Backbone, batch: Batch) -> list[list[Tensor]]:
+        """Return for each row its states, (time, width), at every cached layer, in the order of the parts."""
         rows: list[list[Tensor]] = [[] for _ in batch.row]
         forwards: dict[nn.Module, Callable[..., Any]] = {}
         for part in self.parts:
-            lengths = (part.read(batch.input_ids) * batch.attention_mask).sum(1).tolist()
+            lengths = (part.positions(batch.input_ids) * batch.attention_mask).sum(1).tolist()
             for index, layer in enumerate(part.stack.layers):
-                if index in part.kept:
-                    forwards[layer] = partial(_recorded, layer.forward, rows, lengths)
-                elif index > part.kept[-1]:
-                    forwards[layer] = _passed
-        with _instead(forwards):
+                if index in part.cached:
+                    forwards[layer] = partial(_record, layer.forward, rows, lengths)
+                elif index > part.cached[-1]:
+                    forwards[layer] = _skip
+        with _replaced(forwards):
             backbone.decoder(input_ids=batch.input_ids, use_cache=False)
         return rows
 
-    def _marks(self) -> list[int]:
-        """What changes when somebody writes to a weight, or listens to a module that is to be skipped."""
+    def _versions(self) -> list[int]:
+        """Return numbers that change when a weight is written to, or a hook is added to a module to be skipped."""
         hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in self._modules]
         return hooks + [weight._version for weight in self._weights]
 
 
 def constant_parts(backbone: Backbone) -> list[Part]:
-    """Where nothing that trains, no dropout, no adapter and no strategy's hook has a say in the states.
+    """Return the parts of the model whose states do not change: nothing trains, no dropout, no adapter, no hook.
 
-    The lowest layers of a model, up to the first that can change; in a composition all of the augmenting models, and
-    the anchor up to its first connection.
+    In a model these are the lowest layers up to the first that can change; in a composition all layers of the
+    augmenting models, and those of the anchor up to its first connection.
     """
     decoder: Any = backbone.decoder
-    if not all(map(_plain, _above(backbone))):
+    if not all(map(_is_unmodified, _wrappers(backbone))):
         return []
     if not isinstance(backbone.decoder, CalmModel):
-        return _lowest(decoder, None)
-    pairs = decoder.config.connections
+        return _lowest_part(decoder, None)
+    connections = decoder.config.connections
     parts = [
-        Part(stack, len(stack.layers), tuple(sorted({lower for lower, _ in links})))
-        for stack, links in zip(decoder.augmenting, pairs, strict=True)
+        Part(stack, len(stack.layers), tuple(sorted({lower for lower, _ in pairs})))
+        for stack, pairs in zip(decoder.augmenting, connections, strict=True)
     ]
-    first = min(upper for links in pairs for _, upper in links)
-    return [*(part for part in parts if all(map(_constant, part.modules))), *_lowest(decoder.anchor, first + 1)]
+    first = min(upper for pairs in connections for _, upper in pairs)
+    constant = [part for part in parts if all(map(_is_constant, part.modules))]
+    return [*constant, *_lowest_part(decoder.anchor, first + 1)]
 
 
 def states_size(parts: Sequence[Part], tokens: Tensor) -> int:
-    """Bytes of all parts' states at these tokens, (any number,) of the model's ids."""
+    """Return the size of all parts' cached states in bytes.
+
+    Args:
+        parts: `constant_parts` of the model.
+        tokens: (tokens,), the model's token ids.
+    """
     return sum(part.size(tokens) for part in parts)
 
 
 def too_large(size: int, limit: float) -> str:
-    """What a person is told where states do not fit, (bytes, and the limit in 10^9 bytes)."""
-    told = f"{size / 1e9:.2g} GB is more than data.frozen_states_gb={limit:g}"
-    return f"what frozen layers make of the rows is computed in each step: {told}"
+    """Return the message for states that do not fit.
+
+    Args:
+        size: Bytes of the states.
+        limit: `data.frozen_states_gb`, in 10^9 bytes.
+    """
+    comparison = f"{size / 1e9:.2g} GB is more than data.frozen_states_gb={limit:g}"
+    return f"states of frozen layers are computed in each step: {comparison}"
 
 
 def row_keys(batch: Batch) -> list[bytes]:
-    """What names a row wherever it stands: its own tokens, without padding."""
+    """Return a key for each row that does not depend on its batch: its tokens without padding."""
     tokens, lengths = batch.input_ids.cpu(), batch.attention_mask.sum(1).tolist()
     return [row[:length].numpy().tobytes() for row, length in zip(tokens, lengths, strict=True)]
 
 
-def _lowest(stack: Any, most: int | None) -> list[Part]:
+def _lowest_part(stack: Any, max_depth: int | None) -> list[Part]:
     depth = 0
-    for layer in stack.layers[:most]:
-        if not all(map(_constant, layer.modules())):
+    for layer in stack.layers[:max_depth]:
+        if not all(map(_is_constant, layer.modules())):
             break
         depth += 1
-    return [Part(stack, depth, (depth - 1,))] if depth and all(map(_constant, _around(stack))) else []
+    return [Part(stack, depth, (depth - 1,))] if depth and all(map(_is_constant, _around_layers(stack))) else []
 
 
-def _above(backbone: Backbone) -> list[nn.Module]:
-    """The modules that pass tokens on to the stacks."""
+def _wrappers(backbone: Backbone) -> list[nn.Module]:
+    """Return the modules that pass tokens on to the stacks."""
     return [backbone, backbone.model, backbone.decoder]
 
 
-def _around(stack: Any) -> list[nn.Module]:
-    """What a stack's layers read of itself: the embeddings, the angles, and whatever a strategy has added."""
-    inside = (child for name, child in stack.named_children() if name not in ("layers", "norm"))
-    return [each for child in inside for each in child.modules()]
+def _around_layers(stack: Any) -> list[nn.Module]:
+    """Return what a stack's layers depend on beside themselves: embeddings, rotary angles, a strategy's modules."""
+    children = (child for name, child in stack.named_children() if name not in ("layers", "norm"))
+    return [module for child in children for module in child.modules()]
 
 
-def _constant(module: nn.Module) -> bool:
+def _is_constant(module: nn.Module) -> bool:
     drops = (isinstance(module, _DropoutNd) and module.p > 0) or getattr(module, "attention_dropout", 0) > 0
     trains = any(weight.requires_grad for weight in module.parameters(recurse=False))
-    return _plain(module) and not drops and not trains and not adapter_layers(module)
+    return _is_unmodified(module) and not drops and not trains and not adapter_layers(module)
 
 
-def _plain(module: nn.Module) -> bool:
-    """Whether a module does what its class says: its forward is not replaced, and nobody listens or changes it."""
+def _is_unmodified(module: nn.Module) -> bool:
+    """Return True if a module computes what its class defines: its forward is not replaced, and it has no hooks."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    ours = all(getattr(hook, "func", None) is visit for hook in hooks)
-    return ours and "forward" not in vars(module)
+    only_ours = all(getattr(hook, "func", None) is visit for hook in hooks)
+    return only_ours and "forward" not in vars(module)
 
 
 @contextmanager
-def _instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Other forwards while the context lasts; the modules stay in their places, and so do hooks on them."""
+def _replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Replace the forward methods of modules within the context; hooks on the modules still run."""
     try:
         for module, forward in forwards.items():
             module.forward = forward
@@ -190,20 +204,20 @@ def _instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
             vars(module).pop("forward", None)
 
 
-def _passed(states: Tensor, *_: Any, **__: Any) -> Tensor:
+def _skip(states: Tensor, *_: Any, **__: Any) -> Tensor:
     return states
 
 
-def _given(rows: Sequence[Tensor], states: Tensor, *_: Any, **__: Any) -> Tensor:
-    """(batch, time, width), zeros at padding."""
-    filled = rows[0].new_zeros(len(rows), states.shape[1], rows[0].shape[1])
+def _replay(rows: Sequence[Tensor], states: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Return cached states as (batch, time, width), with zeros at padding."""
+    padded = rows[0].new_zeros(len(rows), states.shape[1], rows[0].shape[1])
     for place, row in enumerate(rows):
-        filled[place, : len(row)] = row
-    return filled
+        padded[place, : len(row)] = row
+    return padded
 
 
-def _recorded(forward: Callable[..., Any], rows: Any, lengths: Any, states: Tensor, *args: Any, **given: Any) -> Any:
-    output = forward(states, *args, **given)
-    for kept, row, length in zip(rows, output, lengths, strict=True):
-        kept.append(row[:length].clone())
+def _record(forward: Callable[..., Any], rows: Any, lengths: Any, states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    output = forward(states, *args, **kwargs)
+    for row_states, row, length in zip(rows, output, lengths, strict=True):
+        row_states.append(row[:length].clone())
     return output

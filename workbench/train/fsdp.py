@@ -1,4 +1,4 @@
-"""Fully sharded training (FSDP2) of a model that is whole between its tasks."""
+"""Fully sharded training (FSDP2) of a model that is unsharded between tasks."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ POLICIES = {
     "bf16-mixed": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
     "bf16-true": MixedPrecisionPolicy(reduce_dtype=torch.float32),
 }
-"""By Lightning's `precision`: what the blocks compute in, and what gradients are summed in over the devices."""
+"""For each `precision` of Lightning: the dtype of the blocks' computation, and of the gradients' reduction."""
 
 
 class Sharded(DDPStrategy):
-    """Splits weights, gradients and optimizer state over the devices while a task is trained; `strategy: fsdp`.
+    """Shards weights, gradients and optimizer state over the devices while a task is trained; `strategy: fsdp`.
 
-    Each transformer block is a unit of its own, blocks that a method has inserted included; embeddings, final norm
-    and head are one more. Between tasks, while scores are made and when a state is saved, each device holds the whole
-    model: so the hooks that reshape it see an ordinary one, and processes need not make the same number of forwards
-    when they score. Lightning's own `FSDPStrategy` wraps the module for good, needs a GPU, and cannot clip by norm.
+    Each transformer block is a unit, including blocks that a method has inserted; embeddings, final norm and head form
+    one more. Between tasks, during scoring and when a state is saved, each device holds the whole model. So hooks that
+    reshape it see an ordinary model, and processes need not execute the same number of forward passes when they score.
+    Lightning's own `FSDPStrategy` wraps the module permanently, needs a GPU, and cannot clip gradients by norm.
 
-    In `penalties` and `edit_gradients` weights and gradients are a device's own part (`DTensor`).
+    In `penalties` and `edit_gradients`, weights and gradients are the device's own shards (`DTensor`).
 
     Raises:
         ValueError: The Trainer's precision is none of `POLICIES`.
@@ -45,13 +45,13 @@ class Sharded(DDPStrategy):
 
     def __init__(self) -> None:
         super().__init__()
-        self._whole: Any = None  # the backbone as it is between tasks, without its weights while they are sharded
-        self._scoring: Callable[[], AbstractContextManager[None]] | None = None
-        self._saving = ExitStack()
+        self._whole: Any = None  # the unsharded backbone, whose weights are empty while a task is trained
+        self._scoring_context: Callable[[], AbstractContextManager[None]] | None = None
+        self._while_saving = ExitStack()
 
     @property
     def precision_plugin(self) -> Precision:
-        """How Lightning casts; the blocks follow `POLICIES`."""
+        """Lightning's precision; the blocks follow `POLICIES`."""
         return super().precision_plugin
 
     @precision_plugin.setter
@@ -63,22 +63,22 @@ class Sharded(DDPStrategy):
         self._precision_plugin = plugin
 
     def setup(self, trainer: Trainer) -> None:
-        """Also sees that the model is whole again before any other callback sees the end of the training."""
-        trainer.callbacks.insert(0, _WholeAgain(self))  # type: ignore[attr-defined]
+        """Set up, with a callback that unshards the model before any other callback's `on_train_end`."""
+        trainer.callbacks.insert(0, _Unshard(self))  # type: ignore[attr-defined]
         super().setup(trainer)
 
     def configure_ddp(self) -> None:
-        """Shards the backbone in the place where others are wrapped: before the optimizer is built."""
+        """Shard the backbone; Lightning calls this before the optimizer is built."""
         module: Any = self.lightning_module
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         policy = POLICIES[self.precision_plugin.precision]
-        self._whole, self._scoring = module.backbone, module.scoring_context
+        self._whole, self._scoring_context = module.backbone, module.scoring_context
         module.backbone = sharded(module.backbone, mesh, policy)
-        module.scoring_context = self._scoring_whole
+        module.scoring_context = self._whole_scoring_context
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Has the module's backbone whole on every device for a while; what trains must not be changed."""
+        """Make the module's backbone whole on every device within the context; its weights must not be changed."""
         module: Any = self.lightning_module
         shards, module.backbone = module.backbone, self._whole
         gather(self._whole, shards)
@@ -86,30 +86,30 @@ class Sharded(DDPStrategy):
             yield
         finally:
             module.backbone = shards
-            let_go(self._whole)
+            free_weights(self._whole)
 
     def make_whole(self) -> None:
-        """Ends the sharding: every device has all that was learnt."""
+        """Unshard permanently: every device gets all trained weights."""
         gather(self._whole, self.lightning_module.backbone)  # type: ignore[union-attr, arg-type]
         self._end()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The whole weights; the module stays whole until the state, which looks at it, has been saved."""
+        """Return the unsharded weights; the module stays whole until `save_checkpoint` has written them."""
         if self._whole is not None:
-            self._saving.enter_context(self.whole())
+            self._while_saving.enter_context(self.whole())
         return super().lightning_module_state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Writes a whole state, such as any number of devices can go on with."""
-        with self._saving:
+        """Write an unsharded state, from which any number of devices can resume."""
+        with self._while_saving:
             super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The whole moments, which all devices have to ask for."""
+        """Return the unsharded optimizer state; all processes have to call this."""
         return tree_map(_full, super().optimizer_state(optimizer))  # type: ignore[no-any-return]
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Splits whole moments as their weights are split."""
+        """Load an unsharded optimizer state, sharded as its weights are."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             state = {
@@ -119,23 +119,23 @@ class Sharded(DDPStrategy):
             optimizer.load_state_dict({**saved, "state": state})
 
     def teardown(self) -> None:
-        """Where a training failed, its shards are given up."""
+        """Tear down; after a failed training, the shards are discarded."""
         if self._whole is not None:
             self._end()
         super().teardown()
 
     def _end(self) -> None:
         module: Any = self.lightning_module
-        module.backbone, module.scoring_context = self._whole, self._scoring
+        module.backbone, module.scoring_context = self._whole, self._scoring_context
         self._whole = None
 
     @contextmanager
-    def _scoring_whole(self) -> Iterator[None]:
-        with self.whole(), self._scoring():  # type: ignore[misc]
+    def _whole_scoring_context(self) -> Iterator[None]:
+        with self.whole(), self._scoring_context():  # type: ignore[misc]
             yield
 
 
-class _WholeAgain(Callback):
+class _Unshard(Callback):
     def __init__(self, strategy: Sharded) -> None:
         self.strategy = strategy
 
@@ -143,11 +143,11 @@ class _WholeAgain(Callback):
         self.strategy.make_whole()
 
 
-def chosen(strategy: Any) -> Any:
-    """A Trainer's `strategy` as the config gives it, "fsdp" being `Sharded`.
+def resolve_strategy(strategy: Any) -> Any:
+    """Return a config's `trainer.strategy` for the Trainer, with "fsdp" replaced by `Sharded`.
 
     Raises:
-        ValueError: It would wrap the module for good, and a sequence of tasks would end with the first.
+        ValueError: It would wrap the module permanently, so that a sequence would end after its first task.
     """
     if strategy == "fsdp":
         return Sharded()
@@ -158,15 +158,15 @@ def chosen(strategy: Any) -> Any:
 
 
 def sharded(backbone: Backbone, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> Backbone:
-    """A backbone of the same structure that holds each weight in parts over the devices; the given one is emptied.
+    """Return a sharded copy of a backbone, and free the weights of the given one.
 
-    The structure is copied, because FSDP cannot be taken off again; the given modules and parameters wait meanwhile,
-    so that between tasks they are the same objects.
+    The structure is copied, because FSDP cannot be removed from a module. The given modules and parameters stay, so
+    that they are the same objects before and after a task.
 
     Args:
-        backbone: Whole, on its device.
+        backbone: Unsharded, on its device.
         mesh: The devices, in one dimension.
-        policy: What is computed and summed in.
+        policy: Dtypes of computation and reduction.
     """
     configs = [module.config for module in backbone.modules() if hasattr(module, "config")]
     shared = [*backbone.parameters(), *backbone.buffers(), *configs, backbone.tokenizer, backbone.encoder]
@@ -174,20 +174,20 @@ def sharded(backbone: Backbone, mesh: DeviceMesh, policy: MixedPrecisionPolicy) 
     for block in blocks(copied):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(copied, mesh=mesh, mp_policy=policy)
-    let_go(backbone)
+    free_weights(backbone)
     return copied
 
 
 @torch.no_grad()
 def gather(whole: Backbone, shards: Backbone) -> None:
-    """Fills a backbone with what its sharded copy holds; all devices have to."""
-    parts = dict(shards.named_parameters())
+    """Fill a backbone with the weights of its sharded copy; all processes have to call this."""
+    parameters = dict(shards.named_parameters())
     for name, parameter in whole.named_parameters():
-        parameter.data = _full(parts[name].detach())
+        parameter.data = _full(parameters[name].detach())
 
 
-def let_go(backbone: Backbone) -> None:
-    """Frees the weights; the parameters stay, without a value."""
+def free_weights(backbone: Backbone) -> None:
+    """Free the weights; the parameters stay, without values."""
     for parameter in backbone.parameters():
         parameter.data = parameter.data.new_empty(0)
 
@@ -197,7 +197,7 @@ def _full(value: Any) -> Any:
 
 
 def split(value: Any, parameter: Tensor) -> Any:
-    """Split a whole tensor as a parameter is split; anything else, and beside a whole parameter, stays as it is."""
+    """Shard a tensor as a parameter of the same shape is sharded; return anything else as it is."""
     if not isinstance(value, Tensor) or not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

@@ -1,4 +1,4 @@
-"""Optimizer state that is carried from task to task: held by parameter, saved by name."""
+"""Optimizer state that is carried from task to task: kept by parameter, saved by name."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Parameters = Mapping[str, Tensor]
 
 
 class Moments:
-    """Each parameter's optimizer state, such as Adam's moments, between one task's optimizer and the next.
+    """Optimizer state of each parameter, such as Adam's moments, between one task's optimizer and the next.
 
-    A parameter keeps its state as long as it is the same object, even if a strategy moves it to another place in the
-    model. A parameter that is new, or that replaces another of the same name, begins without state. The state of a
-    parameter that does not train in the next task is dropped. In a saved state a parameter is found by its name.
+    A parameter keeps its state while it is the same object, even if a strategy moves it within the model. A new
+    parameter, or one that replaces another of the same name, starts without state. The state of a parameter that does
+    not train in the next task is dropped. In a saved checkpoint, parameters are identified by name.
     """
 
     def __init__(self) -> None:
@@ -30,31 +30,31 @@ class Moments:
         self._names: dict[Tensor, str] = {}
 
     def named(self, parameters: Parameters) -> dict[str, State]:
-        """The state of each of these parameters that has one, by its name."""
-        return {name: self._states[one] for name, one in parameters.items() if one in self._states}
+        """Return the state of each of these parameters that has one, by name."""
+        return {name: self._states[value] for name, value in parameters.items() if value in self._states}
 
     def load(self, parameters: Parameters, saved: Mapping[str, State]) -> None:
-        """Take what `named` gave for parameters of the same names."""
+        """Load states by name, as returned by `named`."""
         self._states = {parameters[name]: state for name, state in saved.items()}
 
     def prepare(self, parameters: Parameters) -> dict[str, int]:
-        """Fix by name what the next optimizer gets; sharding gives it other parameter objects of the same names.
+        """Fix by name what the next optimizer gets, since sharding replaces the parameter objects.
 
         Returns:
-            How many parameters keep their state, begin without one, and have it dropped.
+            The number of parameters that keep their state, start without one, and lose theirs.
         """
         self._given, before = self.named(parameters), len(self._states)
-        self.load(parameters, self._given)  # lets go of parameters that are gone
+        self.load(parameters, self._given)  # forgets parameters that no longer exist
         trains = {name for name, parameter in parameters.items() if parameter.requires_grad}
         kept = len(trains & set(self._given))
         return {"kept": kept, "begun": len(trains) - kept, "dropped": before - kept}
 
     def give(self, optimizer: Optimizer, parameters: Parameters) -> None:
-        """Put the carried state into a fresh optimizer.
+        """Load the carried state into a new optimizer.
 
         Args:
-            optimizer: Over the trainable parameters, in whatever groups.
-            parameters: All, by name; under sharding those that are sharded.
+            optimizer: Over the trainable parameters, in any groups.
+            parameters: All parameters by name; with sharding, the sharded ones.
         """
         self._names = {parameter: name for name, parameter in parameters.items()}
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -68,25 +68,27 @@ class Moments:
         self._states, self._given = {}, {}
 
     def take(self, optimizer: Optimizer, parameters: Parameters) -> None:
-        """Keep a trained optimizer's state; under sharding every process has to, and each then holds the whole.
+        """Take over a trained optimizer's state, unsharded; with sharding, all processes have to call this.
 
         Args:
-            optimizer: What `give` was given.
-            parameters: All, whole, by name; they stay the same objects from task to task.
+            optimizer: The one that `give` was called with.
+            parameters: All parameters by name, unsharded; they are the same objects from task to task.
 
         Raises:
-            ValueError: It holds state of other tensors than the parameters that `give` was given.
+            ValueError: The optimizer's state belongs to other tensors than the parameters passed to `give`.
         """
         if optimizer.state and not any(parameter in optimizer.state for parameter in self._names):
-            told = "the optimizer's state is not that of the model's parameters, so none of it can be kept"
-            raise ValueError(f"carry_optimizer: {told}. Give trainer.strategy ddp or fsdp, or carry_optimizer=false.")
+            problem = "the optimizer's state is not that of the model's parameters, so none of it can be kept"
+            raise ValueError(
+                f"carry_optimizer: {problem}. Give trainer.strategy ddp or fsdp, or carry_optimizer=false."
+            )
         states = {parameter: optimizer.state[parameter] for parameter in self._names if parameter in optimizer.state}
         self._states = {parameters[self._names[parameter]]: _whole(state) for parameter, state in states.items()}
         self._names = {}
 
 
 def _whole(state: State) -> State:
-    """Whole tensors on the CPU in place of shards; else the same mapping, whose tensors Lightning moves in place."""
+    """Replace shards by whole tensors on the CPU; return other states as they are: Lightning moves them in place."""
     if not any(isinstance(value, DTensor) for value in state.values()):
         return state
     return {key: value.full_tensor().cpu() if isinstance(value, DTensor) else value for key, value in state.items()}
