@@ -30,7 +30,7 @@ from workbench.strategy import ContinualStrategy
 from workbench.study import Study
 from workbench.study import dry_run as rehearsal
 from workbench.testing.conformance import ConformanceError
-from workbench.testing.recorder import Trial, Unfinished
+from workbench.testing.recorder import RecordedRun, Unfinished
 from workbench.testing.tiny import Stopped, tiny_backbone, tiny_run
 from workbench.train.callbacks import combine_callbacks
 from workbench.train.checkpoint import StateFolder
@@ -220,8 +220,8 @@ def too_late(place: Place) -> None:
     learn(ContinualStrategy(), place.folder / "run", extra=lambda given: combine_callbacks(given, [Late()]))
 
 
-def trial(what: Callable[[Trial], object], strategy: type[ContinualStrategy]) -> Callable[[Place], object]:
-    return lambda place: what(Trial(strategy, tiny_backbone, place.folder / "trial"))
+def trial(what: Callable[[RecordedRun], object], strategy: type[ContinualStrategy]) -> Callable[[Place], object]:
+    return lambda place: what(RecordedRun(strategy, tiny_backbone, place.folder / "trial"))
 
 
 RESUMED = [
