@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import io
+import math
 import os
 import struct
 import subprocess
@@ -12,12 +14,15 @@ from pathlib import Path
 import pytest
 from helpers.run_folders import write_examples
 from matplotlib.figure import Figure
+from PIL import Image
 
 from workbench.notebook import SHARPNESS, Page, Picture, Rows, score_rows
 from workbench.report import compare
 from workbench.report.figures import format_panels, matrix_figure
-from workbench.report.plots import heat_map
+from workbench.report.plots import heat_map, stability_plasticity
 from workbench.report.scores import View
+from workbench.report.style import PALETTE, series_styles
+from workbench.statistics import Estimate
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +47,17 @@ def test_a_pictures_smallest_letters_are_14_points_high() -> None:
 def test_letters_of_ticks_count_too() -> None:
     picture = Picture(heat_map(["zero-shot", "a"], {"a": True}, [[0.1], [0.2]]), "a matrix")
     assert picture.scale == pytest.approx(14 / 7.5)
+
+
+def test_a_picture_keeps_the_colours_of_its_legend() -> None:
+    """Each strategy has a marker a few pixels wide."""
+    names = [f"s{index}" for index in range(len(PALETTE))]
+    points = {name: (Estimate(0.1 * x, math.nan, 1), Estimate(0.5, math.nan, 1), 1.0) for x, name in enumerate(names)}
+    picture = Picture(stability_plasticity(points, series_styles(names), "cost"), "markers")
+    image = Image.open(io.BytesIO(base64.b64decode(picture._repr_mimebundle_()[0]["image/png"]))).convert("RGB")
+    legend = image.crop((image.width * 7 // 10, 0, image.width, image.height))
+    colors = {"#{:02x}{:02x}{:02x}".format(*color) for _, color in legend.getcolors(legend.width * legend.height)}
+    assert {*PALETTE} <= colors
 
 
 def test_a_table_holds_its_cells_and_no_code_of_theirs() -> None:

@@ -78,9 +78,12 @@ class Picture:
 
 
 def _small(file: io.BytesIO) -> bytes:
-    """Return a PNG with a palette, a third of the size: figures have few colours, and notebooks are stored in git."""
-    small = io.BytesIO()
-    Image.open(file).convert("RGB").quantize(COLORS).save(small, format="png", optimize=True)
+    """Return a PNG with a palette, a third of the size: figures have few colours, and notebooks are stored in git.
+
+    `MAXCOVERAGE` keeps colours of small areas, such as a legend's markers, exact; the default blends them.
+    """
+    small, image = io.BytesIO(), Image.open(file).convert("RGB")
+    image.quantize(COLORS, Image.Quantize.MAXCOVERAGE).save(small, format="png", optimize=True)
     return small.getvalue()
 
 

@@ -51,7 +51,7 @@ def test_relearning_is_plain_training_until_the_score_is_reached(finished: Path)
     """A loop by hand over the same batches comes through the same scores; training rows are tested, so that it does."""
     run = FinishedRun(RunFolder(finished / "blocks" / "default" / "seed-0"))
     alpha = replace(run.tasks[0], validation=run.tasks[0].train)
-    scored, backbone = replace(alpha, test=alpha.train), run.initial()
+    scored, backbone = replace(alpha, test=alpha.train), run.base()
     data = ContinualDataModule([alpha], batch_size=4, seed=0)
     data.begin(backbone, 0, alpha, alpha.train)
     optimizer = torch.optim.AdamW(backbone.model.parameters(), lr=0.01)
@@ -67,7 +67,7 @@ def test_relearning_is_plain_training_until_the_score_is_reached(finished: Path)
     target = sorted(by_hand)[-1]
     assert by_hand[0] < target
     relearning = Relearning(every=3, max_steps=20)
-    curve = relearning.curve(run, run.initial(), alpha, target, lambda _: None)
+    curve = relearning.curve(run, run.base(), alpha, target, lambda _: None)
     expected = [(step, by_hand[step]) for step in (0, 3, 6, 9, 12, 15, 18, 20)]
     reached = next((place for place, (_, score) in enumerate(expected) if score >= target), len(expected))
     assert curve == expected[: reached + 1]
@@ -94,6 +94,6 @@ def test_relearning_stops_where_the_score_is_and_counts_the_same_steps_again(cop
     write_report(copied, compare([copied]))
     page = (copied / "report.html").read_text(encoding="utf-8")
     assert "by torch.optim.AdamW(lr=0.01) at a constant rate" in page
-    assert "on 4 validation rows is the one recorded right after the domain was learnt, less 0.0;" in page
+    assert "on 4 validation rows is the one recorded right after the domain was learnt, minus 0.0;" in page
     again = ask(copied, relearning={"every": 2, "max_steps": 6, "tolerance": 0.0})
     assert len(notes) > 3 == len(again)  # each run is named, and none is trained again

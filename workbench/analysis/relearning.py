@@ -25,7 +25,7 @@ class Relearning(Analysis):
     """Fine-tune a run's final model on each earlier domain until it scores as it did right after learning it.
 
     The model that the run began with is fine-tuned on the same rows in the same order. Savings are
-    1 - steps / steps of the initial model (Ebbinghaus, 1885, "Über das Gedächtnis"). 1: nothing had to be learnt
+    1 - steps / steps of the base model (Ebbinghaus, 1885, "Über das Gedächtnis"). 1: nothing had to be learnt
     again; 0: everything; below 0: the domain is learnt more slowly than at first.
 
     All parameters train, whatever the run's strategy trained, with the study's optimizer at a constant rate, so that
@@ -52,7 +52,7 @@ class Relearning(Analysis):
         if not 0 <= tolerance < 1:
             raise ValueError(f"tolerance={tolerance} is out of range; it has to be at least 0 and less than 1.")
         self.every, self.max_steps, self.tolerance = every, max_steps, tolerance
-        self._initial_curves: dict[tuple[str, str], Curve] = {}
+        self._base_curves: dict[tuple[str, str], Curve] = {}
 
     def problems(self, run: FinishedRun) -> Iterator[tuple[str, str]]:
         order, primary = run.protocol.order, run.protocol.primary
@@ -82,8 +82,8 @@ class Relearning(Analysis):
             learnt = run.folder.value(order.index(task.name) + 1, task.name, primary[task.name])
             target = learnt - self.tolerance
             curve = self.curve(run, final, task, target, lambda text: note(f"final model, {text}"))
-            initial = self._initial_curve(run, task, target, lambda text: note(f"initial model, {text}"))
-            steps, steps_initial = steps_to(curve, target), steps_to(initial, target)
+            base = self._base_curve(run, task, target, lambda text: note(f"base model, {text}"))
+            steps, steps_base = steps_to(curve, target), steps_to(base, target)
             row = {
                 "domain": task.name,
                 "metric": primary[task.name],
@@ -91,21 +91,21 @@ class Relearning(Analysis):
                 "target": target,
                 "before": curve[0][1],
                 "steps": steps,
-                "untouched": initial[0][1],
-                "steps_untouched": steps_initial,
-                "savings": savings(steps, steps_initial),
+                "untouched": base[0][1],
+                "steps_untouched": steps_base,
+                "savings": savings(steps, steps_base),
                 "rows": len(task.validation),
                 "optimizer": f"{optimizer.class_path}({arguments})",
                 **{name: getattr(self, name) for name in self.settings},
             }
             yield [row]
 
-    def _initial_curve(self, run: FinishedRun, task: Task, target: float, note: Note) -> Curve:
-        """Return the initial model's curve, computed once for all runs with the same model, rows and settings."""
+    def _base_curve(self, run: FinishedRun, task: Task, target: float, note: Note) -> Curve:
+        """Return the base model's curve, computed once for all runs with the same model, rows and settings."""
         key = (run.training_key, task.name)
-        curve = self._initial_curves.get(key)
+        curve = self._base_curves.get(key)
         if curve is None or (math.isnan(steps_to(curve, target)) and curve[-1][0] < self.max_steps):
-            curve = self._initial_curves[key] = self.curve(run, run.initial(), task, target, note)
+            curve = self._base_curves[key] = self.curve(run, run.base(), task, target, note)
         return curve
 
     def curve(self, run: FinishedRun, backbone: Backbone, task: Task, target: float, note: Note) -> Curve:
@@ -201,14 +201,14 @@ def steps_to(curve: Curve, target: float) -> float:
     return next((float(step) for step, score in curve if score >= target), math.nan)
 
 
-def savings(steps: float, steps_initial: float) -> float:
+def savings(steps: float, steps_base: float) -> float:
     """Return the share of optimizer steps saved; NaN where one of the numbers is unknown or nothing was to be learnt.
 
-    Without a single step the share is 1, even if the initial model did not reach the target.
+    Without a single step the share is 1, even if the base model did not reach the target.
 
     >>> savings(5.0, 20.0), savings(5.0, 0.0), savings(0.0, math.nan)
     (0.75, nan, 1.0)
     """
-    if steps == 0 and math.isnan(steps_initial):
+    if steps == 0 and math.isnan(steps_base):
         return 1.0
-    return 1 - steps / steps_initial if steps_initial else math.nan
+    return 1 - steps / steps_base if steps_base else math.nan

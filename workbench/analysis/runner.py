@@ -67,7 +67,7 @@ class FinishedRun:
 
     @property
     def training_key(self) -> str:
-        """Text on which fine-tuning the initial model depends: the run's config without its strategy and order."""
+        """Text on which fine-tuning the base model depends: the run's config without its strategy and order."""
         shared = replace(self.config, strategies={}, orders=None, name="", output="")
         return f"{self.seed} {dump(shared)}"
 
@@ -76,7 +76,7 @@ class FinishedRun:
         path = str(self.folder.path / "model")
         return Assembly(replace(self.config, backbone=replace(self.config.backbone, path=path))).backbone
 
-    def initial(self) -> Backbone:
+    def base(self) -> Backbone:
         """Return the model that the run began with, as loaded."""
         backbone = self._assembly.backbone
         backbone.restore()

@@ -173,7 +173,7 @@ def protocol(comparison: Comparison) -> dict[str, str]:
     environments = [run.environment() for run in every_run(comparison)]
 
     def values_of(section: str) -> str:
-        values = {str(found[section]): found[section] for found in environments if found.get(section)}
+        values = {str(entry[section]): entry[section] for entry in environments if entry.get(section)}
         return "; or ".join(map(in_words, values.values()))
 
     def in_words(value: Any) -> str:

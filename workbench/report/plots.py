@@ -274,7 +274,7 @@ def _annotated_matrix(
 ) -> Figure:
     """Print `values` on cells coloured by `shades`; `ink` returns the text colour on a shade, `colors` go to imshow."""
     plot = (CELL[0] * len(columns), CELL[1] * len(rows))
-    left, head = 0.15 + 0.068 * max(map(len, rows)), 0.2 + 0.045 * max(map(len, columns))
+    left, head = 0.13 + 0.068 * max(map(len, rows)), 0.2 + 0.045 * max(map(len, columns))
     right = max(0.4, 0.055 * len(columns[-1]) - 0.15)  # the last column's slanted name
     width, height = left + plot[0] + right, plot[1] + head
     figure = Figure((width, height))

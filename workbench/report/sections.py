@@ -87,7 +87,7 @@ def score_tables(view: View) -> list[dict[str, Any]]:
 
 def budgets(view: View) -> dict[str, dict[str, Any]]:
     """Return each strategy's budget, means over its runs."""
-    made = {}
+    table = {}
     for strategy in view.strategies:
         budget = view.comparison.budget(strategy)
         values = {kind: float(budget.get(kind, math.nan)) for kind in BUDGET}
@@ -95,8 +95,8 @@ def budgets(view: View) -> dict[str, dict[str, Any]]:
             {"text": short(value, kind), "exact": exact(value, kind), "value": plain(value)}
             for kind, value in values.items()
         ]
-        made[strategy] = {"cells": cells, "task_id_at_test": bool(budget.get("task_id_at_test", False))}
-    return made
+        table[strategy] = {"cells": cells, "task_id_at_test": bool(budget.get("task_id_at_test", False))}
+    return table
 
 
 def differences(view: View, baseline: str | None) -> list[dict[str, Any]]:
@@ -298,17 +298,17 @@ def on_demand(comparison: Comparison, folder: str | Path, name: str) -> dict[str
         name: Prefix of the figures' ids.
     """
     maps = []
-    changes = knocked_out(measured(comparison, folder, "knock_out"))
-    for index, ((strategy, order), one) in enumerate(changes.items()):
+    knock_outs = knocked_out(measured(comparison, folder, "knock_out"))
+    for index, ((strategy, order), table) in enumerate(knock_outs.items()):
         title = f"{strategy}, order {order}"
-        figure = change_map(one["domains"], one["parts"], one["changes"])
+        figure = change_map(table["domains"], table["parts"], table["changes"])
         svg = inline_svg(figure, f"{name}-{index}", f"{title}: change of each domain's score without each added part")
         rows = [
             (domain, [number(value) for value in row])
-            for domain, row in zip(one["domains"], one["changes"], strict=True)
+            for domain, row in zip(table["domains"], table["changes"], strict=True)
         ]
         width = round(REM_PER_INCH * figure.get_figwidth(), 1)
-        maps.append({"title": title, "svg": svg, "width": width, "parts": one["parts"], "rows": rows})
+        maps.append({"title": title, "svg": svg, "width": width, "parts": table["parts"], "rows": rows})
     return {"relearning": relearnt(measured(comparison, folder, "relearning")), "maps": maps, "knock_out": KNOCK_OUT}
 
 
@@ -340,10 +340,10 @@ def exact(value: float, kind: str) -> str:
     return "–" if math.isnan(value) else f"{value:,.1f}" if kind.endswith("seconds") else f"{value:,.0f}"
 
 
-def count_of(count: int, one: str, several: str = "") -> str:
+def count_of(count: int, noun: str, plural: str = "") -> str:
     """Return a count with its noun.
 
     >>> count_of(1, "seed"), count_of(3, "seed"), count_of(2, "strategy", "strategies")
     ('1 seed', '3 seeds', '2 strategies')
     """
-    return f"{count} {one}" if count == 1 else f"{count} {several or one + 's'}"
+    return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"
