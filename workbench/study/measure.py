@@ -174,8 +174,8 @@ def step_seconds(dry_run: DryRun, task: Task, sample: Sample) -> float:
     A step has as many batches as gradients are accumulated over. One device's share of a batch is timed; of a large
     one a part is timed, and the seconds are in proportion to its rows.
     """
-    backbone, rows = dry_run.backbone, list(dry_run.data.rows or ())
-    batch = backbone.collate(rows[: sample.rows]).to(backbone.device)
+    backbone = dry_run.backbone
+    batch = backbone.collate(dry_run.rows[: sample.rows]).to(backbone.device)
     for _ in range(0 if dry_run.warm else WARM_UP_STEPS):
         dry_run.step(batch)
     started = time.monotonic()
@@ -232,7 +232,7 @@ def _model_bytes(backbone: Backbone) -> int:
 def _longest_batch(dry_run: DryRun) -> Batch:
     """One device's share of a batch, all of whose rows are the longest one that the dry run has."""
     data, backbone = dry_run.assembly.config.data, dry_run.backbone
-    longest = max(dry_run.data.rows or (), key=lambda row: (len(row["input_ids"]), -row["prompt_length"]))
+    longest = max(dry_run.rows, key=lambda row: (len(row["input_ids"]), -row["prompt_length"]))
     count = data.batch_size
     if data.batch_tokens is not None:
         count = min(count, -(-data.batch_tokens // len(longest["input_ids"])))
