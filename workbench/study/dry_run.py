@@ -135,9 +135,15 @@ class DryRun:
         return self._unsharded(parameters)
 
     @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The item's encoded rows; none where the strategy gives nothing to train on."""
+        encoded = self.data.rows
+        return [] if encoded is None else [encoded[row] for row in range(len(encoded))]
+
+    @property
     def trains(self) -> bool:
         """Whether the item has both something that trains and rows to train on."""
-        return self.optimizer is not None and bool(self.data.rows)
+        return self.optimizer is not None and bool(self.rows)
 
     def step(self, batch: Batch) -> None:
         """Take one optimizer step, with the strategy's penalties and its edits of the gradients.

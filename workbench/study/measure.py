@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from datasets import Dataset
@@ -174,8 +174,8 @@ def step_seconds(dry_run: DryRun, task: Task, sample: Sample) -> float:
     A step has as many batches as gradients are accumulated over. One device's share of a batch is timed; of a large
     one a part is timed, and the seconds are in proportion to its rows.
     """
-    backbone, rows = dry_run.backbone, _rows(dry_run)
-    batch = backbone.collate(rows[: sample.rows]).to(backbone.device)
+    backbone = dry_run.backbone
+    batch = backbone.collate(dry_run.rows[: sample.rows]).to(backbone.device)
     for _ in range(0 if dry_run.warm else WARM_UP_STEPS):
         dry_run.step(batch)
     started = time.monotonic()
@@ -229,15 +229,10 @@ def _model_bytes(backbone: Backbone) -> int:
     return size_of([*backbone.parameters(), *backbone.buffers()])
 
 
-def _rows(dry_run: DryRun) -> list[dict[str, Any]]:
-    encoded = dry_run.data.rows
-    return [encoded[index] for index in range(len(encoded))] if encoded else []
-
-
 def _longest_batch(dry_run: DryRun) -> Batch:
     """One device's share of a batch, all of whose rows are the longest one that the dry run has."""
     data, backbone = dry_run.assembly.config.data, dry_run.backbone
-    longest = max(_rows(dry_run), key=lambda row: (len(row["input_ids"]), -row["prompt_length"]))
+    longest = max(dry_run.rows, key=lambda row: (len(row["input_ids"]), -row["prompt_length"]))
     count = data.batch_size
     if data.batch_tokens is not None:
         count = min(count, -(-data.batch_tokens // len(longest["input_ids"])))

@@ -90,12 +90,12 @@ def _benchmark_problems(config: StudyConfig, strategies: Mapping[str, ContinualS
         except Exception as error:
             problems += in_words(error, f"strategies.{name}", f"{type(strategy).__name__}.curriculum")
     items = list(dict.fromkeys(items))
-    for name in config.strategies:
-        problems += [
-            f"per_task: {kind} has no task {task!r}.{did_you_mean(task, names)} There are {', '.join(items)}."
-            for task in config.tasks(name)
-            if task not in items
-        ]
+    problems += [
+        f"per_task: {kind} has no task {task!r}.{did_you_mean(task, names)} There are {', '.join(items)}."
+        for name in config.strategies
+        for task in config.tasks(name)
+        if task not in items
+    ]
     problems += _protocol_problems(config, benchmark, items)
     return list(dict.fromkeys(problems)) + _split_problems(config, tasks)
 
