@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import io
+import math
 import os
 import struct
 import subprocess
@@ -10,19 +12,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.made_runs import make_study
+from helpers.run_folders import write_examples
 from matplotlib.figure import Figure
+from PIL import Image
 
 from workbench.notebook import SHARPNESS, Page, Picture, Rows, score_rows
 from workbench.report import compare
 from workbench.report.figures import format_panels, matrix_figure
-from workbench.report.plots import heat_map
+from workbench.report.plots import heat_map, stability_plasticity
 from workbench.report.scores import View
+from workbench.report.style import PALETTE, series_styles
+from workbench.statistics import Estimate
 
 
 @pytest.fixture(scope="module")
 def view(tmp_path_factory: pytest.TempPathFactory) -> View:
-    return View(compare([make_study(tmp_path_factory.mktemp("notebook") / "made", seeds=1)])[0])
+    return View(compare([write_examples(tmp_path_factory.mktemp("notebook") / "made", seeds=1)])[0])
 
 
 def test_a_pictures_smallest_letters_are_14_points_high() -> None:
@@ -40,8 +45,19 @@ def test_a_pictures_smallest_letters_are_14_points_high() -> None:
 
 
 def test_letters_of_ticks_count_too() -> None:
-    picture = Picture(heat_map(["untouched", "a"], {"a": True}, [[0.1], [0.2]]), "a matrix")
+    picture = Picture(heat_map(["zero-shot", "a"], {"a": True}, [[0.1], [0.2]]), "a matrix")
     assert picture.scale == pytest.approx(14 / 7.5)
+
+
+def test_a_picture_keeps_the_colours_of_its_legend() -> None:
+    """Each strategy has a marker a few pixels wide."""
+    names = [f"s{index}" for index in range(len(PALETTE))]
+    points = {name: (Estimate(0.1 * x, math.nan, 1), Estimate(0.5, math.nan, 1), 1.0) for x, name in enumerate(names)}
+    picture = Picture(stability_plasticity(points, series_styles(names), "cost"), "markers")
+    image = Image.open(io.BytesIO(base64.b64decode(picture._repr_mimebundle_()[0]["image/png"]))).convert("RGB")
+    legend = image.crop((image.width * 7 // 10, 0, image.width, image.height))
+    colors = {"#{:02x}{:02x}{:02x}".format(*color) for _, color in legend.getcolors(legend.width * legend.height)}
+    assert {*PALETTE} <= colors
 
 
 def test_a_table_holds_its_cells_and_no_code_of_theirs() -> None:
@@ -70,15 +86,15 @@ def test_a_matrix_fills_in_task_by_task(view: View) -> None:
 
 
 def test_format_and_knowledge_stand_side_by_side(view: View) -> None:
-    panels, looks = format_panels(view, "seqft", "default")
-    assert [panel.title for panel in panels] == ["a: score", "a: nats a token", "b: score", "b: nats a token"]
+    panels, styles = format_panels(view, "seqft", "default")
+    assert [panel.title for panel in panels] == ["a: score", "a: nats per token", "b: score", "b: nats per token"]
     assert [list(panel.lines) for panel in panels] == [
         ["strict", "lenient"],
         ["right answer"],
         ["strict"],
         ["right answer"],
     ]
-    assert list(looks) == ["strict", "lenient", "right answer"]
+    assert list(styles) == ["strict", "lenient", "right answer"]
     assert [point.mean for point in panels[0].lines["lenient"]] == pytest.approx([0.15, 0.95, 0.55])
     assert [point.mean for point in panels[1].lines["right answer"]] == pytest.approx([1.9, 1.1, 1.5])
     assert [panel.learnt_after for panel in panels] == [1, 1, 2, 2]

@@ -22,7 +22,7 @@ NOTHING: Any = SimpleNamespace(trainable=dict, model=nn.Module())
 
 
 class Spy(ContinualStrategy):
-    """Writes down every call; adds one row, one task and one penalty, each with its name."""
+    """Records every call; adds one row, one task and one penalty under its name."""
 
     def __init__(self, name: str, calls: list[str], penalty: float = 0.0, shared: str | None = None) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """A workbench for continual learning of LLaMA-family language models.
 
-Names resolve when they are first used, so that a config error or a report does not wait for an engine.
+Names resolve when they are first used, so that a config error or a report does not wait for torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """Resolves a public name (PEP 562)."""
+    """Return a public name, imported on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}. Choose from {', '.join(__all__)}.")
     return getattr(import_module(f"workbench.{_HOMES[name]}"), name)

@@ -234,6 +234,7 @@ class LazyBenchmark(ABC):
     A subclass sets `task_names` and defines `build_task`. By default there is one order, "default", no probe and no
     general text. A benchmark needs no base class; this one saves the methods that generated benchmarks have in common.
 
+    >>> from workbench.scorers import ExactMatch
     >>> class Sums(LazyBenchmark):
     ...     task_names = ("sums",)
     ...

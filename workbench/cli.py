@@ -1,4 +1,4 @@
-"""The command: `lightning run`, `list`, `report`, `check`, `grow`, `merge`, `export`."""
+"""The command line: `lightning run`, `list`, `report`, `check`, `grow`, `merge`, `export`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
-from workbench.config import Component, instantiate, load
+from workbench.config import Component, StudyConfig, instantiate
 from workbench.config.components import check_component
 from workbench.config.loading import arguments as read_arguments
-from workbench.config.loading import shipped_configs
-from workbench.config.validation import check as check_components
-from workbench.config.validation import check_parts, check_surroundings
+from workbench.config.loading import examine, shipped_configs
 from workbench.errors import ConfigError
 from workbench.runtime.signals import raise_on_signals
 
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
     from workbench.report import Comparison
     from workbench.study import Study
 
-KEPT = "All that was measured is kept, and so is the last saved state: give the same command to go on."
+KEPT = "All that was measured and the last saved state are kept. Run the same command again to resume."
 INTERRUPTED = 130
 FAILED = 1
 WRONG_INPUT = 2
@@ -36,31 +34,43 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Continual learning of LLaMA-family language models: one config is one study.",
+    help="Continual learning of LLaMA-family language models. One config is one study: strategies x orders x seeds.",
 )
 
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...")]
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="Path, or name of a shipped config (`lightning list`).")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="key=value", help="Replaces a key of CONFIG: seeds=[0,1,2].")
+]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, hub id, mini or micro.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to be written.")]
+ClassPath = Annotated[str, typer.Argument(metavar="CLASS_PATH", help="Import path, such as strategies.LoRA.")]
+Arguments = Annotated[
+    list[str] | None, typer.Argument(metavar="key=value", help="Argument of the class, such as rank=8.")
+]
 
 
 @app.command()
-def run(config: str, overrides: Overrides = None) -> None:
-    """Run a study: CONFIG is a path, or the name of a shipped config (see `lightning list`)."""
-    study = checked(config, overrides or [])
+def run(config: Config, overrides: Overrides = None) -> None:
+    """Run or resume the study CONFIG: check it, show a plan, execute each run, compare the strategies.
+
+    The same command resumes a study that was stopped. Finished runs are kept.
+    """
+    study = open_study(config, overrides or [])
     from workbench.display import choose_display
 
-    with going_on(), choose_display() as display:
+    with interruptible(), choose_display() as display:
         comparisons = study.execute(display)
     if comparisons:
         show(study.folder, comparisons)
     if study.failures:
-        tell(study.failures)
+        print_errors(study.failures)
         raise typer.Exit(FAILED)
 
 
 @app.command(name="list")
 def list_() -> None:
-    """List the strategies, benchmarks and configs that come along, a line each."""
+    """List the shipped strategies, benchmarks and configs, one per line."""
     for package in ("strategies", "benchmarks"):
         module = import_module(package)
         print(f"{package}:")
@@ -73,13 +83,17 @@ def list_() -> None:
 
 
 @app.command()
-def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER... [key=value]...")]) -> None:
-    """Rebuild the report of the run folders under each FOLDER, finished or not: tables here, files in a folder.
+def report(
+    folders: Annotated[
+        list[str],
+        typer.Argument(metavar="FOLDER... [key=value]", help="Folders of studies or of runs, finished or not."),
+    ],
+) -> None:
+    """Report the runs under each FOLDER: print tables, write report.html and figures.
 
-    The files of one FOLDER go there. Those of several go to out=FOLDER or, without it, to a new one beside them.
+    The report of one FOLDER is written there, that of several to out=FOLDER or to a new folder beside them.
 
-    Keys: out=FOLDER; baseline=STRATEGY; relearning=true and knock_out=true open each finished run's model again, which
-    takes time.
+    Keys: out=FOLDER, baseline=STRATEGY; relearning=true and knock_out=true, which load each finished run's model.
     """
     given = [Path(folder) for folder in folders if "=" not in folder or Path(folder).exists()]
     settings = dict(text.split("=", 1) for text in folders if Path(text) not in given)
@@ -92,15 +106,15 @@ def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER... [key=
 
     analyses = []
     if asked := requested(settings):
-        from workbench.analysis.runner import analyse, built
+        from workbench.analysis.runner import analyse, build_analyses
         from workbench.display import PlainDisplay, quiet
 
-        analyses = built(asked)
+        analyses = build_analyses(asked)
     comparisons = compare(given, settings.get("baseline"))
     out = destination(given, settings.get("out"))
     if analyses:
         quiet()
-        with going_on(), PlainDisplay() as display:
+        with interruptible(), PlainDisplay() as display:
             analyse(out, comparisons, analyses, display)
     for part in by_domain(comparisons, output().width):
         output().print(part)
@@ -109,8 +123,8 @@ def report(folders: Annotated[list[str], typer.Argument(metavar="FOLDER... [key=
 
 
 @app.command()
-def check(class_path: str, arguments: Overrides = None) -> None:
-    """Run the conformance suite on a strategy or a benchmark, given by import path and its arguments."""
+def check(class_path: ClassPath, arguments: Arguments = None) -> None:
+    """Run the conformance suite on a strategy or a benchmark."""
     component = Component(class_path, read_arguments(arguments or []))
     if problems := check_component(component, class_path):
         raise ConfigError(problems)
@@ -123,58 +137,86 @@ def check(class_path: str, arguments: Overrides = None) -> None:
             print(f"warning: {sentence}", file=sys.stderr, flush=True)
         passed = check_either(lambda: instantiate(component))
     except ConformanceError as error:
-        tell(error.failures)
+        print_errors(error.failures)
         raise typer.Exit(FAILED) from error
     for sentence in passed:
         print(f"ok: {sentence}")
 
 
 @app.command()
-def grow(model: str, out: Path, class_path: str, arguments: Overrides = None) -> None:
-    """Add layers to the folder MODEL as a strategy begins a run, from disk to disk, and write OUT; trains nothing."""
+def grow(model: Model, out: Out, class_path: ClassPath, arguments: Arguments = None) -> None:
+    """Add layers to MODEL as a strategy does at the start of a run, and write it to OUT; nothing is trained."""
     component = Component(class_path, read_arguments(arguments or []))
     if problems := check_component(component, class_path):
         raise ConfigError(problems)
     from workbench import surgery
 
-    with whole_or_nothing():
-        made = surgery.grow(model, out, instantiate(component))
-    identities = f", {made.identities} of them identities" if made.identities else ""
+    with all_or_nothing():
+        grown = surgery.grow(model, out, instantiate(component))
+    identities = f", {grown.identities} of them identities" if grown.identities else ""
     print(
-        f"{made.folder}: {made.before} layers became {made.after}{identities}; "
-        f"{made.parameters:,} parameters, {made.size / 1e6:,.1f} MB."
+        f"{grown.folder}: {grown.before} layers became {grown.after}{identities}; "
+        f"{grown.parameters:,} parameters, {grown.size / 1e6:,.1f} MB."
     )
-    if made.adapters:
+    if grown.adapters:
         print(f"{model}/adapters was left behind: they fit the layers as they were numbered before.")
 
 
 @app.command()
-def merge(first: str, second: str, out: Path, arguments: Overrides = None) -> None:
-    """Merge the model folders FIRST and SECOND into OUT: method=average or slerp, weight=SECOND's share."""
+def merge(
+    first: Annotated[str, typer.Argument(metavar="FIRST", help="Model folder.")],
+    second: Annotated[str, typer.Argument(metavar="SECOND", help="Model folder of the same architecture.")],
+    out: Out,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="key=value", help="method=average or slerp; weight=share of SECOND, from 0 to 1."),
+    ] = None,
+) -> None:
+    """Merge the models FIRST and SECOND, and write the result to OUT."""
     component = Component("workbench.surgery.merging.merge", read_arguments(arguments or []))
     if problems := check_component(component, "merge", ("first", "second", "out")):
         raise ConfigError(problems)
-    with whole_or_nothing():
+    with all_or_nothing():
         count = instantiate(component, first=first, second=second, out=out)
     print(f"{out}: {count} tensors of {first} and {second} were merged.")
 
 
 @app.command()
-def export(run: Path, out: Path) -> None:
-    """Write the model of the finished run RUN to the folder OUT, for plain transformers or peft, with a model card."""
+def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")], out: Out) -> None:
+    """Export the model of RUN to OUT, for plain transformers or peft, with a model card."""
     from workbench.report import export as export_run
 
-    with whole_or_nothing():
+    with all_or_nothing():
         folder = export_run(run, out)
     print(f"{folder}: the model, its tokenizer and README.md, which says how it was made and how to load it.")
 
 
-@contextmanager
-def going_on() -> Iterator[None]:
-    """Ends a study that is stopped at once, whatever it does, with a status that a scheduler reads as interrupted.
+def open_study(source: str, overrides: list[str]) -> Study:
+    """Read and check a config, and build its study. Each problem is printed as soon as it is found.
+
+    The quick checks come first, so that a misspelt key is reported before torch and Lightning are imported.
 
     Raises:
-        typer.Exit: Always, where the study did not end by itself; with that status.
+        ConfigError: There are problems; it holds those that are not printed yet.
+    """
+    config, problems = examine(source, overrides, lambda problem: print_errors([problem]))
+    from workbench.display import quiet
+    from workbench.study import Study
+    from workbench.study.study import late_problems
+
+    quiet()
+    late = late_problems(config, problems)
+    if problems or late or not isinstance(config, StudyConfig):
+        raise ConfigError(late)
+    return Study(config, checked=True)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let signals and failures end a study at once, with the exit status that schedulers expect.
+
+    Raises:
+        typer.Exit: The study was interrupted, terminated, or failed in a way after which it can be resumed.
     """
     try:
         with raise_on_signals():
@@ -185,77 +227,21 @@ def going_on() -> Iterator[None]:
     except SystemExit as error:
         print(f"terminated. {KEPT}", file=sys.stderr)
         raise typer.Exit(error.code if isinstance(error.code, int) else FAILED) from error
-    except failures() as error:
-        tell([f"{(str(error) or type(error).__name__).splitlines()[0]}. {KEPT}"])
+    except resumable_failures() as error:
+        print_errors([f"{(str(error) or type(error).__name__).splitlines()[0]}. {KEPT}"])
         raise typer.Exit(FAILED) from error
 
 
-def failures() -> tuple[type[Exception], ...]:
-    """What ends a study that can be gone on with; of several processes each fails so when another one has ended."""
+def resumable_failures() -> tuple[type[Exception], ...]:
+    """Return the errors after which a study can be resumed; a rank raises RuntimeError when another one has ended."""
     from workbench.runtime.distributed import world
 
-    known = (OSError, FloatingPointError, SafetensorError)
-    return (*known, RuntimeError) if world() > 1 else known
-
-
-@contextmanager
-def whole_or_nothing() -> Iterator[None]:
-    """Tells what a command on folders refuses, or what the disk does; a folder that was begun is gone by then."""
-    try:
-        yield
-    except ValueError as error:
-        raise ConfigError(str(error).splitlines()) from error
-    except OSError as error:
-        tell([f"{error}. Nothing was written. Choose another folder, or mend that."])
-        raise typer.Exit(FAILED) from error
-    except KeyboardInterrupt as error:
-        print("interrupted. Nothing was written.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from error
-
-
-def checked(config: str, overrides: list[str]) -> Study:
-    """The study of a config. What is wrong is printed as soon as it is known, all of it in one go.
-
-    Raises:
-        ConfigError: What was not printed yet, as far as anything is wrong.
-    """
-    told: list[str] = []
-    try:
-        settings = load(config, overrides)
-        told += check_surroundings(settings)
-        tell(told)
-        told += tell_new(check_components(settings), told)
-    except ConfigError as error:
-        if not error.raw:
-            raise
-        told += error.problems
-        tell(told)
-        told += tell_new(check_parts(error.raw), told)
-    from workbench.display import quiet
-    from workbench.study import Study
-
-    quiet()
-    try:
-        return Study(config, overrides)
-    except ConfigError as error:
-        raise ConfigError([problem for problem in error.problems if problem not in told]) from error
-
-
-def tell_new(problems: Iterable[str], told: list[str]) -> list[str]:
-    """Prints and returns what was not told before."""
-    new = [problem for problem in problems if problem not in told]
-    tell(new)
-    return new
-
-
-def tell(problems: Iterable[str]) -> None:
-    """Prints what is wrong."""
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr, flush=True)
+    failures = (OSError, FloatingPointError, SafetensorError)
+    return (*failures, RuntimeError) if world() > 1 else failures
 
 
 def show(folder: Path, comparisons: list[Comparison]) -> None:
-    """Prints each comparison of strategies with what it cannot tell, what they cost, and where the results are."""
+    """Print each comparison of strategies, its caveats, the settings, and where the results are."""
     from workbench.report import terminal
 
     for comparison in comparisons:
@@ -272,35 +258,61 @@ def show(folder: Path, comparisons: list[Comparison]) -> None:
 
 
 def output() -> Console:
-    """A console; on a pipe wide enough that no column of a table is cut."""
+    """Return a console that, on a pipe, is wide enough for every table."""
     return Console() if sys.stdout.isatty() else Console(width=200)
 
 
 def first_line(documented: object) -> str:
-    """The first sentence of a docstring."""
+    """Return the first line of a docstring."""
     return (documented.__doc__ or "").strip().partition("\n")[0]
 
 
+@contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """Report why a command on folders failed; nothing that it began to write is left.
+
+    Raises:
+        ConfigError: The command has refused its input.
+        typer.Exit: The disk failed, or the command was interrupted.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error).splitlines()) from error
+    except OSError as error:
+        print_errors([f"{error}. Nothing was written. Choose another folder, or mend that."])
+        raise typer.Exit(FAILED) from error
+    except KeyboardInterrupt as error:
+        print("interrupted. Nothing was written.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from error
+
+
+def print_errors(problems: Iterable[str]) -> None:
+    """Print problems to stderr, one per line."""
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr, flush=True)
+
+
 def guarded(command: Callable[[], None]) -> int:
-    """Runs the program; what a user can mend is told in one message, without a traceback.
+    """Run the program; errors that a user can correct are printed without a traceback.
 
     Returns:
-        The exit status: 2 for wrong input, 1 for a run that failed, 130 for an interrupt, 143 where terminated.
+        The exit status: 2 for wrong input, 1 for a run that failed, 130 for an interrupt, 143 for SIGTERM.
     """
     try:
         command()
     except ConfigError as error:
-        tell(error.problems)
+        print_errors(error.problems)
         return WRONG_INPUT
     except (OSError, SafetensorError) as error:
-        tell([str(error)])
+        print_errors([str(error)])
         return FAILED
-    except SystemExit as error:  # typer ends so, whatever happened
+    except SystemExit as error:  # how typer ends a command
         return error.code if isinstance(error.code, int) else 0
     return 0
 
 
 def main() -> None:
-    """The entry point of `lightning`, `workbench` and `python -m workbench`."""
-    gc.disable()  # until the engine is there: importing is a fifth faster without
+    """Run the command line: the entry point of `lightning`, `workbench` and `python -m workbench`."""
+    gc.disable()  # importing is a fifth faster without; `display.quiet` enables it again
     sys.exit(guarded(app))

@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: plain lines in a log, a live screen in a terminal."""
+"""Progress display of a study: plain lines in a log, a live screen in a terminal."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from rich.table import Table
 from workbench.formatting import duration, number, score_table
 
 SECONDS_BETWEEN_LINES = 10.0
+"""Between two lines of `PlainDisplay` on a task's steps."""
 
 
 def quiet() -> None:
-    """Leaves the screen to the study: libraries speak only of what is wrong. Collects garbage again, too."""
+    """Silence the libraries' progress bars and notes, errors excepted, and turn garbage collection on again."""
     gc.enable()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import_module("transformers.utils.logging").disable_progress_bar()
@@ -35,7 +36,7 @@ def quiet() -> None:
 
 
 class Display:
-    """Receives what happens in a study and shows none of it; the base of those that do."""
+    """Base class of the displays: receives the events of a study and shows none of them."""
 
     def __enter__(self) -> Display:
         return self
@@ -46,29 +47,29 @@ class Display:
         return None
 
     def note(self, text: str) -> None:
-        """A sentence that stays on the screen."""
+        """Show a line of text that stays on the screen."""
 
     def run_begins(self, title: str, tasks: Sequence[str], others: Sequence[str]) -> None:
-        """A run over `tasks` begins; `others` are tested beside them."""
+        """Announce a run over `tasks`; `others` are tested and not trained."""
 
     def item_begins(self, name: str, place: str, trainable: str) -> None:
-        """A task begins; `place` says which of how many."""
+        """Announce a task: its position, such as "task 2 of 8", and a description of what is trainable."""
 
     def steps(self, done: int, total: int, loss: float) -> None:
-        """So many optimizer steps of the task are done; `loss` in nats per token, penalties included."""
+        """Report `done` of `total` optimizer steps of the task; `loss` in nats per token, penalties included."""
 
     def scoring(self, after: int) -> None:
-        """A row of the score matrix is begun."""
+        """Announce the scoring after `after` tasks, a row of the score matrix."""
 
     def scored(self, after: int, on: str, value: float) -> None:
-        """A cell of the score matrix is known."""
+        """Report a cell of the score matrix: the score on `on` after `after` tasks."""
 
     def run_ends(self, summary: Mapping[str, Any]) -> None:
-        """A run is over; its row of the summary."""
+        """Report the end of a run with its row of `summary.csv`."""
 
 
 class PlainDisplay(Display):
-    """One line for each thing worth a line: for pipes and log files."""
+    """One line per event, for pipes and log files."""
 
     def __init__(self) -> None:
         self._row: dict[str, float] = {}
@@ -103,7 +104,7 @@ class PlainDisplay(Display):
 
 
 class LiveDisplay(Display):
-    """A screen that fills in: the task at work, its progress, and the score matrix of the run."""
+    """Live screen: the current task, its progress, and the score matrix of the run."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -172,6 +173,6 @@ class LiveDisplay(Display):
 
 
 def choose_display() -> Display:
-    """A live screen in a terminal, plain lines on a pipe or in a file."""
+    """Return a live screen in a terminal, and plain lines on a pipe or in a file."""
     console = Console()
     return LiveDisplay(console) if sys.stdout.isatty() and console.is_terminal else PlainDisplay()

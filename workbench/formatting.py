@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A score for a table: three digits, a dash for what was not measured, and no sign before a zero.
+    """Format a score: three digits, a dash for NaN, and no sign before a zero.
 
     >>> number(0.5), number(float("nan")), number(-0.0004)
     ('0.500', '–', '0.000')
@@ -18,8 +18,27 @@ def number(value: float, digits: int = 3) -> str:
     return "–" if math.isnan(value) else f"{round(float(value), digits) + 0.0:.{digits}f}"
 
 
+def rounded(value: float, unit: str = "", space: str = " ") -> str:
+    """Format a count in three digits: thousands, millions, billions and trillions, or KB, MB, GB and TB of bytes.
+
+    Args:
+        value: Count; NaN where it is not known.
+        unit: "B" for bytes.
+        space: Text between number and unit.
+
+    >>> rounded(15552), rounded(6.74e9, space=""), rounded(1.5e9, "B"), rounded(4.2857), rounded(float("nan"))
+    ('15.6 K', '6.74B', '1.5 GB', '4.29', '–')
+    """
+    if math.isnan(value):
+        return "–"
+    for size, prefix in ((1e12, "T"), (1e9, "G" if unit else "B"), (1e6, "M"), (1e3, "K")):
+        if value >= 0.9995 * size:  # 999,999 is 1 M, not 1e+03 K
+            return f"{value / size:.3g}{space}{prefix}{unit}"
+    return f"{value:.3g}{space if unit else ''}{unit}"
+
+
 def duration(seconds: float) -> str:
-    """Seconds as a person says them.
+    """Format seconds with units.
 
     >>> duration(8.2), duration(95), duration(7260)
     ('8 s', '1 min 35 s', '2 h 1 min')
@@ -35,9 +54,9 @@ def duration(seconds: float) -> str:
 
 
 def narrow_headings(names: Sequence[str], width: int) -> tuple[list[str], str]:
-    """Headings for a column a name that fit into so many characters, and what they stand for.
+    """Return column headings that fit into `width` characters, and a legend if they are numbers.
 
-    Names break at their joints; where that is still too wide they become numbers.
+    Names break at "_" and "-"; where that is still too wide, numbers replace them.
 
     >>> narrow_headings(["topic_stance", "NumGLUE-cm"], 80)
     (['topic\\nstance', 'NumGLUE\\ncm'], '')
@@ -53,14 +72,14 @@ def narrow_headings(names: Sequence[str], width: int) -> tuple[list[str], str]:
 
 
 def compress(table: Table) -> None:
-    """Takes the lines out of a table, for a terminal of 80 characters."""
+    """Remove the lines of a table, for a terminal of 80 characters."""
     table.box, table.padding, table.show_edge = box.SIMPLE_HEAD, (0, 0, 0, 0), False
 
 
 def score_table(title: str, names: Sequence[str], width: int) -> Table:
-    """An empty score matrix: a column for each name, which fits into so many characters."""
+    """Return an empty score matrix with a column for each name, at most `width` characters wide."""
     headings, legend = narrow_headings(names, width)
-    caption = "rows: after so many tasks" + (f"; {legend}" if legend else "")
+    caption = "rows: number of tasks learnt" + (f"; {legend}" if legend else "")
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     if legend:
         compress(table)

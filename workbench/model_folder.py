@@ -187,9 +187,9 @@ def _check_tokenizer(folder: Path) -> list[str]:
         return [f"{folder}: there is no tokenizer (tokenizer.json, tokenizer.model or vocab.json). Copy it too."]
     missing = [name for name, module in SENTENCEPIECE.items() if not _is_installed(module)]
     if missing and sentencepiece_alone(folder):
-        problem = f"its tokenizer is in tokenizer.model alone, which needs {' and '.join(missing)} to be read"
+        reason = f"its tokenizer is in tokenizer.model alone, which needs {' and '.join(missing)} to be read"
         remedy = f"Run: pip install {' '.join(missing)}. Or give a folder with tokenizer.json."
-        return [f"{folder}: {problem}. {remedy}"]
+        return [f"{folder}: {reason}. {remedy}"]
     file = folder / "tokenizer_config.json"
     if not file.is_file():
         return []

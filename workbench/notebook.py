@@ -1,6 +1,6 @@
-"""What a notebook shows of a study: figures and tables that can be read on a projector, and a report in its place.
+"""Show a study in a notebook: figures and tables that can be read on a projector, and the report page.
 
-It needs no notebook itself: everything here is an object that Jupyter knows how to show.
+Nothing here imports Jupyter: the objects have the methods that Jupyter calls to show them.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from PIL import Image
 from workbench.display import quiet
 from workbench.formatting import number
 from workbench.report import Comparison
-from workbench.report.style import STYLE
+from workbench.report.style import RC_PARAMS
 
 SMALLEST_POINTS = 14.0
-"""The smallest text of a picture and of a table, as it stands on the screen: what can be read from the last row."""
-PIXELS_AN_INCH = 96
+"""Size of the smallest text on the screen, readable from the last row of a lecture hall."""
+PIXELS_PER_INCH = 96
 SHARPNESS = 1.25
-"""Pixels that a picture holds for each one it takes up, so that a projector of more of them shows no steps."""
+"""Image pixels per screen pixel, for displays of a higher resolution."""
 COLORS = 96
+"""Size of a picture's palette."""
 MEASURES = {"OP": "OP", "BWT": "BWT", "learning_accuracy": "learning accuracy", "general_delta": "probes"}
 
 
 def begin() -> None:
-    """Keeps libraries quiet, and goes to a folder of the notebook's own that vanishes with its kernel.
+    """Silence the libraries and change to a temporary folder that is deleted with the kernel.
 
-    So nothing is written beside the notebook, and a second reader begins where the first one did.
+    Nothing is written beside the notebook, so that every execution starts from the same state.
     """
     quiet()
     folder = tempfile.mkdtemp(prefix="notebook-")
@@ -48,11 +49,11 @@ def begin() -> None:
 
 
 class Picture:
-    """A figure so large that its smallest text has `SMALLEST_POINTS`.
+    """A figure enlarged until its smallest text has `SMALLEST_POINTS`.
 
     Args:
-        figure: Any of the workbench's, or another one.
-        label: What it shows, for who cannot see it.
+        figure: Any matplotlib figure.
+        label: Text alternative for screen readers.
     """
 
     def __init__(self, figure: Figure, label: str) -> None:
@@ -60,16 +61,16 @@ class Picture:
 
     @property
     def scale(self) -> float:
-        """By how much the figure grows."""
-        self.figure.draw_without_rendering()  # its ticks have no text before
+        """Factor by which the figure is enlarged."""
+        self.figure.draw_without_rendering()  # sets the text of the ticks
         texts: list[Any] = self.figure.findobj(Text)
         sizes = [text.get_size() for text in texts if text.get_text() and text.get_visible()]
         return SMALLEST_POINTS / min(sizes, default=SMALLEST_POINTS)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
-        """A PNG, which Jupyter also shows in a notebook that it does not trust; as SVG it would not."""
-        with matplotlib.rc_context(STYLE):
-            pixels, file = PIXELS_AN_INCH * self.scale, io.BytesIO()
+        """Return a PNG: Jupyter does not show SVG in a notebook that is not trusted."""
+        with matplotlib.rc_context(RC_PARAMS):
+            pixels, file = PIXELS_PER_INCH * self.scale, io.BytesIO()
             self.figure.savefig(file, format="png", dpi=pixels * SHARPNESS, facecolor="white")
         width, height = (round(pixels * inches) for inches in self.figure.get_size_inches())
         data = {"image/png": base64.b64encode(_small(file)).decode(), "text/plain": self.label}
@@ -77,19 +78,24 @@ class Picture:
 
 
 def _small(file: io.BytesIO) -> bytes:
-    """A PNG in a third of its size: a figure has few colours, and a stored notebook is to stay small."""
-    small = io.BytesIO()
-    Image.open(file).convert("RGB").quantize(COLORS).save(small, format="png", optimize=True)
+    """Return a PNG with a palette, a third of the size: figures have few colours, and notebooks are stored in git.
+
+    `MAXCOVERAGE` keeps colours of small areas, such as a legend's markers, exact; the default blends them.
+    """
+    small, image = io.BytesIO(), Image.open(file).convert("RGB")
+    image.quantize(COLORS, Image.Quantize.MAXCOVERAGE).save(small, format="png", optimize=True)
     return small.getvalue()
 
 
 class Rows:
     """A table.
 
+    Unlike a styled pandas DataFrame it has its numbers in the plain-text output too.
+
     Args:
-        head: The columns' names.
-        rows: As long as the head; what is no text becomes one, a number with three digits.
-        caption: Stands below.
+        head: Names of the columns.
+        rows: Cells; numbers get three digits or thousands separators.
+        caption: Below the table.
     """
 
     def __init__(self, head: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> None:
@@ -114,24 +120,24 @@ def _text(cell: object) -> str:
 
 
 def score_rows(comparison: Comparison) -> Rows:
-    """The comparison without times: measures, what trains and what was added; means over seeds and orders.
+    """Return measures, trainable and added parameters of each strategy, means over seeds and orders.
 
     Args:
-        comparison: With a finished run.
+        comparison: With at least one finished run.
     """
     order = comparison.orders[0] if len(comparison.orders) == 1 else None
     rows = []
     for strategy in comparison.strategies:
-        spent = comparison.budget(strategy)
-        counts = [round(spent[f"{name}_parameters"]) for name in ("trainable", "added")]
+        budget = comparison.budget(strategy)
+        counts = [round(budget[f"{name}_parameters"]) for name in ("trainable", "added")]
         rows.append([strategy, *(comparison.estimate(strategy, order, name).mean for name in MEASURES), *counts])
-    return Rows(["strategy", *MEASURES.values(), "trains", "adds"], rows)
+    return Rows(["strategy", *MEASURES.values(), "trainable", "added"], rows)
 
 
 class Page:
-    """A report's page within the notebook: nothing beside the notebook is needed to read it.
+    """A report page embedded in the notebook.
 
-    The line on the hardware is left out, because notebooks are handed on; the report itself has it.
+    The page's line on the hardware is left out, because notebooks are passed on.
 
     Args:
         file: `report.html`.

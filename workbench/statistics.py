@@ -43,6 +43,15 @@ class Estimate:
         return None if math.isnan(self.half_width) else abs(self.mean) <= self.half_width
 
 
+def mean(values: Sequence[float]) -> float:
+    """Return the mean; NaN where a value is NaN, or where there is none.
+
+    >>> mean([1.0, 2.0]), mean([])
+    (1.5, nan)
+    """
+    return fmean(values) if values else math.nan
+
+
 def student_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
     """Return the mean of runs with its t interval.
 

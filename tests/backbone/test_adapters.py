@@ -21,7 +21,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def adapted(*names: str, family: str = "llama", **settings: object) -> Backbone:
-    """A backbone whose adapters are as if trained: both factors are random."""
+    """A backbone with adapters whose two factors are random, as after training."""
     backbone = tiny_backbone(family)
     for number, name in enumerate(names):
         backbone.add_adapter(name, **{**SETTINGS, **settings})
@@ -191,7 +191,7 @@ def test_an_adapter_on_a_tied_head_is_refused() -> None:
 
 
 def trained(backbone: Backbone) -> None:
-    """Moves what trains a little, as steps would."""
+    """Change all trainable parameters a little, as optimizer steps would."""
     generator = torch.Generator().manual_seed(5)
     for parameter in backbone.trainable().values():
         parameter.data += torch.randn(parameter.shape, generator=generator) * 0.02
@@ -277,7 +277,7 @@ def test_every_argument_of_peft_is_tested_above_or_refused_by_name(field: Field[
 
 @pytest.mark.parametrize("start", ["eva", "corda", "loftq", "lora_ga", "mica", "pissa_niter_4", "kaiming"])
 def test_an_unsupported_initialisation_is_refused(start: str) -> None:
-    """eva, lora_ga and others began as plain LoRA does, without a word."""
+    """peft would silently start eva, lora_ga and others as plain LoRA."""
     with pytest.raises(
         ValueError, match=rf"^peft: init_lora_weights='{start}' is not supported: .* Choose one of True,"
     ):

@@ -27,7 +27,7 @@ def batch_of(backbone: Backbone, rows: list[dict[str, str]]) -> Batch:
 
 
 def plain_nats(backbone: Backbone, batch: Batch) -> Tensor:
-    """Summed over labels, from all the logits that transformers computes."""
+    """Negative log-likelihood summed over the labels, from all logits of transformers."""
     logits = backbone.model(batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
     labels = batch.labels[:, 1:]
     return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
@@ -42,7 +42,7 @@ def mixed_prompts(count: int) -> list[str]:
 
 @torch.no_grad()
 def greedy_by_hand(backbone: Backbone, prompt: str, steps: int) -> tuple[list[int], list[float]]:
-    """Argmax token by token without a cache, and the gap between the two best logits at each step."""
+    """Greedy tokens without a cache, and the gap between the two best logits at each step."""
     tokens = backbone.tokenizer(prompt).input_ids
     end, answer, gaps = backbone.tokenizer.eos_token_id, [], []
     for _ in range(steps):
@@ -142,7 +142,7 @@ def test_the_batch_size_changes_no_answer(family: str) -> None:
 
 
 def test_an_answer_stops_before_the_end_token() -> None:
-    """The head is bent so that the third token of one prompt's answer is the end token."""
+    """Two rows of the head are exchanged so that the third token of one prompt's answer is the end token."""
     backbone = tiny_backbone()
     prompt, other = "the cat", "seven small birds sang on"
     tokens = greedy_by_hand(backbone, prompt, 6)[0]
@@ -244,7 +244,7 @@ def test_every_token_of_a_long_text_but_its_first_is_counted_once() -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_texts_first_token_is_counted_without_a_begin_token(packed: bool) -> None:
-    """As Qwen's tokenizer puts none before a text: the end token stands there, after which generation begins too."""
+    """Qwen's tokenizer adds no begin token: then an end token precedes the text, in generation as well."""
     backbone = tiny_backbone("qwen2")
     backbone.tokenizer.add_bos_token = False
     end = backbone.tokenizer.eos_token_id
@@ -305,7 +305,7 @@ def option_nats_by_hand(decoder: Any, prompt: list[int], option: list[int]) -> f
 
 
 def by_whole_passes(backbone: Backbone, texts: list[str]) -> list[str]:
-    """The likeliest of LETTERS after each prompt."""
+    """The most likely of LETTERS after each prompt."""
     found = []
     with torch.no_grad(), backbone.evaluating():
         for text in texts:
@@ -317,7 +317,7 @@ def by_whole_passes(backbone: Backbone, texts: list[str]) -> list[str]:
 
 
 def composed() -> Backbone:
-    """A composition, whose cache is no plain one."""
+    """A composition, which has no plain cache."""
     backbone = tiny_backbone()
     CALM(tiny_backbone(seed=1), connections=1).setup(backbone)
     return backbone

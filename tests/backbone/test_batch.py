@@ -9,12 +9,11 @@ from torch.nn import functional
 
 from workbench.backbone import Backbone, batch
 from workbench.backbone.batch import logits_held, token_nats
-from workbench.study.memory import kept_activations, step_memory
 from workbench.testing.tiny import tiny_backbone, tiny_tasks
 
 
 class Watched(nn.Linear):
-    """A head that keeps how many logits it made at a time."""
+    """A head that records how many logits it computes at a time."""
 
     def __init__(self) -> None:
         super().__init__(8, 50, dtype=torch.float64)
@@ -83,19 +82,3 @@ def test_chunks_do_not_change_a_backbones_gradients(monkeypatch: pytest.MonkeyPa
     assert torch.allclose(nats, again, atol=1e-6, rtol=0)
     assert whole.keys() == parts.keys()
     assert all(torch.allclose(whole[name], parts[name], atol=1e-6, rtol=1e-4) for name in whole)
-
-
-def test_the_memory_estimate_counts_only_the_logits_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nine rows are estimated from two: with parts, what they keep is less by the logits that are not held."""
-    backbone, task = tiny_backbone(), tiny_tasks()[0]
-    vocabulary = backbone.model.config.vocab_size
-    row = backbone.encode(task.train, task.max_new_tokens).to_list()[0]
-    labelled = 9 * (len(row["input_ids"]) - row["prompt_length"])
-    optimizer = torch.optim.SGD(backbone.parameters())
-    whole = step_memory(backbone, optimizer, row, 9).activations
-    monkeypatch.setattr(batch, "MAX_LOGITS", (labelled - 1) * vocabulary)
-    monkeypatch.setattr(batch, "CHUNK_LOGITS", vocabulary)
-    parts = step_memory(backbone, optimizer, row, 9).activations
-    assert whole - parts == 3 * 4 * (labelled - 1) * vocabulary
-    real = kept_activations(backbone, backbone.collate([row] * 9))
-    assert parts == pytest.approx(real, rel=0.05)

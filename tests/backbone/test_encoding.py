@@ -209,7 +209,7 @@ DATED = (
 
 
 def test_a_chat_template_prints_the_policys_date() -> None:
-    """As LLaMA-3.2's asks for it; the clock is never read."""
+    """LLaMA-3.2's template asks for the date; the clock is never read."""
     for day, short, policy in (
         ("26 Jul 2024", "26.07.24", {}),
         ("02 Mar 2031", "2.03.31", {"template_date": "2031-03-02"}),
@@ -222,7 +222,7 @@ def test_a_chat_template_prints_the_policys_date() -> None:
 
 
 def test_a_template_without_a_date_is_unchanged() -> None:
-    """A leading line end and spaces before a block are Jinja's business, with the fixed clock before it or without."""
+    """Jinja treats a leading line end, and spaces before a block, the same with and without the macro before them."""
     for start in ("\n", "  ", "", " a\n"):
         asks = (
             start
@@ -242,7 +242,7 @@ def test_an_invalid_template_date_is_refused() -> None:
 
 
 def beginless() -> Encoder:
-    """A tokenizer that puts nothing before a text, as Qwen's."""
+    """An encoder whose tokenizer adds no begin token, like Qwen's."""
     without = tokenizer()
     without.add_bos_token = False
     assert without("").input_ids == []
@@ -250,7 +250,7 @@ def beginless() -> Encoder:
 
 
 def test_an_empty_prompt_without_a_begin_token_is_the_end_token() -> None:
-    """So that each token of the answer is learnt and measured, as each of them has to be generated."""
+    """Each token of the answer is then predicted in training and scoring, as in generation."""
     rows = Dataset.from_list([{"prompt": "", "answer": "2"}, {"prompt": "1 + 1 =", "answer": "2"}])
     encoded = beginless().encode(rows).to_list()
     assert (encoded[0]["input_ids"], encoded[0]["prompt_length"]) == ([END, *plain("2"), END], 1)
@@ -308,7 +308,7 @@ def test_without_a_limit_the_longest_answer_sets_it() -> None:
 
 
 def test_a_row_may_have_its_own_limit() -> None:
-    """Prompt and answer of each row are cut as in a task of that limit: 24 tokens less the answer's for the prompt."""
+    """Each row is cut as in a task of its own limit: the prompt gets 24 tokens minus the answer's limit."""
     pair = {"prompt": LONG, "answer": "a long way to go"}
     limits = [None, 8, 2, 3]
     rows = Dataset.from_list([{**pair, "max_new_tokens": limit} for limit in limits])
@@ -393,7 +393,7 @@ def test_a_cut_prompt_keeps_a_begin_token_that_is_also_the_end_token() -> None:
 
 
 def one_by_one(policy: Encoder, rows: Dataset, longest: int) -> list[dict[str, Any]]:
-    """What `encode` gives, one row and one call of the tokenizer at a time."""
+    """The result of `encode`, computed one row and one tokenizer call at a time."""
     found = []
     for index, row in enumerate(rows):
         prompt_limit, answer_limit = policy.limits(row.get("max_new_tokens") or longest)
@@ -470,7 +470,7 @@ def drawn_rows(count: int, longest: int, seed: int = 0) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def pieces() -> PreTrainedTokenizerBase:
-    """A tokenizer that marks the beginning of a text as of a word, as sentencepiece does for LLaMA-2."""
+    """A tokenizer that marks the start of a text like that of a word, as sentencepiece does for LLaMA-2."""
     made = Tokenizer(models.BPE(unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     made.decoder = decoders.Metaspace(prepend_scheme="first")
@@ -481,7 +481,7 @@ def pieces() -> PreTrainedTokenizerBase:
 
 
 def expected_row(tokenizer: PreTrainedTokenizerBase, row: dict[str, str], limit: int) -> tuple[list[int], list[int]]:
-    """Ids and labels of one row, by the tokenizer's own truncation and nothing of the workbench."""
+    """Ids and labels of one row, by the tokenizer's own truncation and without the workbench."""
     tokenizer.truncation_side = "left"
     given: dict[str, Any] = {"add_special_tokens": False, "truncation": True, "max_length": limit}
     both = list(tokenizer(row["prompt"] + row["answer"], **given)["input_ids"])
@@ -497,14 +497,14 @@ def expected_row(tokenizer: PreTrainedTokenizerBase, row: dict[str, str], limit:
 
 
 def expected_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, limit: int) -> list[int]:
-    """What is read before an answer is generated."""
+    """The expected tokens of a prompt in generation."""
     tokenizer.truncation_side = "left"
     ids = list(tokenizer(prompt, add_special_tokens=False, truncation=True, max_length=limit)["input_ids"])
     return [tokenizer.bos_token_id, *ids] if len(ids) < limit else ids
 
 
 def check_rows(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, str]], prompt: int, whole: int) -> list[int]:
-    """Compares ids, labels and prompts row by row; how many rows have no begin token, no end token, neither."""
+    """Compare ids, labels and prompts of each row; return how many lack the begin token, the end token, and both."""
     policy = TextPolicy(max_length=whole, max_prompt_length=prompt, tokenization="joint")
     encoder, data = Encoder(tokenizer, whole, policy), Dataset.from_list(rows)
     encoded = encoder.encode(data, whole - prompt)
@@ -525,7 +525,7 @@ def check_rows(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, str]], p
 
 
 def apart(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, str]], whole: int) -> list[list[int]]:
-    """Labels of the rows that are tokenised apart."""
+    """Labels of the rows when prompt and answer are tokenised apart."""
     encoder = Encoder(tokenizer, 4 * whole, TextPolicy())
     rows = encoder.encode(Dataset.from_list(rows)).to_list()
     return [row["input_ids"][row["prompt_length"] :] for row in rows]
@@ -544,7 +544,7 @@ def test_joint_rows_equal_the_tokenizers_own_truncation(pieces: PreTrainedTokeni
 
 @pytest.mark.parametrize("size", [57, 58, 59, 60])
 def test_a_joint_row_that_just_fits(pieces: PreTrainedTokenizerBase, size: int) -> None:
-    """With room for two more tokens both are there, with room for one the end token, else neither."""
+    """With room for two more tokens both are added, with room for one the end token, else neither."""
     row = {"prompt": "up" + " up" * 80, "answer": " down"}
     answer = len(pieces(row["prompt"] + row["answer"], add_special_tokens=False).input_ids)
     words = size - (answer - 81)
@@ -601,7 +601,7 @@ def joint_backbone(pieces: PreTrainedTokenizerBase, **policy: Any) -> Backbone:
 
 
 def expected_nats(backbone: Backbone, ids: list[int], labels: list[int]) -> float:
-    """By a plain forward of the whole row."""
+    """Negative log-likelihood by a plain forward pass of the whole row."""
     with torch.no_grad():
         logits = backbone.model(torch.tensor([ids])).logits[0, :-1].double()
     nats = torch.nn.functional.cross_entropy(logits, torch.tensor(labels[1:]), ignore_index=IGNORED, reduction="sum")
@@ -646,7 +646,7 @@ def test_the_likeliest_joint_option_equals_that_of_plain_passes(pieces: PreTrain
 
 
 def test_joint_tokenization_with_a_template_and_of_a_corpus(pieces: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    """A template is part of the prompt; a corpus is encoded as ever."""
+    """A template is part of the prompt; a corpus is encoded as without joint tokenization."""
     joint = Encoder(pieces, 200, TextPolicy(tokenization="joint", template="alpaca"))
     row = {"prompt": "up", "answer": "down"}
     (found,) = joint.encode(Dataset.from_list([row])).to_list()

@@ -50,7 +50,7 @@ def composed(**settings: Any) -> Any:
 
 
 def adapted(**settings: Any) -> Any:
-    """With an adapter that is not folded in, and not zero."""
+    """A model with a separate adapter that is not zero."""
     backbone = tiny_backbone()
     backbone.add_adapter("one", r=4, target_modules=["q_proj", "v_proj", "down_proj"], **settings)
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def adapted(**settings: Any) -> Any:
 
 
 def prompts(count: int = 13, shared: Sequence[int] = ()) -> list[list[int]]:
-    """Of 1 to 30 tokens of their own, lengths not in order."""
+    """Prompts of 1 to 30 tokens after the shared ones, lengths not in order."""
     return [[*shared, *((7 * row + 11 * step) % 900 + 3 for step in range(1 + 11 * row % 30))] for row in range(count)]
 
 
@@ -69,7 +69,7 @@ def prompts(count: int = 13, shared: Sequence[int] = ()) -> list[list[int]]:
 def by_transformers(
     model: Any, given: Sequence[list[int]], new_tokens: int, end: int
 ) -> tuple[list[list[int]], Tensor]:
-    """Each prompt in one batch, padded on the left; and by how much each token was the likeliest, (rows, tokens)."""
+    """transformers' answers in one left-padded batch, and the gap between the two best logits, (rows, tokens)."""
     width = max(map(len, given))
     rows = torch.tensor([[0] * (width - len(row)) + row for row in given])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in given])
@@ -90,14 +90,14 @@ def by_transformers(
 
 
 def ending(answers: Sequence[list[int]]) -> int:
-    """The token that, as the end token, ends answers after the most different numbers of tokens."""
+    """The token that, used as the end token, gives answers of the most different lengths."""
     tokens = {token for answer in answers for token in answer}
     places = {token: {answer.index(token) for answer in answers if token in answer} for token in tokens}
     return max(places, key=lambda token: (len(places[token]), token))
 
 
 def assert_alike(model: Any, given: Sequence[list[int]], new_tokens: int, end: int, rows: int = 64) -> list[list[int]]:
-    """The answers are transformers', but from where on two tokens were as likely but for rounding."""
+    """Assert that the answers equal transformers', except after a near tie of two tokens."""
     expected, gaps = by_transformers(model, given, new_tokens, end)
     with torch.no_grad():
         answers = greedy(model, given, new_tokens, BatchLimit(rows), end)
@@ -114,7 +114,7 @@ def assert_alike(model: Any, given: Sequence[list[int]], new_tokens: int, end: i
 
 @contextmanager
 def passes(model: Any) -> Iterator[list[tuple[int, int]]]:
-    """(rows, time) of what the model reads in each pass."""
+    """Record the shape (rows, time) of each forward pass."""
     seen: list[tuple[int, int]] = []
     hook = model.get_input_embeddings().register_forward_hook(lambda _, given, __: seen.append(tuple(given[0].shape)))
     yield seen
@@ -123,7 +123,7 @@ def passes(model: Any) -> Iterator[list[tuple[int, int]]]:
 
 @contextmanager
 def caches(model: Any) -> Iterator[list[int]]:
-    """How many caches there are before each pass that reads prompts."""
+    """Record how many caches exist before each pass that reads prompts."""
     made: list[weakref.ref[Any]] = []
     held: list[int] = []
 
@@ -168,7 +168,7 @@ def test_answers_of_an_adapted_model(settings: dict[str, Any]) -> None:
 
 
 def test_answers_of_a_trained_model() -> None:
-    """`mini` itself, which ends its answers, over prompts of several forms."""
+    """`mini`, which was trained to end its answers."""
     backbone = Backbone.load("mini")
     backbone.model.eval()
     texts = [f"Answer with one word. {number} and {7 * number}: which is more?\nAnswer:" for number in range(1, 40)]
@@ -178,7 +178,7 @@ def test_answers_of_a_trained_model() -> None:
 
 
 def test_a_common_prefix_is_read_once_and_each_answer_token_once() -> None:
-    """11 shared tokens; own ones padded to the longest, 30; and each of 3 rows at 5 further steps."""
+    """11 shared tokens; the rest padded to the longest, 30; then 5 steps of 3 rows."""
     own = [[*range(3, 33)], [*range(40, 50)], [*range(60, 65)]]
     decoder = model()
     with passes(decoder) as seen:
@@ -198,7 +198,7 @@ def test_without_a_plain_cache_or_a_common_prefix_prompts_are_read_whole(case: s
 
 
 def test_finished_rows_leave_the_batch() -> None:
-    """Every step reads as many rows as answers that go on."""
+    """Every step reads as many rows as there are unfinished answers."""
     for decoder in (model(), composed()):
         given = prompts()
         end = ending(greedy(decoder, given, 12, BatchLimit(64), NEVER))
@@ -212,7 +212,7 @@ def test_finished_rows_leave_the_batch() -> None:
 
 @pytest.mark.parametrize(("make", "expected"), [(model, [0, 1, 1]), (composed, [0, 0, 0])])
 def test_decoding_holds_one_cache_while_the_next_prompts_are_read(make: Any, expected: list[int]) -> None:
-    """The next prompts are read into the cache of those before, or that is let go."""
+    """The next prompts are read into the same cache, or the old one is freed first."""
     decoder = make()
     with caches(decoder) as held:
         greedy(decoder, [[5 + row, 7, 9] for row in range(6)], 3, BatchLimit(2), NEVER)
@@ -220,7 +220,7 @@ def test_decoding_holds_one_cache_while_the_next_prompts_are_read(make: Any, exp
 
 
 def test_the_next_prompts_enter_when_a_quarter_of_the_batch_is_free() -> None:
-    """Eight rows at most, each prompt read once, and fewer steps than where a batch waits for its last row."""
+    """At most eight rows, each prompt read once, and fewer steps than if each batch waited for its last row."""
     decoder, given = model(), [[5, *row] for row in prompts(30)]
     end = ending(greedy(decoder, given, 40, BatchLimit(64), NEVER))
     with passes(decoder) as seen:
@@ -242,7 +242,7 @@ def test_the_next_prompts_enter_when_a_quarter_of_the_batch_is_free() -> None:
 
 
 def test_long_prompts_are_read_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 tokens a pass, padding among them: 3 prompts of up to 31, 3 of up to 28, the 2 others."""
+    """100 tokens per pass including padding: 3 prompts of up to 31, 3 of up to 28, and the last 2."""
     decoder, given = model(), [[3 + row] * (31 - row) for row in range(8)]
     expected = greedy(decoder, given, 4, BatchLimit(64), NEVER)
     monkeypatch.setattr(batch, "MAX_PASS_TOKENS", 100)
@@ -270,7 +270,7 @@ def test_decoding_without_prompts_returns_nothing() -> None:
 
 
 def test_an_empty_prompt_continues_after_an_end_token() -> None:
-    """Where a tokenizer puts nothing before a text, as Qwen's does not."""
+    """With a tokenizer that adds no begin token, like Qwen's."""
     backbone = tiny_backbone("qwen2")
     backbone.tokenizer.add_bos_token = False
     with torch.no_grad():
@@ -335,7 +335,7 @@ def test_prompts_are_read_once_for_all_options() -> None:
 
 @torch.no_grad()
 def test_the_limit_of_tokens_holds_for_options() -> None:
-    """Seven tokens each, with the longest option: two have room among 20 tokens."""
+    """Seven tokens each with the longest option, so that two fit into 20 tokens."""
     decoder, given = model(), [[5 + row, 7, 4] for row in range(5)]
     with passes(decoder) as seen:
         option_nats(decoder, given, OPTIONS, BatchLimit(64, 20))
@@ -361,7 +361,7 @@ def states(rows: int, time: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def reserved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
-    """The rows, the columns and the rows that stay, of each time that a layer takes memory."""
+    """Rows, columns and kept rows of each call of a layer's `reserve`."""
     seen: list[tuple[int, int, int]] = []
     reserve = PreallocatedLayer.reserve
 
@@ -374,7 +374,7 @@ def reserved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
 
 
 def test_the_cache_holds_what_transformers_would_hold() -> None:
-    """Two rows of four tokens, then one of two beside them; then two steps of all three, and the first row leaves."""
+    """Two rows of four tokens, then one of two; then two steps of all three, and the first row leaves."""
     cache, layer = PreallocatedCache(model()), 0
     cache.reserve(3, 6)
     cache.select(slice(0, 2), 0)
@@ -401,7 +401,7 @@ def test_the_cache_holds_what_transformers_would_hold() -> None:
 
 
 def test_new_rows_are_cleared_of_old_values() -> None:
-    """Numbers that are none would reach through any mask."""
+    """A mask cannot hide NaN."""
     cache = PreallocatedCache(model())
     cache.reserve(2, 4)
     cache.select(slice(2), 0)
@@ -434,7 +434,7 @@ def test_a_prefix_cache_is_copied_into_each_row() -> None:
 def test_answers_longer_than_the_reserved_columns(
     name: str, shared: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """BatchLimit for three tokens at first; rows leave, and others enter, between."""
+    """Memory for three tokens at first, while rows leave and others enter."""
     monkeypatch.setattr(generation, "SPARE_COLUMNS", 3)
     decoder, given = model(**MODELS[name]), prompts(shared=shared)
     end = ending(assert_alike(decoder, given, 12, NEVER))
@@ -444,7 +444,7 @@ def test_answers_longer_than_the_reserved_columns(
 
 @torch.no_grad()
 def test_memory_is_allocated_once_and_again_for_a_longer_answer(reserved: list[Any]) -> None:
-    """Five batches, one after the other, of prompts of 30 tokens at most."""
+    """Five batches in sequence, of prompts of at most 30 tokens."""
     decoder, given = model(), prompts(10)
     layers = decoder.config.num_hidden_layers
     longest = max(map(len, given))
@@ -461,7 +461,7 @@ def test_memory_is_allocated_once_and_again_for_a_longer_answer(reserved: list[A
 
 @torch.no_grad()
 def test_no_more_columns_are_allocated_than_a_row_can_fill(reserved: list[Any]) -> None:
-    """Prompts enter beside answers that are nearly at their end."""
+    """Prompts enter beside answers that are nearly finished."""
     decoder, given = model(), prompts(40)
     end = ending(greedy(decoder, given, 12, BatchLimit(64), NEVER))
     reserved.clear()
@@ -472,7 +472,7 @@ def test_no_more_columns_are_allocated_than_a_row_can_fill(reserved: list[Any]) 
 
 @torch.no_grad()
 def test_under_autocast_the_cache_has_the_precision_of_attention() -> None:
-    """transformers' holds rotated keys in float32, which are converted for each token; the answers are the same."""
+    """transformers caches rotated keys in float32 and converts them for each token; the answers are the same."""
     decoder, given = model(), [[7 * row + step for step in range(3, 13)] for row in range(6)]
     with torch.autocast("cpu", torch.bfloat16):
         assert_alike(decoder, given, 12, NEVER)
@@ -483,7 +483,7 @@ def test_under_autocast_the_cache_has_the_precision_of_attention() -> None:
 
 @torch.no_grad()
 def test_nothing_is_copied_between_steps() -> None:
-    """The keys of every step lie in the same memory."""
+    """The keys of all steps are in the same memory."""
     decoder, places = model(), set()
 
     def after(_: Any, __: Any, output: Any) -> None:
@@ -495,7 +495,7 @@ def test_nothing_is_copied_between_steps() -> None:
 
 
 def test_the_last_feed_forward_layer_reads_only_the_last_token_of_each_prompt() -> None:
-    """No other column of the last block is asked for; all others of its blocks read whole rows."""
+    """Only the last block's feed-forward layer is restricted, and not if the block has a hook."""
     decoder, seen = model(), []
     for block in decoder.model.layers:
         block.mlp.register_forward_hook(lambda _, given, __: seen.append(tuple(given[0].shape[:2])))
@@ -512,7 +512,7 @@ def test_the_last_feed_forward_layer_reads_only_the_last_token_of_each_prompt() 
 @torch.no_grad()
 @pytest.mark.parametrize(("own", "begun"), [(20, len(INSTRUCTION)), (400, 0)], ids=["short", "long"])
 def test_a_prefix_is_shared_only_if_that_saves_multiplications(own: int, begun: int) -> None:
-    """Eleven tokens before long prompts save less than reading them behind a mask takes."""
+    """Before long prompts, eleven shared tokens save less than the mask costs."""
     decoder = model(max_position_embeddings=512)
     given = [[*INSTRUCTION, *((7 * row + step) % 900 + 3 for step in range(own))] for row in range(4)]
     assert generation.PlainCacheReader(decoder, given, 8).shared_length == begun

@@ -197,13 +197,13 @@ def test_a_run_in_a_drawn_order_runs_again_by_itself(make: Callable[..., Study])
     first = make(orders={"random": 1, "seed": 2})
     first.run()
     (run,) = first.runs
-    path = first.path(run)
+    path = run.folder
     order = drawn_orders(["alpha", "beta", "gamma"], 1, 2)[0]
     assert first.results(run).environment()["protocol"]["order"] == order
     assert load(path / "config.yaml").orders == [{"random-2-1": order}]
     again = Study(path / "config.yaml", ["name=again"])
     again.run()
-    other = again.path(again.runs[0])
+    other = again.runs[0].folder
     for name in ("scores.csv", "model/model.safetensors"):
         assert (other / name).read_bytes() == (path / name).read_bytes()
     more = make(orders={"random": 2, "seed": 2})
@@ -221,11 +221,9 @@ def test_first_tasks_shortens_each_order(make: Callable[..., Study]) -> None:
         assert results.environment()["protocol"]["order"] == order
         assert results.matrix().shape == (3, 2)
         assert not results.matrix().isnan().any()
-        tested = list(dict.fromkeys(zip(*(column(run_file(small, run), key) for key in ("after", "on")), strict=True)))
+        tested = list(
+            dict.fromkeys(zip(*(column(run.folder / "nll.csv", key) for key in ("after", "on")), strict=True))
+        )
         assert tested == [(str(after), name) for after in range(3) for name in order]
     with pytest.raises(ConfigError, match=r"^first_tasks: 4, but Trace has 3 tasks\.$"):
         make(first_tasks=4)
-
-
-def run_file(small: Study, run: Any) -> Path:
-    return small.path(run) / "nll.csv"

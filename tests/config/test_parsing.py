@@ -221,7 +221,7 @@ def test_a_sweep_from_its_config_to_its_choice(model_folder: Path, task_folder: 
         ("seqft", "2", "seqft lr=0.01"),
     ]
     assert [float(row["mean"]) for row in written] == [row["OP"] for row in summary]
-    alone = load(small.path(small.runs[1]) / "config.yaml")
+    alone = load(small.runs[1].folder / "config.yaml")
     assert alone.strategies["seqft lr=0.01"].trial_of == "seqft"
     assert alone.settings("seqft lr=0.01").optimizer.init_args["lr"] == 0.01
     protocol = small.results(small.runs[1]).environment()["protocol"]

@@ -1,7 +1,7 @@
-"""Stops a study in many ways, runs the same command after each, and compares its end with one that was left alone.
+"""Stop a study in many ways, resume it by the same command, and compare it with one that was never stopped.
 
-`python tests/end_to_end/killing.py whole [SEED]` makes all trials and prints a line for each; `short` makes a few of them;
-`carried` makes a few with optimizer state that is carried from task to task.
+`python tests/end_to_end/killing.py whole [SEED]` makes all trials and prints a line for each; `short` makes a few of
+them; `carried` makes a few with optimizer state that is carried from task to task.
 Each trial is a forked child, so that libraries are imported once.
 """
 
@@ -50,7 +50,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "writing a file": (files.os, "fsync"),
     "between tasks": (loop.SequenceRun, "begin"),
     "after a task": (callbacks.StrategyHooks, "after_task"),
-    "between runs": (runs.Runs, "make"),
+    "between runs": (runs.Study, "make"),
     "ending a run": (results.RunFolder, "end"),
 }
 MOST_SECONDS = 5.0

@@ -1,8 +1,8 @@
-"""Has two processes make a study, stops them in many ways, runs the same command after each, and compares.
+"""Execute a study with two processes, stop them in many ways, resume by the same command, and compare.
 
 `python tests/end_to_end/ranks.py whole [SEED]` makes all trials and prints a line for each; `short` makes one of them.
-`python tests/end_to_end/ranks.py run CONFIG [key=value ...]` is the command itself, which the trials start: one of its processes
-kills itself where the variable KILL says so ("1|training|4": the second one, as it begins its fourth batch).
+`python tests/end_to_end/ranks.py run CONFIG [key=value ...]` is the command itself, which the trials start: one of its
+processes kills itself where the variable KILL says so ("1|training|4": the second one, as it begins its fourth batch).
 """
 
 from __future__ import annotations

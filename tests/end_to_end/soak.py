@@ -1,7 +1,7 @@
-"""Runs small studies back to back in one process: what it holds at the end is what it held after the fifth.
+"""Execute small studies back to back in one process: it holds no more at the end than after the fifth.
 
-`python tests/end_to_end/soak.py MINUTES` prints a line for each study, and how each count grew since the fifth; at least eight
-studies are made. Its exit status is 1 where resident memory, open files or threads are more than 5 % off.
+`python tests/end_to_end/soak.py MINUTES` prints a line for each study, and how each count grew since the fifth; at
+least eight studies are executed. Its exit status is 1 if resident memory, open files or threads are more than 5 % off.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Damages each file of a study's folder in turn: the same command ends in equal results, or refuses with a remedy.
+"""Damage each file of a study's folder in turn: the same command ends in equal results, or refuses with a remedy.
 
-`python tests/end_to_end/tearing.py MOST [SEED]` prints a line for each of at most MOST trials of a killed and of a finished study.
+`python tests/end_to_end/tearing.py MOST [SEED]` prints a line for each of at most MOST trials of a killed and of a
+finished study.
 """
 
 from __future__ import annotations

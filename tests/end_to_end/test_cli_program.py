@@ -99,6 +99,7 @@ class Stops(ContinualStrategy):
 def stopped(model_folder: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Writes a study that is stopped by a signal; its second run is never begun."""
     monkeypatch.chdir(tmp_path)
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
 
     def write(name: str) -> Path:
         first = {"class_path": "strategies.SeqFT"}
@@ -107,7 +108,8 @@ def stopped(model_folder: Path, task_folder: Path, tmp_path: Path, monkeypatch: 
         OmegaConf.save(OmegaConf.create(raw), tmp_path / "small.yaml")
         return tmp_path / "runs" / "small"
 
-    return write
+    yield write
+    signal.signal(signal.SIGINT, ignored)
 
 
 def test_an_interrupt_ends_with_130_and_keeps_what_is_finished(
@@ -117,7 +119,7 @@ def test_an_interrupt_ends_with_130_and_keeps_what_is_finished(
     assert guarded(lambda: app(["run", "small.yaml"])) == 130
     assert signal.getsignal(signal.SIGINT) is before
     told = capsys.readouterr()
-    assert told.err.splitlines()[-1].startswith("interrupted. All that was measured is kept")
+    assert told.err.splitlines()[-1].startswith("interrupted. All that was measured and the last saved state are kept")
     assert (folder / "seqft" / "default" / "seed-0" / "model" / "config.json").is_file()
     assert not (folder / "stops" / "default" / "seed-0" / "model").exists()
 
@@ -161,12 +163,14 @@ DROPPED = {
 def test_a_signal_that_python_drops_comes_again(name: str, status: int, told: str, place: str) -> None:
     code = (
         "import os, signal, time, typer, weakref\n"
-        "from workbench.cli import going_on\n"
+        "from workbench.cli import interruptible\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background job has not
         "def drop():\n"
         f"    os.kill(os.getpid(), signal.{name})\n"  # what the handler raises in here is dropped
         "try:\n"
-        "    with going_on():\n" + textwrap.indent(DROPPED[place], " " * 8) + "        print('goes on', flush=True)\n"
+        "    with interruptible():\n"
+        + textwrap.indent(DROPPED[place], " " * 8)
+        + "        print('goes on', flush=True)\n"
         "        time.sleep(30)\n"
         "except typer.Exit as left:\n"
         "    raise SystemExit(left.exit_code)\n"
@@ -175,5 +179,5 @@ def test_a_signal_that_python_drops_comes_again(name: str, status: int, told: st
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (status, "goes on\n")
-    assert f"{told}. All that was measured is kept" in done.stderr
+    assert f"{told}. All that was measured and the last saved state are kept" in done.stderr
     assert "Exception ignored" not in done.stderr

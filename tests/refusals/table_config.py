@@ -117,7 +117,7 @@ RANGES = [
     run("per_task.alpha.trainer.devices=2", "trainer.devices: 1 and 2 in one study. Give all strategies and tasks"),
     run(
         "trainer.devices=2",
-        "executor: Workers makes each run in one process, and trainer.devices asks for 2. Leave the executor out",
+        "executor: Workers executes each run in one process, and trainer.devices asks for 2. Leave the executor out",
         executor={"class_path": "workbench.executors.Workers"},
     ),
     run(

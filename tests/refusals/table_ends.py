@@ -30,7 +30,7 @@ from workbench.strategy import ContinualStrategy
 from workbench.study import Study
 from workbench.study import dry_run as rehearsal
 from workbench.testing.conformance import ConformanceError
-from workbench.testing.recorder import Trial, Unfinished
+from workbench.testing.recorder import RecordedRun, Unfinished
 from workbench.testing.tiny import Stopped, tiny_backbone, tiny_run
 from workbench.train.callbacks import combine_callbacks
 from workbench.train.checkpoint import StateFolder
@@ -220,8 +220,8 @@ def too_late(place: Place) -> None:
     learn(ContinualStrategy(), place.folder / "run", extra=lambda given: combine_callbacks(given, [Late()]))
 
 
-def trial(what: Callable[[Trial], object], strategy: type[ContinualStrategy]) -> Callable[[Place], object]:
-    return lambda place: what(Trial(strategy, tiny_backbone, place.folder / "trial"))
+def trial(what: Callable[[RecordedRun], object], strategy: type[ContinualStrategy]) -> Callable[[Place], object]:
+    return lambda place: what(RecordedRun(strategy, tiny_backbone, place.folder / "trial"))
 
 
 RESUMED = [
@@ -277,7 +277,7 @@ ENDS = [
         "an interrupt",
         STUDY,
         ends("SIGINT"),
-        "interrupted. All that was measured is kept",
+        "interrupted. All that was measured and the last saved state are kept",
         error=KeyboardInterrupt,
         status=130,
         leaves=True,
@@ -286,7 +286,7 @@ ENDS = [
         "a termination",
         STUDY,
         ends("SIGTERM"),
-        "terminated. All that was measured is kept",
+        "terminated. All that was measured and the last saved state are kept",
         error=SystemExit,
         status=143,
         leaves=True,
@@ -305,7 +305,7 @@ ENDS = [
         STUDY,
         ends("full"),
         "No space left on device",
-        "give the same command to go on",
+        "Run the same command again to resume",
         status=1,
         leaves=True,
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from workbench.analysis import Relearning
-from workbench.analysis.runner import built
+from workbench.analysis.runner import build_analyses
 from workbench.errors import ConfigError
 from workbench.report.analyses import knocked_out, relearnt, requested
 
@@ -28,7 +28,7 @@ def test_what_is_asked_for_is_read_as_any_config() -> None:
     given = {"baseline": "lora", "relearning.every": "2", "relearning.tolerance": "0.1", "knock_out": "false"}
     assert requested(given) == {"relearning": {"every": 2, "tolerance": 0.1}, "knock_out": False}
     assert requested({"relearning": "true", "relearning.every": "2"}) == {"relearning": {"every": 2}}
-    made = built(requested(given))
+    made = build_analyses(requested(given))
     assert [type(one) for one in made] == [Relearning]
     assert (made[0].every, made[0].max_steps, made[0].tolerance) == (2, 200, 0.1)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.made_runs import make_run, make_study
+from helpers.run_folders import write_example, write_examples
 
 from workbench.report import compare
 from workbench.report.page import report_page
@@ -44,9 +44,9 @@ Browser = Any
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A browser without a network that shows the page of a small study, one run of it unfinished."""
-    folder = make_study(tmp_path_factory.mktemp("browser") / "made")
-    make_run(folder, "lora", 7, rows=2)
-    make_run(folder, "lora", 0, order_name="other", task_id_at_test=True)
+    folder = write_examples(tmp_path_factory.mktemp("browser") / "made")
+    write_example(folder, "lora", 7, rows=2)
+    write_example(folder, "lora", 0, order_name="other", task_id_at_test=True)
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER or ""
     for flag in (*QUIET, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):

@@ -113,8 +113,8 @@ def test_adapters_of_a_grown_model_name_no_base(runs: Path, tmp_path: Path) -> N
     assert json.loads(file.read_text())["base_model_name_or_path"] is None
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert len(blocks(card)) == 1
-    assert "They fit the layers as they stand here, not the base." in card
-    assert "Its 4 layers are, counted from 0 in the model that was grown first: 0 to 1, 0 to 1." in card
+    assert "They fit the layers of this model, not the base." in card
+    assert "Its 4 layers, counted from 0 in the model before any growth: 0 to 1, 0 to 1." in card
 
 
 def test_the_chosen_end_token_is_exported(model_folder: Path, task_folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.run_folders import made_run, scores
+from helpers.run_folders import scores, write_run
 
 from workbench.report import compare
 from workbench.report.published import PublishedRow, beside
@@ -23,7 +23,7 @@ SAME: dict[str, Any] = {
 
 def rows(folder: Path, **changes: Any) -> list[PublishedRow]:
     matrix = [[0.1] * 9] * 9
-    made_run(folder, ("lora", "1", 0), matrix, tasks=TASKS, **SAME | changes)
+    write_run(folder, ("lora", "1", 0), matrix, tasks=TASKS, **SAME | changes)
     (comparison,) = compare([folder])
     return beside(comparison)
 
@@ -71,6 +71,6 @@ def test_what_was_not_stated_is_said_and_another_benchmark_named(tmp_path: Path)
 
 @pytest.mark.parametrize("benchmark", ["benchmarks.MiniTrace", "absent.Benchmark", "b.B"])
 def test_a_benchmark_without_published_numbers_has_none(tmp_path: Path, benchmark: str) -> None:
-    made_run(tmp_path, ("lora", "1", 0), scores(0.5), benchmark=benchmark)
+    write_run(tmp_path, ("lora", "1", 0), scores(0.5), benchmark=benchmark)
     (comparison,) = compare([tmp_path])
     assert beside(comparison) == []

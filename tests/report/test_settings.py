@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.run_folders import made_run, scores
+from helpers.run_folders import scores, write_run
 from helpers.studies import study
 
 from workbench.cli import app, guarded
@@ -33,8 +33,8 @@ def config(name: str, **changes: Any) -> str:
 
 def made(study: Path, name: str, op: float = 0.5, seed: int = 0, costs: Any = None, **changes: Any) -> RunFolder:
     """A run of a study that says what it was made with."""
-    told = {"strategies": ["seqft", "lora", "joint"]}
-    return made_run(study, (name, "1", seed), scores(op), config=config(name, **changes), costs=costs, **told)
+    stated = {"strategies": ["seqft", "lora", "joint"]}
+    return write_run(study, (name, "1", seed), scores(op), config=config(name, **changes), costs=costs, **stated)
 
 
 def trainer(**arguments: Any) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def test_what_a_sweep_sets_is_a_rows_own(tmp_path: Path) -> None:
 
 def test_a_run_that_does_not_say_what_it_was_made_with_is_named(tmp_path: Path) -> None:
     made(tmp_path / "A", "seqft")
-    run = made_run(tmp_path / "A", ("lora", "1", 0), scores(0.5), config="{")
+    run = write_run(tmp_path / "A", ("lora", "1", 0), scores(0.5), config="{")
     assert not settings_of(run).known
     differs = {line for one in compared(tmp_path / "A") for line in one.differs}
     assert differs == {"not known, as config.yaml is missing or cannot be read: lora"}
@@ -225,7 +225,7 @@ def test_a_yardstick_of_another_budget_is_no_bound(
     """The sequence takes 1,200 tokens for each of two tasks; replayed rows are not counted to it."""
     made(tmp_path / "A", "seqft", costs={**TURNS, "tokens": 1200})
     made(tmp_path / "A", "lora", costs={"replay_rows": 2, "tokens": 5000})
-    run = made_run(
+    run = write_run(
         tmp_path / "A",
         ("joint", "1", 0),
         scores(0.9),
@@ -236,8 +236,8 @@ def test_a_yardstick_of_another_budget_is_no_bound(
     (one,) = [one for one in compared(tmp_path / "A") if "joint" in one.strategies]
     assert run.finished
     assert one.bounds == ({"joint": "OP"} if why is None else {})
-    told = [sentence for sentence in one.warnings if "no bound" in sentence]
-    assert told == ([] if why is None else [f"joint is no bound here: {why}"])
+    named = [sentence for sentence in one.warnings if "no bound" in sentence]
+    assert named == ([] if why is None else [f"joint is no bound here: {why}"])
     text = report_page([one], tmp_path).read_text(encoding="utf-8")
     assert ("joint ‡" in text) == (why is None)
 
@@ -253,7 +253,7 @@ def test_joint_bounds_a_study_only_where_it_learns_as_much(
     small.run()
     (one,) = compare([small.folder])
     assert one.bounds == ({"joint": "OP"} if bound else {})
-    seqft, joint = (read_csv(small.path(run) / "costs.csv") for run in small.runs)
+    seqft, joint = (read_csv(run.folder / "costs.csv") for run in small.runs)
     tokens = [sum(int(row["tokens"]) for row in rows) for rows in (seqft, joint)]
     assert (tokens[0] == tokens[1]) == bound
     capsys.readouterr()

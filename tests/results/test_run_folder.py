@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.studies import column
-from helpers.three_tasks import R, fill, protocol, score
+from helpers.run_folders import THREE_TASKS, protocol, score, write_three_tasks
 
 from workbench.results import RunFolder
 from workbench.runtime import files
@@ -19,10 +18,10 @@ from workbench.runtime.files import read_csv
 
 
 def test_scores_come_back_as_they_were(tmp_path: Path) -> None:
-    run = fill(tmp_path)
+    run = write_three_tasks(tmp_path)
     for reader in (run, RunFolder(tmp_path)):
         assert reader.matrix().dtype == torch.float64
-        assert reader.matrix().tolist() == R
+        assert reader.matrix().tolist() == THREE_TASKS
         assert reader.general(3) == [0.3]
         assert reader.value(1, "b", "valid") == 1.0
         assert reader.has_row(3)
@@ -42,7 +41,7 @@ def test_scores_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_what_was_not_measured_is_nan_and_never_0(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    run.write_environment({"protocol": protocol(["a", "b"])})
+    run.write_environment({"protocol": protocol("ab")})
     run.add_score(2, score("b", 0.0))
     matrix = run.matrix()
     assert matrix[2, 1] == 0.0
@@ -55,7 +54,7 @@ def test_what_was_not_measured_is_nan_and_never_0(tmp_path: Path) -> None:
 
 def test_scores_in_mid_task_come_back_by_step(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    run.write_environment({"protocol": protocol(["a", "b"])})
+    run.write_environment({"protocol": protocol("ab")})
     for step, value in ((0, 0.25), (40, 0.5)):
         run.add_within(step, "pretraining", score("a", value))
         run.add_within(step, "pretraining", score("probe", 1.0))
@@ -65,7 +64,7 @@ def test_scores_in_mid_task_come_back_by_step(tmp_path: Path) -> None:
 
 
 def test_answers_are_one_file_a_cell(tmp_path: Path) -> None:
-    fill(tmp_path)
+    write_three_tasks(tmp_path)
     names = sorted(file.name for file in (tmp_path / "predictions").iterdir())
     assert names == sorted(f"{after}-{name}.jsonl" for after in range(4) for name in ("a", "b", "c", "probe"))
     lines = (tmp_path / "predictions" / "2-b.jsonl").read_text(encoding="utf-8").splitlines()
@@ -73,7 +72,7 @@ def test_answers_are_one_file_a_cell(tmp_path: Path) -> None:
 
 
 def test_the_summary_by_hand(tmp_path: Path) -> None:
-    summary = fill(tmp_path).summary()
+    summary = write_three_tasks(tmp_path).summary()
     assert (summary["strategy"], summary["order"], summary["seed"]) == ("lora", "2", 4)
     assert summary["OP"] == pytest.approx((0.5 + 0.6 + 0.7) / 3)
     assert summary["BWT"] == pytest.approx(((0.5 - 0.9) + (0.6 - 0.8)) / 2)
@@ -92,7 +91,7 @@ def test_the_summary_by_hand(tmp_path: Path) -> None:
 def test_the_error_of_a_score_is_what_its_scorer_knew_or_that_of_a_share(tmp_path: Path) -> None:
     """Of 3 rows, 2/3 can be a share and 0.5 cannot."""
     run = RunFolder(tmp_path)
-    run.write_environment({"protocol": protocol(["a", "b", "c"])})
+    run.write_environment({"protocol": protocol("abc")})
     graded = replace(score("a", 0.5), errors={"accuracy": 0.125})
     for cell in (graded, score("b", 2 / 3), score("c", 0.5)):
         run.add_score(3, cell)
@@ -105,7 +104,7 @@ def test_the_error_of_a_score_is_what_its_scorer_knew_or_that_of_a_share(tmp_pat
 
 
 def test_a_model_that_was_deleted_takes_no_known_room(tmp_path: Path) -> None:
-    run = fill(tmp_path)
+    run = write_three_tasks(tmp_path)
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "state").write_bytes(b"1234")
     assert run.disk_bytes() == 6
@@ -116,7 +115,7 @@ def test_a_model_that_was_deleted_takes_no_known_room(tmp_path: Path) -> None:
 
 def test_what_was_not_timed_has_no_speed(tmp_path: Path) -> None:
     """Such as runs that were made before decoding was timed, or without training."""
-    file = fill(tmp_path).path / "costs.csv"
+    file = write_three_tasks(tmp_path).path / "costs.csv"
     lines = [",".join(line.split(",")[:-4]) for line in file.read_text().splitlines()]
     file.write_text("\n".join(lines).replace(",60,1.5,", ",0,0,") + "\n")
     (tmp_path / "journal.jsonl").unlink()  # which would win
@@ -127,10 +126,10 @@ def test_what_was_not_timed_has_no_speed(tmp_path: Path) -> None:
 
 
 def test_a_row_is_copied_with_its_answers(tmp_path: Path) -> None:
-    source, run = fill(tmp_path / "from"), RunFolder(tmp_path / "to")
+    source, run = write_three_tasks(tmp_path / "from"), RunFolder(tmp_path / "to")
     run.copy_row(0, source, ["a", "b", "c", "p", "g"])
-    run.write_environment({"protocol": protocol(["a", "b", "c"])})
-    assert run.matrix()[0].tolist() == R[0]
+    run.write_environment({"protocol": protocol("abc")})
+    assert run.matrix()[0].tolist() == THREE_TASKS[0]
     assert run.matrix()[1:].isnan().all()
     for folder in ("scores.csv", "nll.csv"):
         first = (tmp_path / "from" / folder).read_text().splitlines()
@@ -141,17 +140,8 @@ def test_a_row_is_copied_with_its_answers(tmp_path: Path) -> None:
     assert not (run.path / "predictions" / "1-a.jsonl").exists()
 
 
-def test_a_penalty_that_comes_later_gets_its_column(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    run.add_steps([{"step": 1, "item": "a", "loss": 0.1 + 0.2, "nats_per_token": 0.3}])
-    later = {"item": "b", "loss": 1.0, "nats_per_token": 0.5}
-    run.add_steps([{"step": 2, **later}, {"step": 3, **later, "ewc": 0.5}])
-    assert column(tmp_path / "train.csv", "ewc") == ["", "", "0.5"]
-    assert float(column(tmp_path / "train.csv", "loss")[0]) == 0.1 + 0.2
-
-
 def test_a_write_that_fails_leaves_the_scores_that_were_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path)
+    write_three_tasks(tmp_path)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
     def broken(*_: Any) -> None:
@@ -164,7 +154,7 @@ def test_a_write_that_fails_leaves_the_scores_that_were_there(tmp_path: Path, mo
 
 
 def test_clearing_takes_everything_along(tmp_path: Path) -> None:
-    run = fill(tmp_path / "run")
+    run = write_three_tasks(tmp_path / "run")
     assert run.finished
     run.clear()
     assert not run.path.exists()

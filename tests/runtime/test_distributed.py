@@ -80,7 +80,7 @@ class Shrinking(ContinualStrategy):
 
 
 def gradients(folder: Path) -> dict[str, Any]:
-    """Of one batch of seven rows, averaged over the processes as DDP does it."""
+    """Gradients of one batch of seven rows, averaged over the processes as in DDP."""
     module = ContinualModule(tiny_backbone(), Shrinking(), sgd)
     module.trainer = trainer(folder, [])
     task = tiny_tasks()[0]

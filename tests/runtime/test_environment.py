@@ -32,7 +32,7 @@ def test_the_peak_is_counted_from_its_own_start() -> None:
 
 @linux
 def test_memory_of_earlier_runs_is_not_part_of_the_peak() -> None:
-    """Neither what is still held nor what was freed, in pieces too small to be given back at once; the model is."""
+    """Neither memory that is still held nor freed small blocks count; the model does."""
     held = bytearray(b"1" * (64 * MEGABYTE))
     freed = [bytes(100) + str(index).encode() for index in range(500_000)]
     del freed

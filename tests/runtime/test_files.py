@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.studies import ROOT
 
 from workbench.runtime.files import only_process, read_csv, to_csv, write_whole
 
@@ -90,4 +91,18 @@ def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     other.kill()
     other.communicate()
     with only_process(tmp_path):  # a dead process keeps nothing
+        pass
+
+
+def test_a_lock_ends_with_its_process_and_not_with_its_children(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; from pathlib import Path; from workbench.runtime.files import let_go, only_process\n"
+        "with only_process(Path(sys.argv[1])):\n"
+        "    if os.fork() == 0:\n"
+        "        let_go(0); print('child', flush=True); time.sleep(20); os._exit(0)\n"
+        "    time.sleep(0.5); os.kill(os.getpid(), 9)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    assert process.wait(timeout=60) == -9
+    with only_process(tmp_path):
         pass

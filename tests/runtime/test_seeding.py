@@ -23,12 +23,12 @@ HEARD: set[tuple[str, bool, bool]] = set()
 
 
 def in_force() -> tuple[bool, bool]:
-    """Whether torch takes deterministic kernels, and whether it only warns where there is none."""
+    """Whether torch uses deterministic kernels, and whether it only warns if there is none."""
     return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 class Listener(ContinualStrategy):
-    """Remembers what is in force while it trains and while it answers."""
+    """Records the settings while it trains and while it answers."""
 
     def penalties(self, backbone: Backbone, batch: Batch, output: Output) -> dict[str, Tensor]:
         HEARD.add(("training", *in_force()))
@@ -41,7 +41,7 @@ class Listener(ContinualStrategy):
 
 @pytest.fixture
 def raw(model_folder: Path, task_folder: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """A small study that listens."""
+    """A small study whose strategy records the settings."""
     HEARD.clear()
     strategies = {"listener": {"class_path": "test_seeding.Listener"}}
     yield study(model_folder, task_folder, tmp_path / "runs", strategies=strategies)

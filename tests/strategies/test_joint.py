@@ -149,7 +149,7 @@ def test_every_row_is_passed_over_as_often_as_in_the_sequence(
     small = Study(parse(study(model_folder, tasks, tmp_path, strategies=strategies, data=data, **changes)))
     planned = small.plan().estimates
     small.run()
-    seqft, joint = (read_csv(small.path(run) / "costs.csv") for run in small.runs)
+    seqft, joint = (read_csv(run.folder / "costs.csv") for run in small.runs)
     assert [(row["item"], row["rows"], row["replay_rows"]) for row in seqft] == [(name, "8", "0") for name in NAMES]
     (united,) = joint
     common = math.gcd(*epochs)

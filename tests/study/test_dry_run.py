@@ -17,8 +17,7 @@ from workbench.benchmark import Task
 from workbench.errors import ConfigError
 from workbench.scorers import RowMean
 from workbench.strategy import ContinualStrategy
-from workbench.study import Study
-from workbench.study import dry_run as rehearsal
+from workbench.study import Study, dry_run
 from workbench.study.dry_run import check_save
 from workbench.testing.tiny import tiny_backbone, tiny_tasks
 
@@ -183,7 +182,7 @@ def test_a_hook_that_needs_more_than_a_few_rows_gets_them_all(make: Make) -> Non
     assert small.failures == []
 
 
-def test_a_rehearsal_changes_no_bit_of_a_run(make: Make) -> None:
+def test_a_plan_changes_no_bit_of_a_run(make: Make) -> None:
     """Two studies, of which one is planned three times before it is run."""
     strategies = {"draws": {"class_path": "test_dry_run.Draws"}}
     ends = []
@@ -203,7 +202,7 @@ def test_a_large_model_is_checked_without_its_bytes(monkeypatch: pytest.MonkeyPa
     backbone = tiny_backbone(tie_word_embeddings=True)
     backbone.add_adapter("default", r=2, target_modules=["q_proj"])
     before = weights(backbone)
-    monkeypatch.setattr(rehearsal, "SAVED_WHOLE", 0)
+    monkeypatch.setattr(dry_run, "SAVED_WHOLE", 0)
     check_save(backbone, tmp_path / "sound")
     assert same(weights(backbone), before)
     assert (tmp_path / "sound" / "model.safetensors").stat().st_size < 10_000  # where the weights take 146 kB
@@ -217,8 +216,8 @@ def test_a_large_model_is_checked_without_its_bytes(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_disk_without_room_is_told_before_the_first_step(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = rehearsal.shutil.disk_usage("/")
-    monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    usage = dry_run.shutil.disk_usage("/")
+    monkeypatch.setattr(dry_run.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     small = make()
     with pytest.raises(ConfigError, match=r"^output: a run needs about 0\.0 GB of disk .* Make room"):
         small.run()

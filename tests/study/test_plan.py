@@ -1,9 +1,10 @@
-"""What a study says of itself before it starts: steps by hand, and refusals before a folder is made."""
+"""The plan that a study prints before it starts: steps counted by hand, memory, and errors before a folder is made."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from workbench.benchmark import Task
 from workbench.errors import ConfigError
 from workbench.strategy import ContinualStrategy
 from workbench.study import Study
+from workbench.study.measure import Memory
+from workbench.study.plan import Plan, StrategyEstimate
 
 Make = Callable[..., Study]
 
@@ -118,7 +121,7 @@ def test_a_plan_changes_nothing(make: Make) -> None:
     before = weights(small.assembly.backbone)
     plan = small.plan()
     assert same(weights(small.assembly.backbone), before)
-    assert str(plan).startswith("Plan: 2 runs of 2 tasks; 12 cells of 3 x 2 each")
+    assert str(plan).startswith("Plan: 2 runs of 2 tasks; 2 score matrices of 3 × 2\n")
     assert plan.runs == {"lora": 1, "seqft": 1}
 
 
@@ -165,12 +168,44 @@ class TooLarge(ContinualStrategy):
 
 def test_a_model_that_fits_on_several_devices_alone_is_counted_and_not_timed(make: Make) -> None:
     strategies = {"large": {"class_path": "test_plan.TooLarge"}}
-    with pytest.raises(ConfigError, match=r"strategies\.large: no room"):
+    told = r"strategies\.large: the dry run needs more memory than there is \(no room\)\. Lower data\.batch_size "
+    with pytest.raises(ConfigError, match=told):
         make(strategies=strategies).plan()
     trainer = {"max_epochs": 1, "accelerator": "cpu", "strategy": "fsdp"}
     plan = make(strategies=strategies, trainer=trainer).plan()
     assert plan.estimates["large"].steps == 4
     assert "about an unknown time training" in str(plan)
+    assert plan.estimates["large"].memory is None
+
+
+def test_the_plan_says_what_memory_a_step_takes(make: Make) -> None:
+    small = make()
+    plan = small.plan()
+    memory = plan.estimates["seqft"].memory
+    assert memory is not None
+    assert memory.gradients == sum(value.nbytes for value in small.assembly.backbone.parameters())
+    assert f"; memory {memory}\n" in str(plan)
+    assert "more than" not in str(plan)
+
+
+def test_more_memory_than_is_free_is_a_warning() -> None:
+    memory = Memory(2 * 10**9, 10**9, 0, 5 * 10**8)
+    estimate = StrategyEstimate("all", 1, 1.0, 1.0, memory, free=3 * 10**9)
+    assert str(estimate).endswith(
+        f"; memory {memory}. That is more than the 3.0 GB that are free. Lower data.batch_size (or data.batch_tokens) "
+        "and raise trainer.accumulate_grad_batches by the same factor."
+    )
+    assert "more than" not in str(replace(estimate, free=4 * 10**9))
+    assert "more than" not in str(replace(estimate, free=None))
+
+
+def test_one_run_in_words() -> None:
+    plan = Plan({"seqft": 1}, 2, 3, {"seqft": StrategyEstimate("all", 4, 60.0, 30.0)})
+    assert str(plan) == (
+        "Plan: 1 run of 2 tasks; 1 score matrix of 3 × 3\n"
+        "  seqft: trains all; 4 steps; about 1 min 0 s training, at most 30 s scoring\n"
+        "  in all about 1 min 0 s of training and at most 30 s of scoring"
+    )
 
 
 @pytest.mark.parametrize(("epochs", "room", "times"), [(2, 1.0, 1), (1, 1.0, 0), (2, 0.0, 0), (2, 1e-6, 0)])

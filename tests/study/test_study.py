@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,22 @@ import pytest
 import torch
 from helpers.studies import ROOT, column, study
 from omegaconf import OmegaConf
+from rich.console import Console
 
-from workbench.config import dump, load
+from workbench.backbone import Backbone
+from workbench.config import Component, dump, load, parse
+from workbench.config.schema import for_seed
 from workbench.errors import ConfigError
-from workbench.report.write import SUMMARY
+from workbench.report import compare
+from workbench.report.terminal import comparison_table
+from workbench.report.write import SUMMARY, find_runs
 from workbench.results import RunFolder
 from workbench.runtime.files import read_csv
 from workbench.strategy import ContinualStrategy
 from workbench.study import Study
+from workbench.study.resume import UNTOUCHED
+from workbench.study.study import with_bounds
+from workbench.testing.tiny import tiny_backbone
 
 Make = Callable[..., Study]
 LORA = {"class_path": "strategies.LoRA", "init_args": {"rank": 2}}
@@ -65,6 +75,21 @@ def test_a_study_leaves_complete_matrices_and_all_its_files(make: Make) -> None:
     untouched = [[row for row in cells(run) + cells(run, "nll.csv") if row["after"] == "0"] for run in runs]
     assert all(row == untouched[0] for row in untouched)
     assert tuple(read_csv(small.folder / "summary.csv")[0]) == SUMMARY
+
+
+def test_a_study_and_its_runs_travel_as_their_configs(make: Make) -> None:
+    small = make(strategies={"seqft": SEQFT, "lora": LORA}, seeds=[0, 1])
+    assert small.assembly.backbone.model is not None
+    sent = pickle.dumps((small, small.runs[-1]))
+    assert len(sent) < 20_000
+    copy, run = pickle.loads(sent)  # noqa: S301
+    assert copy.config == small.config
+    assert copy.runs == small.runs
+    assert (run, run.config) == (small.runs[-1], small.runs[-1].config)
+    assert [(spec.title, spec.folder, spec.config.seeds) for spec in small.runs[:2]] == [
+        (f"seqft, order default, seed {seed}", small.folder / "seqft" / "default" / f"seed-{seed}", [seed])
+        for seed in (0, 1)
+    ]
 
 
 def test_scores_can_be_recomputed_from_the_answers_on_disk(make: Make) -> None:
@@ -301,3 +326,195 @@ def test_scores_in_mid_task_and_counts_of_what_was_cut(make: Make) -> None:
     environment = run.environment()
     assert environment["cut_in_training"]["alpha"] == {"prompts": 8, "answers": 8}
     assert environment["cut_in_test"]["beta"] == {"prompts": 4, "answers": 4}
+
+
+# -- bounds
+
+
+def classes(strategies: dict[str, Any], **changes: Any) -> dict[str, list[str]]:
+    config = with_bounds(parse({**study(Path(), Path(), Path()), "strategies": strategies, **changes}))
+    return {name: [part.class_path for part in entry.components] for name, entry in config.strategies.items()}
+
+
+def test_bounds_are_added_under_the_names_of_their_files() -> None:
+    seqft = {"class_path": "strategies.SeqFT"}
+    assert list(classes({"seqft": seqft})) == ["seqft"]
+    assert classes({"seqft": seqft}, bounds=True) == {
+        "seqft": ["strategies.SeqFT"],
+        "joint": ["strategies.Joint"],
+        "per_task_ft": ["strategies.PerTaskFT"],
+    }
+
+
+def test_a_bound_that_the_config_names_keeps_its_own_rate() -> None:
+    own = {"class_path": "strategies.Joint", "optimizer": {"init_args": {"lr": 0.5}}}
+    raw = {**study(Path(), Path(), Path()), "strategies": {"together": own}, "bounds": True}
+    config = with_bounds(parse(raw))
+    assert list(config.strategies) == ["together", "per_task_ft"]
+    assert config.settings("together").optimizer.init_args["lr"] == 0.5
+    assert config.settings("per_task_ft").optimizer == config.optimizer
+    assert config.strategies["per_task_ft"].components == [Component("strategies.PerTaskFT")]
+    assert with_bounds(config) == config  # they are in, and the run's config says so
+
+
+def test_a_bound_is_checked_with_the_settings_that_it_would_learn_with(make: Make) -> None:
+    own = {**SEQFT, "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}}
+    changes = {"strategies": {"seqft": own}, "per_task": {"beta": {"optimizer": {"init_args": {"momentum": 0.9}}}}}
+    assert make(**changes).config.settings("seqft", "beta").optimizer.init_args == {"lr": 0.1, "momentum": 0.9}
+    with pytest.raises(ConfigError) as caught:
+        make(**changes, bounds=True)
+    assert caught.value.problems == ["per_task.beta.optimizer.init_args.momentum: AdamW has no argument 'momentum'."]
+
+
+def test_bounds_are_run_and_marked(model_folder: Path, task_folder: Path, tmp_path: Path) -> None:
+    small = Study(parse(study(model_folder, task_folder, tmp_path / "runs", bounds=True)))
+    rows = small.run()
+    assert [(row["strategy"], row["bound"]) for row in rows] == [
+        ("seqft", None),
+        ("joint", "OP"),
+        ("per_task_ft", "learning_accuracy"),
+    ]
+    assert load(small.runs[1].folder / "config.yaml").bounds is False
+    written = StringIO()
+    console = Console(width=200, file=written)
+    console.print(comparison_table(*compare([small.folder]), 200))
+    text = written.getvalue()
+    assert "joint ‡" in text
+    assert "per_task_ft ‡" in text
+    assert "seqft ‡" not in text
+    assert "‡ a bound, not a method of continual learning: joint by OP, per_task_ft by learning accuracy" in text
+
+
+# -- models, data and methods of each seed's own
+
+MAKER = '''
+"""A model of each seed's own, made once."""
+from pathlib import Path
+
+from workbench.testing import tiny_backbone
+
+
+class Maker:
+    def __init__(self, folder: str, seed: int, fails: bool = False) -> None:
+        self.folder, self.seed, self.fails = Path(folder), seed, fails
+
+    def __call__(self, display) -> None:
+        if self.fails:
+            raise ValueError("nothing to make it from.")
+        if self.folder.is_dir():
+            return
+        display.note(f"making {self.folder.name}")
+        tiny_backbone(seed=self.seed).save(self.folder)
+        with (self.folder.parent / "made.txt").open("a") as log:
+            log.write(f"{self.seed}\\n")
+'''
+
+
+@pytest.fixture
+def seeded(task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A study whose model is made for each seed."""
+    (tmp_path / "maker_of_models.py").write_text(MAKER, encoding="utf-8")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    sys.modules.pop("maker_of_models", None)
+    models = tmp_path / "models" / "{seed}"
+    maker = {"class_path": "maker_of_models.Maker", "init_args": {"folder": str(models), "seed": "{seed}"}}
+    return study(models, task_folder, tmp_path / "runs", prepare=maker, seeds=[3, 4])
+
+
+def test_a_seed_is_put_wherever_room_is_left_for_it(seeded: dict[str, Any]) -> None:
+    seeded["strategies"]["seqft"] = [{"class_path": "strategies.LoRA", "init_args": {"peft": {"x": ["a-{seed}-b", 1]}}}]
+    config = for_seed(parse(seeded), 12)
+    assert config.prepare[0].init_args["seed"] == 12
+    assert config.prepare[0].init_args["folder"].endswith("models/12")
+    assert config.backbone.path.endswith("models/12")
+    assert config.strategies["seqft"].components == [Component("strategies.LoRA", {"peft": {"x": ["a-12-b", 1]}})]
+    assert (config.name, config.seeds) == ("small", [3, 4])
+
+
+def test_each_run_learns_with_the_model_of_its_seed(seeded: dict[str, Any], tmp_path: Path) -> None:
+    small = Study(parse(seeded))
+    assert not (tmp_path / "models").exists()
+    small.run()
+    assert (tmp_path / "models" / "made.txt").read_text(encoding="utf-8") == "3\n4\n"
+    first, second = (small.results(run) for run in small.runs)
+    assert first.environment()["inputs"]["model"] != second.environment()["inputs"]["model"]
+    assert first.environment()["inputs"]["data"] == second.environment()["inputs"]["data"]
+    for run, seed in ((first, 3), (second, 4)):
+        alone = load(run.path / "config.yaml")
+        assert (alone.backbone.path, alone.seeds) == (str(tmp_path / "models" / str(seed)), [seed])
+        own = RunFolder(small.folder / UNTOUCHED / f"seed-{seed}")
+        assert [row for row in run.records.nll if row["after"] == "0"] == own.records.nll
+        backbone = Backbone.load(alone.backbone.path, text=small.assembly.text_policy)
+        nats, tokens = backbone.nats(backbone.encode(small.assembly.tasks["alpha"].test, 3))
+        assert float(own.records.nll[0]["value"]) == pytest.approx(float(nats.sum() / tokens.sum()), rel=1e-5)
+    assert len(Study(parse(seeded)).run()) == 2
+    assert (tmp_path / "models" / "made.txt").read_text(encoding="utf-8") == "3\n4\n"
+
+
+def test_another_model_of_a_seed_is_noticed(seeded: dict[str, Any], tmp_path: Path) -> None:
+    Study(parse(seeded)).run()
+    shutil.rmtree(tmp_path / "models" / "4")
+    tiny_backbone(seed=5).save(tmp_path / "models" / "4")
+    with pytest.raises(ConfigError) as caught:
+        Study(parse(seeded)).run()
+    assert len(caught.value.problems) == 1
+    assert "seed-4 was made with another model" in caught.value.problems[0]
+
+
+def test_what_cannot_be_made_is_told_and_nothing_is_written(seeded: dict[str, Any], tmp_path: Path) -> None:
+    seeded["prepare"]["init_args"]["fails"] = True
+    with pytest.raises(ConfigError, match=r"prepare: maker_of_models\.Maker: nothing to make it from\."):
+        Study(parse(seeded)).run()
+    assert not (tmp_path / "runs").exists()
+    seeded["prepare"]["init_args"] = {"folder": "x", "sead": 1}
+    with pytest.raises(ConfigError, match=r"prepare\.0.*sead"):
+        Study(parse(seeded))
+
+
+def test_a_maker_that_makes_something_else(seeded: dict[str, Any], tmp_path: Path) -> None:
+    seeded["prepare"]["init_args"]["folder"] = str(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"backbone\.path: .*models/3: there is no such folder"):
+        Study(parse(seeded)).run()
+
+
+# -- a method compared with itself
+
+METHODS: dict[str, dict[str, Any]] = {
+    "seqft": {"class_path": "strategies.SeqFT"},
+    "lora": {"class_path": "strategies.LoRA", "init_args": {"rank": 2, "dropout": 0.3}},
+    "replay": {"class_path": "strategies.Replay", "init_args": {"share": 0.5}},
+}
+TIMED = {"train_seconds", "eval_seconds", "peak_memory_bytes", "train_tokens_per_second", "decoded_tokens_per_second"}
+MEASURED = ("scores.csv", "nll.csv", "within.csv", "train.csv", "predictions/*", "model/*", "model/adapters/*/*")
+
+
+def measured(run: RunFolder) -> dict[str, bytes]:
+    """Whatever a run says of its model, and the model."""
+    files = [file for pattern in MEASURED for file in run.path.glob(pattern) if file.is_file()]
+    return {file.relative_to(run.path).as_posix(): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize(
+    "method", ["seqft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "replay"))]
+)
+def test_a_method_differs_from_itself_in_nothing(
+    method: str, model_folder: Path, task_folder: Path, tmp_path: Path
+) -> None:
+    between = {"class_path": "strategies.BlockExpansion", "init_args": {"groups": 2}}  # leaves nothing behind either
+    strategies = {"a": METHODS[method], "between": between, "b": METHODS[method]}
+    raw = study(model_folder, task_folder, tmp_path, strategies=strategies, seeds=[0, 1], score_every_n_steps=1)
+    rows = Study(parse(raw)).run()
+    runs = {(run.protocol.strategy, run.path.name): run for run in find_runs(tmp_path)}
+    for seed in ("seed-0", "seed-1"):
+        one, other = runs["a", seed], runs["b", seed]
+        assert len(measured(one)) > 12
+        assert measured(one) == measured(other)
+        assert list(one.moments().values()) == list(other.moments().values())
+    assert measured(runs["a", "seed-0"])["train.csv"] != measured(runs["a", "seed-1"])["train.csv"]
+    assert measured(runs["a", "seed-0"])["nll.csv"] != measured(runs["between", "seed-0"])["nll.csv"]
+    same = [{name: str(value) for name, value in row.items() if name not in {"strategy", *TIMED}} for row in rows]
+    assert same[:2] == same[4:]  # as text, since nan is not nan
+    (comparison,) = compare([tmp_path])
+    assert comparison.difference("b", "a", "default", "OP").mean == 0.0
+    shown = [list(column.cells) for column in comparison_table(comparison).columns]
+    assert [cells[0] for cells in shown[1:-1]] == [cells[2] for cells in shown[1:-1]]

@@ -30,7 +30,7 @@ EPOCHS, ROWS, TASKS = 2, 12, 2
 
 
 class Notes(Display):
-    """Keeps what a person is told."""
+    """Records the notes of the progress display."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -54,7 +54,7 @@ def learn(
     stop_after: int | None = None,
     **arguments: Any,
 ) -> Backbone:
-    """Learns two tiny tasks, two epochs of three batches each."""
+    """Train on two tiny tasks, two epochs of three batches each."""
     module = ContinualModule(backbone or tiny_backbone(), strategy, adam)
     data = ContinualDataModule(tiny_tasks(TASKS, ROWS), batch_size=4, seed=0)
     data.frozen_states_gb = gb
@@ -80,7 +80,7 @@ def augmenting() -> Backbone:
 
 
 def stranger() -> Backbone:
-    """An augmenting model whose tokens are the characters of the corpus, so that most of ours are several of its."""
+    """An augmenting model with a character vocabulary, so that most tokens of the anchor are several of its own."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model("llama", **{**TINY, "hidden_size": 16, "num_hidden_layers": 3, "vocab_size": 300})
@@ -121,10 +121,10 @@ def test_losses_equal_those_without_the_cache(tmp_path: Path, name: str) -> None
 
 
 class Twice(BlockExpansion):
-    """Passes each batch through the model once more, of its own accord."""
+    """Passes each batch through the model a second time, in its own hook."""
 
     def penalties(self, backbone: Backbone, batch: Batch, output: Output) -> dict[str, Tensor]:
-        """What the two passes differ in."""
+        """Penalty: the difference of the two passes."""
         return {"again": (backbone(batch).loss.detach() - output.loss.detach()).abs()}
 
 
@@ -204,7 +204,7 @@ def test_the_number_of_constant_layers(strategy: ContinualStrategy, changes: dic
 
 
 def states_of(backbone: Backbone) -> tuple[FrozenStates, Batch]:
-    """The kept states of four rows, and two of them as a batch."""
+    """The cached states of four rows, and a batch of two of them."""
     rows = backbone.encode(tiny_tasks(1, 4)[0].train).to_list()
     parts = constant_parts(backbone)
     return FrozenStates(backbone, parts, [backbone.collate(rows)]), backbone.collate(rows[1:3])

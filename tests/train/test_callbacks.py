@@ -37,7 +37,7 @@ from workbench.train.checkpoint import Intervals
 
 
 class Restless(LoRA):
-    """Draws whatever it can get when it answers."""
+    """Draws from all random generators when it answers."""
 
     def answer(self, backbone: Backbone, task: Any, prompts: Any) -> list[str]:
         torch.rand(7), np.random.rand(7), random.random()
@@ -45,7 +45,7 @@ class Restless(LoRA):
 
 
 def learn_with(folder: Path, every_n_steps: int | None, monitored: bool = True) -> dict[str, Tensor]:
-    """LoRA with dropout, two tasks of six steps; scored at the end, in between, or not at all."""
+    """Train LoRA with dropout on two tasks of six steps, scored at their ends, within them, or not at all."""
 
     def extra(callbacks: list[Callback]) -> list[Callback]:
         for callback in callbacks:
@@ -92,7 +92,7 @@ def test_mode_and_random_state_are_the_same_after_scoring(tmp_path: Path) -> Non
 
 
 def test_costs_of_decoding_count_the_rows_own_answers(tmp_path: Path) -> None:
-    """Answers in mid-task, which belong to no row, are not among them."""
+    """Answers within a task belong to no row and are not counted."""
     for name, every_n_steps in (("ends", None), ("within", 2)):
         learn_with(tmp_path / name, every_n_steps)
         backbone, costs = tiny_backbone(), tmp_path / name / "costs.csv"
@@ -113,7 +113,7 @@ def test_a_monitor_without_a_row_scores_nothing(tmp_path: Path) -> None:
 
 
 class Breaks(ContinualStrategy):
-    """Adds a penalty that is no number from the fifth batch on."""
+    """Adds a penalty of NaN from the fifth batch on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_task_and_step(tmp_path: Pa
 
 
 class Draws(Callback):
-    """Keeps a number drawn at the start of each batch from each source."""
+    """Records a number drawn from each generator at the start of each batch."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[float, float, float]] = []
@@ -176,7 +176,7 @@ AVERAGES = {"ema": lambda: EMAWeightAveraging(decay=0.5), "mean": WeightAveragin
 
 
 class Kept(ContinualStrategy):
-    """Keeps the weights that each step begins with, and those that each task ends with."""
+    """Records the weights at the start of each step and at the end of each task."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class Kept(ContinualStrategy):
 
 
 class Raw(Callback):
-    """Keeps the weights after each step, before anybody averages them."""
+    """Records the weights after each step, before they are averaged."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Tensor]] = []
@@ -250,7 +250,7 @@ def test_weight_averaging_is_resumed_exactly(tmp_path: Path, kind: str, strategy
 
 
 class Late(Callback):
-    """Changes a weight where nobody expects it any more."""
+    """Changes a weight after scoring."""
 
     def on_fit_end(self, trainer: Any, module: Any) -> None:
         next(module.parameters()).data.add_(1.0)
@@ -303,7 +303,7 @@ def test_an_accumulation_schedule_can_be_given_in_a_config(make: Any) -> None:
 
 
 def early(folder: Path, stop_after: int | None) -> tuple[dict[str, Tensor], list[dict[str, str]], list[float]]:
-    """Two tasks by a scheduler that waits for a plateau, each stopped early; as often as it takes where it is killed.
+    """Two tasks with a plateau scheduler and early stopping, resumed until the run ends if it is killed.
 
     Returns:
         The weights, the rows of train.csv, and the rates that each attempt ended with.
@@ -345,7 +345,7 @@ def test_early_stopping_and_a_plateau_scheduler_are_resumed_bitwise(tmp_path: Pa
 
 
 def test_a_plateau_scheduler_gets_the_loss_of_the_curve(tmp_path: Path) -> None:
-    """Of each optimizer step: the mean over the batches that it accumulates."""
+    """Loss of each optimizer step: the mean over its accumulated batches."""
     heard: list[float] = []
 
     class Hears(ReduceLROnPlateau):

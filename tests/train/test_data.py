@@ -27,7 +27,7 @@ LENGTHS = random.Random(7).choices(range(5, 201), k=1003)
 
 
 def padded(lengths: list[int], batches: list[list[int]]) -> int:
-    """Tokens that a pass over the batches computes in vain."""
+    """Padding in a pass over the batches, in tokens."""
     return sum(
         len(batch) * max(lengths[row] for row in batch) - sum(lengths[row] for row in batch) for batch in batches
     )
@@ -104,7 +104,7 @@ def test_encoded_rows_of_a_selection() -> None:
 
 
 class Seen(Callback):
-    """Keeps which rows each epoch's batches held."""
+    """Records the rows of each epoch's batches."""
 
     def __init__(self) -> None:
         self.epochs: dict[int, list[list[int]]] = {}
@@ -183,7 +183,7 @@ def epoch_of(number: int, seed: int = 0, **changes: Any) -> list[list[int]]:
 
 
 def size(batch: Sequence[int], lengths: Sequence[int] = PROMPT_LENGTHS) -> int:
-    """Tokens of a batch, padding among them."""
+    """Tokens of a batch, including padding."""
     return len(batch) * max(lengths[row] for row in batch)
 
 
@@ -226,7 +226,7 @@ def test_a_row_above_the_budget_is_a_batch_of_its_own() -> None:
 
 
 def test_batches_computed_by_hand() -> None:
-    """[1, 2] takes 4 of 8 tokens, a third row of 3 would make it 9; [3, 4] takes 8, and is halved for 3 batches."""
+    """[1, 2] takes 4 of 8 tokens, with a row of 3 it would be 9; [3, 4] takes 8 and is halved to give 3 batches."""
     assert list(cut([0, 1, 2, 3], [1, 2, 3, 4], 9, 8)) == [[0, 1], [2, 3]]
     assert list(cut([3, 2, 1, 0], [1, 2, 3, 4], 9, 8)) == [[3, 2], [1, 0]]
     assert list(cut([0, 1, 2, 3], [1, 2, 3, 4], 1, 8)) == [[0], [1], [2], [3]]
@@ -244,7 +244,7 @@ def test_with_a_budget_little_is_padding() -> None:
 
 
 def fewest(order: Sequence[int], window: int, lengths: Sequence[int], most: int, tokens: int) -> int:
-    """Batches that windows of an order need: counted, for each window, over all places of the last cut."""
+    """The minimum number of batches for the windows of an order, by dynamic programming over the last cut."""
     total = 0
     for start in range(0, len(order), window):
         long = sorted(lengths[row] for row in order[start : start + window])
@@ -298,7 +298,7 @@ def test_batches_for_a_strategy_keep_the_budget_and_the_order_of_rows() -> None:
 
 
 def test_the_plan_counts_the_steps_that_are_executed(tmp_path: Path, model_folder: Path, task_folder: Path) -> None:
-    """Two tasks of 8 rows; the plan sees them all."""
+    """Two tasks of 8 rows, all of which the plan reads."""
     data = {"batch_size": 8, "batch_tokens": 40, "max_length": 64}
     trainer = {"max_epochs": 2, "accumulate_grad_batches": 2, "accelerator": "cpu"}
     small = Study(parse(study(model_folder, task_folder, tmp_path / "runs", data=data, trainer=trainer)))

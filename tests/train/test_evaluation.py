@@ -171,7 +171,7 @@ def test_too_few_answers_are_refused() -> None:
 
 
 class Clock:
-    """A clock that only an answer moves on."""
+    """A clock that advances only when an answer is given."""
 
     def __init__(self) -> None:
         self.now = 7.0

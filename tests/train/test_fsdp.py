@@ -47,7 +47,7 @@ def alone(tmp_path: Path) -> Iterator[DeviceMesh]:
 
 
 def grown(checkpointed: bool = False) -> Any:
-    """A tiny model of four layers and two inserted ones, which alone train."""
+    """A tiny model of four layers and two inserted ones, of which only the inserted ones train."""
     backbone = tiny_backbone()
     if checkpointed:
         checkpoint_blocks(backbone.model)
@@ -151,7 +151,7 @@ def test_a_failed_training_restores_the_backbone(alone: DeviceMesh, tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
-    """What one process learns, and what two learn sharded, over two tasks with growth between them."""
+    """Results of one process, and of two sharded ones, over two tasks with growth between them."""
     folder = tmp_path_factory.mktemp("sharded")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -53,7 +53,7 @@ def test_the_row_that_each_item_ends(items: list[Task], rows: list[int | None]) 
 
 
 class Curriculum(ContinualStrategy):
-    """Learns a list of items that is given."""
+    """A strategy with a given curriculum."""
 
     def __init__(self, items: Sequence[Task]) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def test_each_task_has_an_optimizer_of_its_own(tmp_path: Path) -> None:
 
 
 class Trap(ContinualStrategy):
-    """Empties the head once a task is over, so that each token is as likely as any: no training does that."""
+    """Sets the head to zero after a task, so that all tokens are equally likely: no training does that."""
 
     def after_task(self, backbone: Any, task: Task, batches: Any) -> None:
         nn.init.zeros_(backbone.model.get_output_embeddings().weight)
@@ -118,7 +118,7 @@ def test_scoring_follows_after_task(tmp_path: Path) -> None:
 
 
 class NoRows(ContinualStrategy):
-    """Trains on nothing; its hook acts all the same."""
+    """Returns no training rows; its `after_task` still acts."""
 
     def training_data(self, task: Task, rows: Dataset) -> Dataset:
         return rows.select([])
@@ -139,7 +139,7 @@ def test_an_item_without_rows_is_scored_but_not_trained(tmp_path: Path) -> None:
 
 
 class Edited(ContinualStrategy):
-    """Keeps the gradients that it sees, and the batches that they come from."""
+    """Records the gradients in `edit_gradients`, and their batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ def test_gradients_are_edited_when_whole_and_before_they_are_clipped(tmp_path: P
 
 
 class Penalised(ContinualStrategy):
-    """Adds a known number to the loss, and keeps what the language model's loss was."""
+    """Adds a known number to the loss, and records the language-model loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ def test_a_step_of_several_batches_is_one_point_of_the_curve(tmp_path: Path) -> 
 
 
 class Modes(ContinualStrategy):
-    """Keeps whether each module trains at each batch, and leaves the model in evaluation mode behind."""
+    """Records each module's mode at each batch, and leaves the model in evaluation mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class Modes(ContinualStrategy):
 
 
 def test_dropout_is_on_while_every_task_is_trained(model_folder: Path, tmp_path: Path) -> None:
-    """`from_pretrained` gives evaluation mode, and Lightning keeps whatever it finds."""
+    """`from_pretrained` returns a model in evaluation mode, and Lightning does not change the mode."""
     strategy = Modes()
     learn(strategy, tmp_path, module=ContinualModule(Backbone.load(model_folder).eval(), strategy, sgd))
     assert strategy.modes == [True] * 6
@@ -249,7 +249,7 @@ def test_a_strategy_that_freezes_everything_is_refused(tmp_path: Path) -> None:
 
 
 def test_moments_do_not_pile_up_from_task_to_task(tmp_path: Path) -> None:
-    """A Trainer and its callbacks hold each other until the garbage is collected, which may be many tasks later."""
+    """A Trainer and its callbacks refer to each other until garbage is collected, perhaps many tasks later."""
     made: list[weakref.ref[Any]] = []
 
     def adam(_: str, parameters: list[Any], __: Any) -> tuple[torch.optim.Optimizer, None]:

@@ -45,7 +45,7 @@ def ragged(rows: int) -> Task:
 
 
 class Seen(ContinualStrategy):
-    """Pulls all weights to zero, and keeps the batches and the gradients of each step."""
+    """Pulls all weights towards zero, and records the batches and the gradients of each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -240,7 +240,7 @@ def test_the_steps_of_an_accumulation_schedule_are_counted(tmp_path: Path) -> No
 
 
 class Gate(ContinualStrategy):
-    """Scales what the last block adds by a number that is learnt."""
+    """Scales the last block's output by a learnt number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -251,7 +251,7 @@ class Gate(ContinualStrategy):
 
 
 class Prompt(ContinualStrategy):
-    """Adds a vector that is learnt to the embedding of every token; nothing else trains."""
+    """Adds a learnt vector to the embedding of every token; nothing else trains."""
 
     def setup(self, backbone: Backbone) -> None:
         backbone.freeze()
@@ -261,7 +261,7 @@ class Prompt(ContinualStrategy):
 
 
 class Head(ContinualStrategy):
-    """Learns to tell a target's parity from the state before it, with a head for each task."""
+    """Predicts a target's parity from the state before it, with a head for each task."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -340,7 +340,7 @@ def test_own_parameters_are_counted(tmp_path: Path) -> None:
 
 
 class Listener(ContinualStrategy):
-    """Remembers the type of a product of two weights while it answers."""
+    """Records the dtype of a product of two weights while it answers."""
 
     def __init__(self) -> None:
         super().__init__()

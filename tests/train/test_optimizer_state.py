@@ -32,7 +32,7 @@ def adam(_: str, parameters: list[Any], __: Callable[[], int]) -> tuple[torch.op
 
 
 class Watches(Callback):
-    """Notes how many steps the state of each parameter has seen as a task begins, by the parameter's name."""
+    """Records the number of steps in each parameter's optimizer state when a task begins."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, int]] = []
@@ -50,7 +50,7 @@ def data() -> ContinualDataModule:
 def learnt(
     strategy: ContinualStrategy, folder: Path, *, carried: bool = True, stop_after: int | None = None
 ) -> tuple[Backbone, list[dict[str, int]]]:
-    """Three tasks of three steps each, saved after each step where the run is to be stopped."""
+    """Train on three tasks of three steps each; a run that is stopped saves after each step."""
     watches, stops = Watches(), StopsAfter(stop_after)
     module = ContinualModule(tiny_backbone(), strategy, adam)
     module.carried = Moments() if carried else None
@@ -65,7 +65,7 @@ def learnt(
 
 
 def in_parts(make: Callable[[], ContinualStrategy], folder: Path, stops: list[int]) -> Backbone:
-    """The same run, stopped after so many batches, and once more after the next ones."""
+    """The same run, stopped after each of these numbers of batches in turn."""
     for batches in stops:
         with pytest.raises(Stopped):
             learnt(make(), folder, stop_after=batches)
@@ -99,14 +99,14 @@ def test_the_weights_are_those_of_one_optimizer_in_a_bare_loop(tmp_path: Path) -
 def test_a_stopped_run_with_carried_state_ends_as_an_uninterrupted_one(
     make: Any, stops: list[int], tmp_path: Path
 ) -> None:
-    """In the middle of the second task, between two tasks (a batch is begun and lost), and twice or more."""
+    """Stops within the second task, between two tasks (a begun batch is lost), and several times."""
     alone = learnt(make(), tmp_path / "alone")[0]
     assert same(weights(in_parts(make, tmp_path / "stopped", stops)), weights(alone))
     assert counts(tmp_path / "stopped") == counts(tmp_path / "alone")
 
 
 class Gated(SeqFT):
-    """Scales what the last block adds by a number of its own, which trains."""
+    """Scales the last block's output by a parameter of its own, which trains."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def test_a_strategy_s_own_parameter_keeps_its_moments_too(tmp_path: Path) -> Non
 
 
 class Fails(SeqFT):
-    """Stops the run where the second task has been trained and is not over."""
+    """Stops the run in `after_task` of the second task."""
 
     def after_task(self, backbone: Any, task: Any, batches: Any) -> None:
         if task.name == "task_1":
@@ -146,7 +146,7 @@ def test_a_run_that_stops_after_training_a_task_keeps_its_moments(tmp_path: Path
 
 
 def test_a_parameter_keeps_its_state_where_it_moves_and_a_new_one_has_none(tmp_path: Path) -> None:
-    """Each task inserts two blocks, so that those of the task before have other names."""
+    """Each task inserts two blocks, so that the previous ones change their names."""
     _, seen = learnt(BlockExpansion(groups=2, each_task=True), tmp_path)
     first, second = ({name.split(".")[2] for name in steps} for steps in seen[:2])
     assert len(first) == 2
@@ -159,7 +159,7 @@ def test_a_parameter_keeps_its_state_where_it_moves_and_a_new_one_has_none(tmp_p
 
 @pytest.mark.parametrize("make", [lambda: LoRA(rank=2, policy="merge"), PerTaskFT])
 def test_a_parameter_that_replaces_another_starts_without_its_state(make: Any, tmp_path: Path) -> None:
-    """A fresh adapter, or the model as it was loaded, has the old one's names and not its moments."""
+    """A new adapter, or the model as loaded, has the old parameters' names but not their moments."""
     _, seen = learnt(make(), tmp_path)
     assert len({frozenset(steps) for steps in seen}) == 1
     assert [set(steps.values()) for steps in seen] == [{0}] * 3
@@ -168,7 +168,7 @@ def test_a_parameter_that_replaces_another_starts_without_its_state(make: Any, t
 
 
 class Alternates(SeqFT):
-    """Trains the head in the second task, and all else in the others."""
+    """Trains only the head in the second task, and everything else in the others."""
 
     def before_task(self, backbone: Any, task: Any, batches: Any) -> None:
         for name, parameter in backbone.model.named_parameters():

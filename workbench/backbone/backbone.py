@@ -36,8 +36,6 @@ class Backbone(nn.Module):
         tokenizer: The model's tokenizer, with an end token.
         text: Length limits, truncation and template of all prompts and answers.
         eval_batch_size: Maximum number of prompts that are generated from, or scored, at once.
-
-    Attributes:
         eval_batch_tokens: Maximum number of tokens, of prompts and of the longest possible answers, in a batch that is
             generated from; None: no limit.
 
@@ -46,7 +44,6 @@ class Backbone(nn.Module):
     """
 
     model: PreTrainedModel
-    eval_batch_tokens: int | None = None
 
     def __init__(
         self,
@@ -55,12 +52,13 @@ class Backbone(nn.Module):
         *,
         text: TextPolicy | None = None,
         eval_batch_size: int = 64,
+        eval_batch_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self._reload = reload
         self.model = reload().train()
         self.tokenizer = tokenizer
-        self.eval_batch_size = eval_batch_size
+        self.eval_batch_size, self.eval_batch_tokens = eval_batch_size, eval_batch_tokens
         self.encoder = Encoder(tokenizer, self.model.config.max_position_embeddings, text or TextPolicy())
         loaded, self._loaded_encoder = copy.deepcopy(tokenizer), self.encoder
         self._reload_tokenizer: Callable[[], PreTrainedTokenizerBase] = lambda: copy.deepcopy(loaded)
@@ -76,6 +74,7 @@ class Backbone(nn.Module):
         activation_checkpointing: bool = False,
         text: TextPolicy | None = None,
         eval_batch_size: int = 64,
+        eval_batch_tokens: int | None = None,
     ) -> Backbone:
         """Load a model of the LLaMA family from a folder or the hub; "mini" and "micro" are shipped.
 
@@ -91,6 +90,7 @@ class Backbone(nn.Module):
                 activations in the backward pass.
             text: Length limits, truncation and template of all prompts and answers.
             eval_batch_size: Maximum number of prompts that are generated from, or scored, at once.
+            eval_batch_tokens: Maximum number of tokens of prompts and longest possible answers in such a batch.
 
         Raises:
             ValueError: The folder, the weights or the tokenizer cannot be used; the message says why.
@@ -109,6 +109,7 @@ class Backbone(nn.Module):
                 tokenizer,
                 text=text,
                 eval_batch_size=eval_batch_size,
+                eval_batch_tokens=eval_batch_tokens,
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error

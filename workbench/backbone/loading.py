@@ -207,11 +207,6 @@ def checkpoint_blocks(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def is_checkpointed(model: nn.Module) -> bool:
-    """Return True if a block uses activation checkpointing, which it does only in training mode."""
-    return any(block.gradient_checkpointing and block.training for block in blocks(model))
-
-
 def agree_on_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write the tokenizer's special tokens into the model's configs where those disagree.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from workbench.config.components import make_importable
 from workbench.config.parsing import parse
 from workbench.config.schema import StrategyConfig, StudyConfig
 from workbench.config.type_check import joined
+from workbench.config.validation import check, check_parts, check_surroundings
 from workbench.errors import ConfigError, did_you_mean
 
 FORBIDDEN = re.compile(r"(?<!\\)(?:\\\\)*(\$\{\s*(?:oc\.)?env\s*:(?!\s*WORKBENCH_)[^,}]*)")
@@ -61,6 +62,45 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     if problems:
         raise ConfigError(problems, raw)
     return config
+
+
+def examine(
+    source: StudyConfig | str | Path,
+    overrides: Sequence[str] = (),
+    report: Callable[[str], object] = lambda problem: None,
+) -> tuple[StudyConfig | Mapping[str, Any], list[str]]:
+    """Read a study and run the checks that build nothing and need no Lightning, the quickest ones first.
+
+    Args:
+        source: A config, or the path or shipped name of one.
+        overrides: As for `load`.
+        report: Receives each problem as soon as it is found.
+
+    Returns:
+        The config, or what could be read of it where its keys are wrong; and all problems, each once.
+
+    Raises:
+        ConfigError: The file cannot be read, so that nothing else can be checked.
+    """
+    problems: list[str] = []
+
+    def add(found: Sequence[str]) -> None:
+        for problem in found:
+            if problem not in problems:
+                problems.append(problem)
+                report(problem)
+
+    try:
+        config = source if isinstance(source, StudyConfig) else load(source, overrides)
+    except ConfigError as error:
+        if not error.raw:
+            raise
+        add(error.problems)
+        add(check_parts(error.raw))
+        return error.raw, problems
+    add(check_surroundings(config))
+    add(check(config))
+    return config, problems
 
 
 def arguments(pairs: Sequence[str]) -> dict[str, Any]:

@@ -262,6 +262,21 @@ def for_seed(config: StudyConfig, seed: int) -> StudyConfig:
     return replace(config, **parts)
 
 
+def for_run(
+    config: StudyConfig, strategies: dict[str, StrategyConfig], orders: list[Entry] | None, seed: int
+) -> StudyConfig:
+    """Narrow a study's config to a single run, which the result reproduces by itself.
+
+    Args:
+        config: Config of the study.
+        strategies: The run's strategy by its name.
+        orders: The run's order.
+        seed: The run's seed.
+    """
+    one = replace(config, strategies=strategies, orders=orders, seeds=[seed])
+    return for_seed(replace(one, existing="resume", executor=Component(DEFAULT_EXECUTOR)), seed)
+
+
 def _filled(value: Any, seed: int) -> Any:
     """Replace `{seed}` in every text within a value."""
     if isinstance(value, str):

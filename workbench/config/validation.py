@@ -50,7 +50,32 @@ def check(config: StudyConfig, trainer: Callable[..., Any] | None = None) -> lis
         for index, component in enumerate(strategy.components):
             problems += check_component(component, joined(at, index) if composed else at)
         for task in (None, *config.tasks(name)):
-            problems += _check_layers(config.layers(name, task), trainer)
+            problems += _check_layers(config.layers(name, task))
+    return list(dict.fromkeys(problems + (check_trainer(config, trainer) if trainer else [])))
+
+
+def check_trainer(config: StudyConfig | Mapping[str, Any], trainer: Callable[..., Any]) -> list[str]:
+    """Return what `lightning.Trainer` would not take of the `trainer` sections, one sentence for each problem.
+
+    Args:
+        config: A config, or what could be read of one whose shape is wrong.
+        trainer: `lightning.Trainer`, passed in because its import is slow.
+    """
+    if not isinstance(config, StudyConfig):
+        section = config.get("trainer")
+        if not isinstance(section, Mapping):
+            return []
+        return check_arguments(trainer, section, "trainer") + check_limits(section, "trainer")
+    problems: list[str] = []
+    for name in config.strategies:
+        for task in (None, *config.tasks(name)):
+            given: dict[str, Any] = {}
+            for where, changes in config.layers(name, task):
+                if changes.get("trainer"):
+                    at, before, given = joined(where, "trainer"), given, {**given, **changes["trainer"]}
+                    known = check_arguments(trainer, before, at) + check_limits(before, at)
+                    found = check_arguments(trainer, given, at) + check_limits(given, at)
+                    problems += [text for text in found if text not in known]
     return list(dict.fromkeys(problems))
 
 
@@ -77,12 +102,11 @@ def check_surroundings(config: StudyConfig) -> list[str]:
     return problems
 
 
-def check_parts(raw: Mapping[str, Any], trainer: Callable[..., Any] | None = None) -> list[str]:
+def check_parts(raw: Mapping[str, Any]) -> list[str]:
     """Check the classes in a config whose shape is wrong elsewhere, so that all problems are reported together.
 
     Args:
         raw: The config as far as it could be read; parts of a wrong shape are skipped.
-        trainer: As for `check`.
 
     Returns:
         One sentence for each problem.
@@ -101,8 +125,6 @@ def check_parts(raw: Mapping[str, Any], trainer: Callable[..., Any] | None = Non
         if isinstance(part, Mapping) and "class_path" in part:
             component = {key: value for key, value in part.items() if key in KEYS}
             problems += [] if check_shape(component, where) else check_component(component, where, extra)
-    if trainer is not None and isinstance(raw.get("trainer"), Mapping):
-        problems += check_arguments(trainer, raw["trainer"], "trainer") + check_limits(raw["trainer"], "trainer")
     backbone = raw.get("backbone")
     if isinstance(backbone, Mapping) and isinstance(backbone.get("path"), str) and not raw.get("prepare"):
         problems += [f"backbone.path: {problem}" for problem in check_folder(backbone["path"])]
@@ -152,7 +174,7 @@ def _longer_than_zero(limit: Any) -> bool:
     return not isinstance(limit, Mapping) or sum(part for part in limit.values() if isinstance(part, int)) > 0
 
 
-def _check_layers(layers: list[tuple[str, Changes]], trainer: Callable[..., Any] | None) -> list[str]:
+def _check_layers(layers: list[tuple[str, Changes]]) -> list[str]:
     """Check each layer on top of the weaker ones, and report the problems that it adds."""
     problems: list[str] = []
     below = Changes()
@@ -164,13 +186,6 @@ def _check_layers(layers: list[tuple[str, Changes]], trainer: Callable[..., Any]
                 old = check_component(before, at, ("params",) if key == "optimizer" else _filled_in(before))
                 new = check_component(now, at, ("params",) if key == "optimizer" else _filled_in(now))
                 problems += [text for text in new if text not in old]
-        if trainer is not None and changes.get("trainer"):
-            at = joined(where, "trainer")
-            old, new = (
-                check_arguments(trainer, given, at) + check_limits(given, at)
-                for given in (below.get("trainer", {}), total.get("trainer", {}))
-            )
-            problems += [text for text in new if text not in old]
         below = total
     return problems
 

@@ -5,9 +5,9 @@ The executor changes no number: a run is executed whole by one process, with the
 
 from __future__ import annotations
 
-from workbench.executors.base import Executor
+from workbench.executors.base import Executor, RunSpec
 from workbench.executors.in_process import InProcess
 from workbench.executors.ray import Ray
 from workbench.executors.workers import Workers
 
-__all__ = ["Executor", "InProcess", "Ray", "Workers"]
+__all__ = ["Executor", "InProcess", "Ray", "RunSpec", "Workers"]

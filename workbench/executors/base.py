@@ -1,60 +1,87 @@
-"""What executors share: the protocols, progress as lines of text, and errors that travel between processes."""
+"""What executors share: run specs, protocols, progress as lines of text, and errors sent between processes."""
 
 from __future__ import annotations
 
 import pickle
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
+from workbench.config import StudyConfig
 from workbench.display import Display
 from workbench.formatting import duration, number
 
 
-class Making(Protocol):
-    """A study, as those know it who make its runs. Pickled it is its config, without a model."""
+@dataclass(frozen=True)
+class RunSpec:
+    """One run of a study: a strategy, an order of the tasks and a seed. It holds no model and can be pickled.
+
+    Args:
+        strategy: Name of the strategy in the config.
+        order: Name of the order of the tasks.
+        seed: Seed of the run.
+        folder: Folder of the results.
+        config: Config of this run alone; executed by itself, it gives the same run.
+    """
+
+    strategy: str
+    order: str
+    seed: int
+    folder: Path
+    config: StudyConfig = field(repr=False, compare=False)
 
     @property
-    def runs(self) -> Sequence[Any]:
-        """All of them, in the order in which they are made."""
+    def title(self) -> str:
+        """Name of the run in messages."""
+        return f"{self.strategy}, order {self.order}, seed {self.seed}"
 
-    def waiting(self, display: Display) -> list[Any]:
-        """The runs that are not finished; tells of those that are."""
 
-    def make(self, run: Any, display: Display, place: str = "") -> str | None:
-        """Makes a run, or goes on with it; says why it was given up, if it was."""
+class RunnableStudy(Protocol):
+    """A study as executors see it. Pickled, it is its config without a model."""
+
+    @property
+    def runs(self) -> Sequence[RunSpec]:
+        """All runs, in the order of execution."""
+
+    def waiting(self, display: Display) -> list[RunSpec]:
+        """Return the runs that are not finished, and name the finished ones in the display."""
 
     def score_untouched(self, display: Display) -> str | None:
-        """Scores row 0 of all runs, as far as it is not there; says why it cannot be scored, if it cannot."""
+        """Score row 0 (the zero-shot model) of all waiting runs; return the reason if it cannot be scored."""
+
+    def make(self, run: RunSpec, display: Display, place: str = "") -> str | None:
+        """Execute or resume a run; return the reason if it failed."""
 
     def release(self) -> None:
-        """Lets go of the model."""
+        """Free the memory of the model."""
 
 
 class Executor(Protocol):
-    """Makes the runs of a study."""
+    """Executes the runs of a study."""
 
     several_devices: bool
-    """Whether a run may be made by several processes in turn (`trainer.devices`)."""
+    """Whether several processes may execute one run together (`trainer.devices`)."""
 
-    def make(self, study: Making, display: Display) -> list[str]:
-        """Makes all runs that are not finished.
+    def make(self, study: RunnableStudy, display: Display) -> list[str]:
+        """Execute all runs that are not finished.
 
         Args:
-            study: Whose runs they are.
-            display: What a person sees.
+            study: The study.
+            display: Where progress is shown.
 
         Returns:
-            A sentence for each run that was given up.
+            A sentence for each run that failed.
         """
 
 
 class Lines(Display):
-    """What is told of a run that is made elsewhere: a line at a time, each with the run's name.
+    """Progress of a run that is executed elsewhere, as lines of text that begin with the run's title.
 
     Args:
-        title: Of the run.
-        tell: Takes a line.
+        title: Title of the run.
+        tell: Receives each line.
     """
 
     def __init__(self, title: str, tell: Callable[[str], object]) -> None:
@@ -71,32 +98,45 @@ class Lines(Display):
         self.note(f"finished after {seconds}, OP {number(summary['OP'])}")
 
 
-def done(study: Making, job: Any, tell: Callable[[str], object]) -> tuple[str, Any]:
-    """Makes a run, or scores row 0 where the job is None.
+def execute(study: RunnableStudy, job: RunSpec | None, tell: Callable[[str], object]) -> tuple[str, Any]:
+    """Execute a run in a worker, or score row 0.
+
+    Args:
+        study: The study.
+        job: The run; None: row 0.
+        tell: Receives lines of progress.
 
     Returns:
-        "done" and why the run was given up, or "error" and what stops the study.
+        "done" and the reason if the run failed, or "error" and the exception that ends the study.
     """
     try:
         if job is None:
-            return "done", study.score_untouched(Lines("untouched model", tell))
+            return "done", study.score_untouched(Lines("zero-shot model", tell))
         return "done", study.make(job, Lines(job.title, tell))
     except Exception as error:
         try:
-            return "error", pickle.loads(pickle.dumps(error))  # noqa: S301  # whether it can travel
+            return "error", pickle.loads(pickle.dumps(error))  # noqa: S301  # some exceptions cannot be pickled
         except Exception:
             return "error", RuntimeError("".join(traceback.format_exception(error)))
 
 
 def refuse(kind: str, content: Any) -> None:
-    """Raises here what has stopped a study elsewhere, as `done` told it."""
+    """Raise the error with which `execute` ended in a worker, if it did.
+
+    Args:
+        kind: First part of its result.
+        content: Second part of its result.
+
+    Raises:
+        Exception: `kind` is "error"; it is `content`.
+    """
     if kind == "error":
         raise content
 
 
-def none_made(runs: Sequence[Any], why: str, display: Display) -> list[str]:
-    """A sentence for each run of a study whose row 0 cannot be scored."""
-    failures = [f"{run.title} failed: {why}" for run in runs]
+def fail_all(runs: Sequence[RunSpec], reason: str, display: Display) -> list[str]:
+    """Return and show a sentence for each run of a study whose row 0 cannot be scored."""
+    failures = [f"{run.title} failed: {reason}" for run in runs]
     for failure in failures:
         display.note(failure)
     return failures

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from workbench.display import Display
-from workbench.executors.base import Making
+from workbench.executors.base import RunnableStudy
 
 
 class InProcess:
-    """Makes one run after the other, in this process."""
+    """Executes one run after another in this process."""
 
     several_devices = True
 
-    def make(self, study: Making, display: Display) -> list[str]:
-        """Makes all runs of a study that are not finished, and tells the display."""
+    def make(self, study: RunnableStudy, display: Display) -> list[str]:
+        """Execute all runs that are not finished; return a sentence for each run that failed."""
         runs = study.runs
-        told = [study.make(run, display, f"run {place} of {len(runs)}: ") for place, run in enumerate(runs, 1)]
-        return [failure for failure in told if failure]
+        failures = [study.make(run, display, f"run {place} of {len(runs)}: ") for place, run in enumerate(runs, 1)]
+        return [failure for failure in failures if failure]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -12,22 +13,25 @@ import torch
 
 from workbench.display import Display, quiet
 from workbench.errors import ConfigError
-from workbench.executors.base import Making, done, none_made, refuse
+from workbench.executors.base import RunnableStudy, RunSpec, execute, fail_all, refuse
+
+KEPT_VARIABLES = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+"""Variables of the environment that the tasks inherit."""
 
 
 class Ray:
-    """Makes runs as tasks of a Ray cluster, whose machines see this folder, the models and the results at one path.
+    """Executes runs as tasks of a Ray cluster whose machines see this folder, the models and the results at one path.
 
-    The workbench and what it imports are installed on each of them. A run whose worker or machine is lost is gone on
-    with elsewhere, from its last saved state.
+    The workbench and its dependencies are installed on each machine. If the worker or the machine of a run is lost, the
+    run is resumed elsewhere from its last saved state.
 
     Args:
-        address: The cluster's, as for `ray.init`; None: the one that the environment names, or else a new one on this
-            machine.
-        cpus: What a run asks for.
-        gpus: What a run asks for; a part of one lets runs share it.
-        resources: What else a run asks for, by the names that the cluster gives them.
-        retries: How often a run is gone on with after its worker was lost.
+        address: Address of the cluster, as for `ray.init`; None: the one that the environment names, or else a new
+            cluster on this machine.
+        cpus: CPUs that a run asks for.
+        gpus: GPUs that a run asks for; with a fraction, runs share one.
+        resources: Other resources that a run asks for, by their names in the cluster.
+        retries: How often a run is resumed after its worker was lost.
         threads: As for `Workers`.
 
     Raises:
@@ -46,78 +50,86 @@ class Ray:
         threads: int | None = None,
     ) -> None:
         self.address, self.retries, self.threads = address, retries, threads
-        self.asked: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "resources": resources or {}}
+        self.requested: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "resources": resources or {}}
         try:
             self.ray = import_module("ray")
         except ImportError as error:
             raise ValueError("Ray is not installed. Get it by: pip install 'continual-workbench[ray]'") from error
 
-    def make(self, study: Making, display: Display) -> list[str]:
-        """Makes all runs of a study that are not finished, and tells the display.
+    def make(self, study: RunnableStudy, display: Display) -> list[str]:
+        """Execute all runs that are not finished; return a sentence for each run that failed.
 
-        Where this process is stopped, their tasks are too.
+        If this process is stopped, the tasks are cancelled.
         """
         if not (runs := study.waiting(display)):
             return []
         threads = self.threads or torch.get_num_threads()
         study.release()
-        began = not self.ray.is_initialized()
-        if began:
-            self._begin()
-        self._tell_what_is_missing(display)
-        path = os.pathsep.join(sys.path)
-        kept = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM") if name in os.environ}
-        task = self.ray.remote(_far).options(
-            max_retries=0, runtime_env={"env_vars": {"PYTHONPATH": path, **kept}}, **self.asked
+        started_here = not self.ray.is_initialized()
+        if started_here:
+            self._connect()
+        self._note_missing_resources(display)
+        kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+        variables = {"PYTHONPATH": os.pathsep.join(sys.path), **kept}
+        task = self.ray.remote(_execute_remotely).options(
+            max_retries=0, runtime_env={"env_vars": variables}, **self.requested
         )
-        given = (self.ray.put(study), os.getcwd(), threads)
-        self.tasks: dict[Any, Any] = {}
+        arguments = (self.ray.put(study), os.getcwd(), threads)
+        self.tasks: dict[Any, tuple[RunSpec | None, int]] = {}
         try:
-            if why := self._work(task, given, [None], display):
-                return none_made(runs, why[0], display)
-            return self._work(task, given, runs, display)
+            if reasons := self._work(task, arguments, [None], display):
+                return fail_all(runs, reasons[0], display)
+            return self._work(task, arguments, runs, display)
         finally:
             for reference in self.tasks:
                 self.ray.cancel(reference, force=True)
-            if began:
+            if started_here:
                 self.ray.shutdown()
 
-    def _begin(self) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
+    def _connect(self) -> None:
+        """Connect to the cluster, or start one.
+
+        Raises:
+            ConfigError: No cluster answers at the address.
+        """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
         before = signal.getsignal(signal.SIGTERM)
         try:
             self.ray.init(address=self.address, log_to_driver=False)
         except (ConnectionError, ValueError) as error:
-            told = f"executor: no Ray cluster answers at {self.address!r} ({error}). Give its address, or leave it out."
-            refuse("error", ConfigError([told]))
-        signal.signal(signal.SIGTERM, before)  # which Ray has taken
+            advice = "Give its address, or leave it out."
+            message = f"executor: no Ray cluster answers at {self.address!r} ({error}). {advice}"
+            refuse("error", ConfigError([message]))
+        signal.signal(signal.SIGTERM, before)  # Ray has replaced the handler
 
-    def _tell_what_is_missing(self, display: Display) -> None:
-        asked = {"CPU": self.asked["num_cpus"], "GPU": self.asked["num_gpus"], **self.asked["resources"]}
-        there = self.ray.cluster_resources()
-        missing = [f"{count:g} {name}" for name, count in asked.items() if count > there.get(name, 0)]
+    def _note_missing_resources(self, display: Display) -> None:
+        cpus, gpus, others = (self.requested[name] for name in ("num_cpus", "num_gpus", "resources"))
+        requested = {"CPU": cpus, "GPU": gpus, **others}
+        available = self.ray.cluster_resources()
+        missing = [f"{count:g} {name}" for name, count in requested.items() if count > available.get(name, 0)]
         if missing:
-            display.note(
-                f"executor: the cluster does not have the {', '.join(missing)} of a run now; they wait for it."
-            )
+            display.note(f"executor: a run needs {', '.join(missing)}; the cluster has less now, and the runs wait.")
 
-    def _work(self, task: Any, given: tuple[Any, ...], jobs: list[Any], display: Display) -> list[str]:
-        self.tasks = {task.remote(*given, job): (job, 0) for job in jobs}
+    def _work(
+        self, task: Any, arguments: tuple[Any, ...], jobs: Sequence[RunSpec | None], display: Display
+    ) -> list[str]:
+        """Execute runs, or score row 0 for the job None; return the reasons of those that failed."""
+        self.tasks = {task.remote(*arguments, job): (job, 0) for job in jobs}
         failures = []
         while self.tasks:
             ready, _ = self.ray.wait(list(self.tasks), num_returns=1)
             job, lost = self.tasks.pop(ready[0])
-            title = getattr(job, "title", "untouched model")
+            title = "zero-shot model" if job is None else job.title
             try:
                 kind, content, lines = self.ray.get(ready[0])
             except self.ray.exceptions.RayError as error:
-                told = f"{title}: its worker was lost ({str(error).splitlines()[0]})"
+                message = f"{title}: its worker was lost ({str(error).splitlines()[0]})"
                 if lost == self.retries:
-                    failures.append(f"{told}, {lost + 1} times. The same command goes on with it.")
+                    failures.append(f"{message}, {lost + 1} times. The same command resumes it.")
                     display.note(failures[-1])
                     continue
-                display.note(f"{told}; another one goes on.")
-                self.tasks[task.remote(*given, job)] = (job, lost + 1)
+                display.note(f"{message}; another worker resumes the run.")
+                self.tasks[task.remote(*arguments, job)] = (job, lost + 1)
                 continue
             refuse(kind, content)
             failures += [content] if content else []
@@ -126,11 +138,13 @@ class Ray:
         return failures
 
 
-def _far(study: Making, folder: str, threads: int, job: Any) -> tuple[str, Any, list[str]]:
-    """What a task does: a job, in the folder of the one who asks for it; also what was told of it."""
+def _execute_remotely(
+    study: RunnableStudy, folder: str, threads: int, job: RunSpec | None
+) -> tuple[str, Any, list[str]]:
+    """Execute a job in the folder of the process that asked for it; return its result and its lines of progress."""
     os.chdir(folder)
     torch.set_num_threads(threads)
     quiet()
     lines: list[str] = []
-    kind, content = done(study, job, lines.append)
+    kind, content = execute(study, job, lines.append)
     return kind, content, lines

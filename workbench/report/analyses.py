@@ -1,4 +1,4 @@
-"""What analyses on demand have left beside a report, read without an engine: relearning and knock-out."""
+"""Tables of the analyses on demand, relearning and knock-out, from the files that they leave beside a report."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from workbench.config.loading import arguments
 from workbench.errors import ConfigError, did_you_mean
 from workbench.formatting import number
 from workbench.report.comparison import Comparison
-from workbench.report.scores import mean
 from workbench.results import RunFolder
 from workbench.runtime.files import digest_of_text, read_csv
+from workbench.statistics import mean
 
 ANALYSES = {
     "relearning": "workbench.analysis.Relearning",
     "knock_out": "workbench.analysis.KnockOut",
 }
 PLAIN = ("baseline", "out")
-"""Keys of a report that ask for no analysis."""
+"""Keys of a report that request no analysis."""
 NAMED = ("run", "model", "strategy", "order", "seed", "domain")
 COLUMNS = {
     "relearning": (
@@ -44,21 +44,21 @@ COLUMNS = {
 RELEARNING = (
     "The final model is fine-tuned on a domain's training rows, all parameters, by {optimizer} at a constant rate, "
     "whatever the strategy itself trained, until its score on {rows} validation rows is the one recorded right after "
-    "the domain was learnt, less {tolerance}; scored every {every} steps, given up after {max_steps}. Savings: "
-    "1 - steps / the untouched model's steps to the same score (Ebbinghaus, 1885); 1: nothing had to be learnt again. "
+    "the domain was learnt, minus {tolerance}; scored every {every} steps, given up after {max_steps}. Savings: "
+    "1 - steps / the base model's steps to the same score (Ebbinghaus, 1885); 1: nothing had to be learnt again. "
     "The recorded score is of the rows that the study was scored on."
 )
 KNOCK_OUT = (
-    "The change of the primary score where one added block passes its input on, or where one adapter is subtracted "
-    "from the weights; nothing is trained. Below 0: the domain needs the part."
+    "Change of the primary score where one added block passes its input on, or one adapter is subtracted from the "
+    "weights; nothing is trained. Below 0: the domain needs the part."
 )
 
 
 def requested(settings: Mapping[str, str]) -> dict[str, Any]:
-    """Which analyses `key=value` arguments ask for: true, false or a mapping of settings, by name.
+    """Return the analyses that `key=value` arguments request: true, false or a mapping of settings, by name.
 
     Raises:
-        ConfigError: A key is not known, or a value is no YAML.
+        ConfigError: A key is unknown, or a value is not valid YAML.
     """
     known = (*PLAIN, *ANALYSES)
     if unknown := [key for key in settings if key not in known and key.partition(".")[0] not in ANALYSES]:
@@ -70,36 +70,36 @@ def requested(settings: Mapping[str, str]) -> dict[str, Any]:
 
 
 def columns_of(name: str) -> tuple[str, ...]:
-    """The columns of an analysis' file."""
+    """Return the columns of an analysis's file."""
     return NAMED + COLUMNS[name]
 
 
 def model_of(run: RunFolder) -> str:
-    """A fingerprint of a run's final model, so that a run that was made again is asked again.
+    """Return a fingerprint of a run's final model, so that a run that was repeated is analysed again.
 
-    Of the checksums that the journal has; in folders without a journal, of its files' sizes.
+    From the checksums in the journal; in folders without a journal, from the sizes of the files.
     """
-    known: dict[str, Any] = dict(run.records.model or {})
-    if not known:
+    files: dict[str, Any] = dict(run.records.model or {})
+    if not files:
         model = run.path / "model"
-        known = {path.relative_to(model).as_posix(): path.stat().st_size for path in model.rglob("*") if path.is_file()}
-    return digest_of_text(json.dumps(known, sort_keys=True))[:12]
+        files = {path.relative_to(model).as_posix(): path.stat().st_size for path in model.rglob("*") if path.is_file()}
+    return digest_of_text(json.dumps(files, sort_keys=True))[:12]
 
 
 def measured(comparison: Comparison, folder: str | Path, name: str) -> list[dict[str, str]]:
-    """The rows of an analysis' file that are about a comparison's runs as they are now; torn rows are left out."""
+    """Return the rows of an analysis's file that belong to a comparison's present models; torn rows are left out."""
     folder = Path(folder)
     models = {run.path.resolve(): model_of(run) for run in comparison.runs}
     labels = {run.path.resolve(): row["strategy"] for row, run in zip(comparison.rows, comparison.runs, strict=True)}
-    whole = [
+    complete = [
         row for row in read_csv(folder / f"{name}.csv") if all(row.get(key) is not None for key in columns_of(name))
     ]
-    rows = [(row, (folder / row["run"]).resolve()) for row in whole]
+    rows = [(row, (folder / row["run"]).resolve()) for row in complete]
     return [{**row, "strategy": labels[path]} for row, path in rows if models.get(path) == row["model"]]
 
 
 def relearnt(rows: Sequence[Mapping[str, str]]) -> dict[str, Any] | None:
-    """The table of relearning: a line for each strategy, order and domain, means over seeds; None without rows."""
+    """Return the table of relearning: a row for each strategy, order and domain, means over seeds; else None."""
     if not rows:
         return None
     lines = []
@@ -118,9 +118,9 @@ def relearnt(rows: Sequence[Mapping[str, str]]) -> dict[str, Any] | None:
             "domain",
             "learnt, as recorded",
             "final model, validation",
-            "untouched model, validation",
+            "base model, validation",
             "steps",
-            "steps from untouched",
+            "steps from the base model",
             "savings",
         ),
         "rows": lines,
@@ -128,7 +128,7 @@ def relearnt(rows: Sequence[Mapping[str, str]]) -> dict[str, Any] | None:
 
 
 def knocked_out(rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """By strategy and order the domains, the parts and the (domains, parts) changes, means over seeds."""
+    """Return by (strategy, order) the domains, the parts and the (domains, parts) changes, means over seeds."""
     maps = {}
     for (strategy, order), own in _grouped(rows, "strategy", "order").items():
         domains, parts = (list(dict.fromkeys(row[name] for row in own)) for name in ("domain", "part"))
@@ -146,13 +146,13 @@ def _grouped(rows: Sequence[Mapping[str, str]], *names: str) -> dict[tuple[str, 
 
 
 def _mean(rows: Sequence[Mapping[str, str]], name: str) -> float:
-    """The mean of what is known of a column; NaN where nothing is."""
+    """Return the mean of a column over the rows that have a value; NaN where none has."""
     known = [float(row[name]) for row in rows if row[name] and not math.isnan(float(row[name]))]
     return mean(known) if known else math.nan
 
 
 def _steps(rows: Sequence[Mapping[str, str]], name: str) -> str:
-    """Mean steps of the runs that came there, and how many did where not all did."""
+    """Return the mean steps of the runs that reached the score, and how many did where not all did."""
     reached = sum(not math.isnan(float(row[name])) for row in rows)
     steps = number(_mean(rows, name), 1)
     return steps if reached == len(rows) else f"{steps} ({reached} of {len(rows)} reached it)"

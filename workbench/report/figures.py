@@ -1,4 +1,4 @@
-"""Which figures a comparison has, from which numbers, and the files for a paper."""
+"""Choose the figures of a comparison, collect their numbers and write them as PNG and SVG files."""
 
 from __future__ import annotations
 
@@ -18,42 +18,44 @@ from workbench.report.plots import (
     change_map,
     heat_map,
     likelihood_lost,
-    over_time,
+    over_tasks,
     score_lost,
     stability_plasticity,
 )
 from workbench.report.scores import NATS, Loss, View
-from workbench.report.style import STYLE, Mark, marks, svg_of
+from workbench.report.style import RC_PARAMS, SeriesStyle, series_styles, to_svg
 from workbench.runtime.files import digest_of, write_whole
 from workbench.statistics import Estimate
 
 COST, COST_NAME = "train_seconds", "training time"
 DOTS_PER_INCH = 160
-ORDERS_DRAWN = 3
-MATRICES_DRAWN = 24
-WRITTEN = "written.json"
-"""In the folder of the figures: the SHA-256 of each that a report wrote, by its name."""
+MAX_ORDERS = 3
+"""Orders whose scores over time are drawn."""
+MAX_MATRICES = 24
+"""Strategies whose score matrices are drawn."""
+MANIFEST = "written.json"
+"""In the folder of the figures: name and SHA-256 of each file that a report wrote."""
 
 
-def looks_of(view: View) -> dict[str, Mark]:
-    """What each strategy looks like in all figures of a comparison."""
-    return marks(view.strategies, view.comparison.bounds)
+def styles_of(view: View) -> dict[str, SeriesStyle]:
+    """Return the style of each strategy, the same in all figures of a comparison."""
+    return series_styles(view.strategies, view.comparison.bounds)
 
 
-def course_panels(view: View, order: str, probes: bool) -> dict[str, Panel]:
-    """The panels of scores over time within an order, by what was tested.
+def panels_over_tasks(view: View, order: str, probes: bool) -> dict[str, Panel]:
+    """Return a panel of scores over time for each domain, or for each probe and the general text, by name.
 
     Args:
         view: The comparison.
         order: One of its orders.
-        probes: Whether what was never trained is shown, and not the domains.
+        probes: Show what is never trained instead of the domains.
     """
     tasks = view.tasks(order)
     strategies = [strategy for strategy in view.strategies if view.comparison.seeds(strategy, order)]
     return {
         on: Panel(
             f"{on} ({view.metric(on)})",
-            {strategy: view.course(strategy, order, on) for strategy in strategies},
+            {strategy: view.over_tasks(strategy, order, on) for strategy in strategies},
             None if probes else tasks.index(on) + 1,
             in_nats=not view.is_score(on),
         )
@@ -63,7 +65,7 @@ def course_panels(view: View, order: str, probes: bool) -> dict[str, Panel]:
 
 
 def tradeoff_points(view: View) -> dict[str, tuple[Estimate, Estimate, float]]:
-    """Forgetting, learning accuracy and training seconds of each strategy that has them, in the view's main order."""
+    """Return (forgetting, learning accuracy, training seconds) in the view's main order, where both are known."""
     of, order = view.comparison, view.main_order
     points = {
         strategy: (
@@ -77,63 +79,62 @@ def tradeoff_points(view: View) -> dict[str, tuple[Estimate, Estimate, float]]:
 
 
 def measured_losses(view: View) -> dict[str, list[Loss]]:
-    """Of each strategy that learns two domains or more in turn, what it lost of them."""
-    found = {strategy: view.losses(strategy) for strategy in view.strategies}
+    """Return the losses domain by domain of each strategy that learnt at least two domains one after the other."""
+    losses = {strategy: view.losses(strategy) for strategy in view.strategies}
     return {
         strategy: rows
-        for strategy, rows in found.items()
+        for strategy, rows in losses.items()
         if len(rows) > 1 and not any(math.isnan(value) for row in rows for value in row.strict)
     }
 
 
 def figures(view: View, folder: str | Path | None = None) -> Iterator[tuple[str, Figure]]:
-    """The figures of a comparison with their files' names; of many orders and strategies the first ones.
+    """Yield the figures of a comparison by the name of their file; of many orders and strategies only the first.
 
     Args:
         view: The comparison.
-        folder: Where an analysis on demand may have left `knock_out.csv`.
+        folder: Of the report, where an analysis may have written `knock_out.csv`.
     """
-    looks = looks_of(view)
+    styles = styles_of(view)
     if points := tradeoff_points(view):
-        yield "stability-plasticity", stability_plasticity(points, looks, COST_NAME)
-    if lost := measured_losses(view):
-        if has_lenient(list(lost.values())):
-            yield "score-lost", score_lost(lost, looks)
-        yield "likelihood-lost", likelihood_lost(lost, looks)
-    for order in view.orders[:ORDERS_DRAWN]:
+        yield "stability-plasticity", stability_plasticity(points, styles, COST_NAME)
+    if losses := measured_losses(view):
+        if has_lenient(list(losses.values())):
+            yield "score-lost", score_lost(losses, styles)
+        yield "likelihood-lost", likelihood_lost(losses, styles)
+    for order in view.orders[:MAX_ORDERS]:
         for name, probes in (("domains", False), ("probes", True)):
-            if panels := course_panels(view, order, probes):
-                yield f"{name}-over-time-{order}", over_time(list(panels.values()), looks)
+            if panels := panels_over_tasks(view, order, probes):
+                yield f"{name}-over-time-{order}", over_tasks(list(panels.values()), styles)
     for order in view.orders[:1]:
-        for strategy in view.strategies[:MATRICES_DRAWN]:
+        for strategy in view.strategies[:MAX_MATRICES]:
             if view.comparison.seeds(strategy, order):
                 yield f"matrix-{strategy}-{order}", matrix_figure(view, strategy, order)
     yield from knock_out_figures(view, folder)
 
 
 def matrix_figure(view: View, strategy: str, order: str, after: int | None = None, others: bool = True) -> Figure:
-    """The score matrix of a strategy, means over seeds.
+    """Draw the score matrix of a strategy, means over seeds.
 
     Args:
         view: The comparison.
         strategy: One of its strategies.
         order: One of its orders.
-        after: As it was when so many tasks were learnt: what comes later is not filled in yet. None: the whole.
-        others: Whether what is never trained stands beside the domains.
+        after: Number of tasks learnt; later rows stay empty. None: all tasks.
+        others: Show the probes and the general text beside the domains.
     """
     tasks, tested = view.tasks(order), view.tested(order)
-    shown = [name for name in tested if others or name in tasks]
-    known = len(tasks) if after is None else after
+    columns = [name for name in tested if others or name in tasks]
+    last = len(tasks) if after is None else after
     values = [
-        [row[tested.index(name)] if place <= known else math.nan for name in shown]
+        [row[tested.index(name)] if place <= last else math.nan for name in columns]
         for place, row in enumerate(view.matrix(strategy, order))
     ]
-    return heat_map(["untouched", *tasks], {name: view.is_score(name) for name in shown}, values)
+    return heat_map(["zero-shot", *tasks], {name: view.is_score(name) for name in columns}, values)
 
 
-def format_panels(view: View, strategy: str, order: str) -> tuple[list[Panel], dict[str, Mark]]:
-    """Lost format against lost knowledge over time: for each domain its strict and its lenient score, and beside
-    them the nats that a token of the right answer takes.
+def format_panels(view: View, strategy: str, order: str) -> tuple[list[Panel], dict[str, SeriesStyle]]:
+    """Return panels that tell lost format from lost knowledge: each domain's scores, and its nats per token.
 
     Args:
         view: The comparison.
@@ -141,41 +142,46 @@ def format_panels(view: View, strategy: str, order: str) -> tuple[list[Panel], d
         order: One of its orders.
 
     Returns:
-        Two panels a domain, for `figures.over_time` with two columns, and what its lines look like.
+        For `plots.over_tasks` with two columns: two panels per domain (strict and lenient score; nats per token of the
+        right answer) and the styles of their lines.
     """
     panels = []
     for place, domain in enumerate(view.tasks(order), start=1):
         kinds = {"strict": "", "lenient": f"{view.metric(domain)}_lenient"}
-        scores = {kind: view.course(strategy, order, domain, metric) for kind, metric in kinds.items()}
+        scores = {kind: view.over_tasks(strategy, order, domain, metric) for kind, metric in kinds.items()}
         lines = {kind: line for kind, line in scores.items() if not math.isnan(line[place].mean)}
         panels.append(Panel(f"{domain}: score", lines, place))
-        nats = {"right answer": view.course(strategy, order, domain, NATS)}
-        panels.append(Panel(f"{domain}: nats a token", nats, place, in_nats=True))
-    return panels, marks(["strict", "lenient", "right answer"])
+        nats = {"right answer": view.over_tasks(strategy, order, domain, NATS)}
+        panels.append(Panel(f"{domain}: nats per token", nats, place, in_nats=True))
+    return panels, series_styles(["strict", "lenient", "right answer"])
 
 
 def knock_out_figures(view: View, folder: str | Path | None) -> Iterator[tuple[str, Figure]]:
-    """What each strategy's final model loses without each added part, where anybody asked."""
-    for (strategy, order), found in knocked_out(
-        measured(view.comparison, folder, "knock_out") if folder else []
-    ).items():
-        yield f"knock-out-{strategy}-{order}", change_map(found["domains"], found["parts"], found["changes"])
+    """Yield the change of each strategy's final scores without each added part, where `knock_out.csv` has it.
+
+    Args:
+        view: The comparison.
+        folder: Of the report; None: no figure.
+    """
+    rows = measured(view.comparison, folder, "knock_out") if folder else []
+    for (strategy, order), changes in knocked_out(rows).items():
+        yield f"knock-out-{strategy}-{order}", change_map(changes["domains"], changes["parts"], changes["changes"])
 
 
 def has_lenient(losses: Sequence[Sequence[Loss]]) -> bool:
-    """Whether any domain has a lenient score beside its strict one."""
+    """Return True if any domain has a lenient score beside its strict one."""
     return any(not math.isnan(row.lenient[1]) for rows in losses for row in rows)
 
 
 def write_figures(
     comparisons: Sequence[Comparison], folder: str | Path, beside: str | Path | None = None
 ) -> list[Path]:
-    """Writes each figure as PNG and as SVG, and removes those of an earlier report that are no more.
+    """Write each figure as PNG and as SVG, and remove figures of an earlier report that no longer exist.
 
     Args:
-        comparisons: Where there are several, the files of the second begin with "2-" and so on.
-        folder: Where they go; it is made if need be.
-        beside: The folder of the report, where an analysis on demand may have left numbers.
+        comparisons: The file names of the second begin with "2-", and so on.
+        folder: Where the files go; created if missing.
+        beside: Folder of the report, where an analysis may have written `knock_out.csv`.
 
     Returns:
         The files.
@@ -184,8 +190,8 @@ def write_figures(
     for place, comparison in enumerate(comparisons, start=1):
         for name, figure in figures(View(comparison), beside):
             stem = re.sub(r"[^\w.-]+", "_", f"{place}-{name}" if place > 1 else name)
-            write_whole(folder / f"{stem}.svg", svg_of(figure))  # makes the folder
-            with matplotlib.rc_context(STYLE):
+            write_whole(folder / f"{stem}.svg", to_svg(figure))  # creates the folder
+            with matplotlib.rc_context(RC_PARAMS):
                 figure.savefig(folder / f"{stem}.png", dpi=DOTS_PER_INCH, facecolor="white")
             files += [folder / f"{stem}.png", folder / f"{stem}.svg"]
     _remove_old(folder, {file.name: digest_of(file) for file in files})
@@ -193,20 +199,20 @@ def write_figures(
 
 
 def _remove_old(folder: Path, written: Mapping[str, str]) -> None:
-    """Removes what an earlier report wrote and this one did not, unless somebody has changed it since."""
-    known = folder / WRITTEN
-    for name, digest in _written_before(known).items():
+    """Remove files that an earlier report wrote and this one did not, except those that were changed since."""
+    manifest = folder / MANIFEST
+    for name, digest in _read_manifest(manifest).items():
         file = folder / name
         if name not in written and file.parent == folder and file.is_file() and digest_of(file) == digest:
             file.unlink()
-    if written or known.is_file():
-        write_whole(known, json.dumps(written, indent=1, ensure_ascii=False) + "\n")
+    if written or manifest.is_file():
+        write_whole(manifest, json.dumps(written, indent=1, ensure_ascii=False) + "\n")
 
 
-def _written_before(file: Path) -> dict[str, str]:
-    """Names and checksums; none where the file is not there or is not what a report writes."""
+def _read_manifest(file: Path) -> dict[str, str]:
+    """Return SHA-256 by file name; empty if the file is missing or damaged."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        digests = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {name: str(digest) for name, digest in found.items()} if isinstance(found, dict) else {}
+    return {name: str(digest) for name, digest in digests.items()} if isinstance(digests, dict) else {}

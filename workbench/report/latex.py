@@ -1,16 +1,17 @@
-"""A comparison as LaTeX: a booktabs table with its protocol, and the BibTeX of the methods compared."""
+"""LaTeX of a comparison: a booktabs table with its protocol, and the BibTeX of the methods compared."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from itertools import product
 
 from workbench.report.comparison import MEASURES, Comparison
 from workbench.report.terminal import bounds_note, protocol_note
 from workbench.statistics import Estimate
 
-HEADINGS = ("OP", "BWT", "FWT", "forgetting", "learning acc.", r"$\Delta$ general")
+SHORT = {"learning_accuracy": "learning acc.", "general_delta": r"$\Delta$ general"}
+"""Headings of measures where their names are long."""
 SPECIAL = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -24,7 +25,7 @@ KEY = re.compile(r"@\w+\s*\{\s*([^,\s]+)\s*,")
 
 
 def escaped(text: str) -> str:
-    r"""A text as LaTeX prints it.
+    r"""Escape a text for LaTeX.
 
     >>> print(escaped("block_expansion & 50% of {a}^2"))
     block\_expansion \& 50\% of \{a\}\textasciicircum{}2
@@ -33,17 +34,17 @@ def escaped(text: str) -> str:
 
 
 def latex_table(comparison: Comparison) -> str:
-    """A table environment that needs `booktabs`: measures with their intervals, a row for each strategy and order.
+    """Return a table environment that needs `booktabs`: measures with intervals, a row for each strategy and order.
 
-    Means over seeds; "±" is the 95 % t interval from three seeds on. The strategies cite `bibtex`'s entries.
+    Means over seeds; "±" is the 95 % t interval from three seeds on. The strategies cite the entries of `bibtex`.
     """
     several = len(comparison.orders) > 1
-    head = ["strategy", *(["order"] if several else []), "seeds", *HEADINGS]
+    head = ["strategy", *(["order"] if several else []), "seeds", *(SHORT.get(name, name) for name in MEASURES)]
     lines = [
         r"\begin{table}",
         r"  \centering",
         rf"  \caption{{{_caption(comparison)}}}",
-        rf"  \begin{{tabular}}{{l{'l' if several else ''}r{'r' * len(HEADINGS)}}}",
+        rf"  \begin{{tabular}}{{l{'l' if several else ''}r{'r' * len(MEASURES)}}}",
         r"    \toprule",
         f"    {' & '.join(head)} \\\\",
         r"    \midrule",
@@ -60,7 +61,7 @@ def latex_table(comparison: Comparison) -> str:
 
 
 def bibtex(*comparisons: Comparison) -> str:
-    """The BibTeX of the methods compared, each paper once; a paper without an entry is a note with its line."""
+    """Return the BibTeX of the methods compared, each paper once; one without an entry becomes a note."""
     entries: dict[str, str] = {}
     for comparison in comparisons:
         for strategy in comparison.references:
@@ -70,39 +71,37 @@ def bibtex(*comparisons: Comparison) -> str:
 
 
 def _entries(comparison: Comparison, strategy: str) -> list[tuple[str, str]]:
-    made = []
+    """Return key and BibTeX entry of each of a strategy's papers."""
+    entries = []
     for line, entry in zip(comparison.references[strategy], comparison.bibtex[strategy], strict=True):
-        if found := KEY.match(entry.strip()):
-            made.append((found.group(1), entry))
+        if match := KEY.match(entry.strip()):
+            entries.append((match.group(1), entry))
         else:
             key = re.sub(r"[^a-z0-9]+", "-", line.lower()).strip("-")
-            made.append((key, f"@misc{{{key},\n  note = {{{escaped(line)}}}\n}}"))
-    return made
+            entries.append((key, f"@misc{{{key},\n  note = {{{escaped(line)}}}\n}}"))
+    return entries
 
 
 def _named(comparison: Comparison, strategy: str) -> str:
-    told = r"\,\dag{}" if comparison.budget(strategy)["task_id_at_test"] else ""
-    told += r"\,\ddag{}" if strategy in comparison.bounds else ""
+    """Return a strategy's name with its marks and citations."""
+    marks = r"\,\dag{}" if comparison.budget(strategy)["task_id_at_test"] else ""
+    marks += r"\,\ddag{}" if strategy in comparison.bounds else ""
     keys = ",".join(dict.fromkeys(key for key, _ in _entries(comparison, strategy)))
-    return f"{escaped(strategy)}{told}" + (rf"~\cite{{{keys}}}" if keys else "")
+    return f"{escaped(strategy)}{marks}" + (rf"~\cite{{{keys}}}" if keys else "")
 
 
 def _caption(comparison: Comparison) -> str:
     parts = [f"{escaped(protocol_note(comparison.runs[0]))}."]
-    if any(estimate.half_width >= 0 for estimate in _estimates(comparison)):
+    pairs = product(comparison.strategies, comparison.orders)
+    if any(comparison.estimate(strategy, order, "OP").half_width >= 0 for strategy, order in pairs):
         parts.append(r"$\pm$: 95\,\% $t$ interval over seeds.")
     if any(row["task_id_at_test"] for row in comparison.rows):
-        parts.append(r"\dag{}: told which task it is tested on.")
+        parts.append(r"\dag{}: given the task's identity at test time.")
     if comparison.bounds:
         parts.append(f"{escaped(bounds_note(comparison))}.")
     if comparison.differs:
         parts.append(f"What differs between the rows: {escaped('; '.join(comparison.differs))}.")
     return " ".join(parts)
-
-
-def _estimates(comparison: Comparison) -> Sequence[Estimate]:
-    pairs = [(strategy, order) for strategy in comparison.strategies for order in comparison.orders]
-    return [comparison.estimate(strategy, order, "OP") for strategy, order in pairs]
 
 
 def _cell(estimate: Estimate) -> str:

@@ -21,43 +21,39 @@ from workbench.model_folder import SHIPPED, locate
 from workbench.report.comparison import MEASURES
 from workbench.report.terminal import protocol_words
 from workbench.report.write import find_runs
-from workbench.results import RunFolder
-from workbench.results.run_folder import moments
+from workbench.results import Protocol, RunFolder
 from workbench.runtime.files import read_csv, write_whole
 
 SPEEDS = (("training", "train_tokens_per_second"), ("decoding", "decoded_tokens_per_second"))
-KERNELS = {True: "yes", "warn": "yes, wherever torch has one", False: "not asked for"}
+KERNELS: dict[bool | str | None, str] = {True: "yes", "warn": "yes, wherever torch has one", False: "not requested"}
 FOLDER = "path/to/this/folder"
-MEANING = """OP: mean score over all domains at the end. BWT: change of a domain's score since it was learnt. FWT:
-what a domain gained before its turn. Forgetting: fall from the best score so far. Learning accuracy: score right
-after learning. General delta: change of the probes, which are never trained. All are means over domains; what was not
-measured is –."""
 
 
 def model_card(run: RunFolder) -> str:
-    """The card of a finished run as Markdown, with Hugging Face's front matter.
+    """Return the card of a finished run as Markdown, with Hugging Face's front matter.
 
     Args:
-        run: Its folder; every number is read from there.
+        run: Folder of the run, from which every number is read.
     """
-    protocol, study = run.environment()["protocol"], load(run.path / "config.yaml")
+    protocol, study = run.protocol, load(run.path / "config.yaml")
     config = json.loads((run.path / "model" / "config.json").read_text(encoding="utf-8"))
-    count = len(protocol["order"])
+    count = len(protocol.order)
     sections = [
         f"---\n{_front_matter(protocol, config)}\n---",
-        f"# {protocol['strategy']} on {protocol['benchmark'].rpartition('.')[2]}",
-        f"A language model that learnt {count} task{'s' * (count > 1)}, made and measured with continual-workbench.",
+        f"# {protocol.strategy} on {protocol.benchmark.rpartition('.')[2]}",
+        f"A language model trained on {count} task{'s' * (count > 1)} and scored with continual-workbench.",
         "## How to load it",
         _loading(run, protocol, config),
-        "## How it was made",
-        _table(("", ""), _facts(run, protocol, study)),
+        "## How it was trained",
+        _table(("", ""), _facts(run, study)),
         _growth(config),
         _costs(run),
         "## Scores",
-        _table(MEASURES, [[number(run.summary()[name]) for name in MEASURES]]),
-        MEANING,
-        _domains(run, protocol),
-        protocol["benchmark_notes"],
+        _table(list(MEASURES), [[number(run.summary()[name]) for name in MEASURES]]),
+        "\n".join(f"- {name.replace('_', ' ')}: {meaning}" for name, meaning in MEASURES.items()),
+        "All are means over domains; – was not measured.",
+        _domains(run),
+        protocol.benchmark_notes,
         "## The run's config",
         f"```yaml\n{(run.path / 'config.yaml').read_text(encoding='utf-8').strip()}\n```",
     ]
@@ -65,7 +61,7 @@ def model_card(run: RunFolder) -> str:
 
 
 def adapters_base(path: str) -> str | None:
-    """What peft is to load an adapter over: the hub id, or the folder from anywhere; None for a shipped model.
+    """Return the base model for peft: the hub id or the absolute folder; None for a shipped model.
 
     >>> adapters_base("meta-llama/Llama-3.2-1B"), adapters_base("mini")
     ('meta-llama/Llama-3.2-1B', None)
@@ -77,14 +73,14 @@ def adapters_base(path: str) -> str | None:
 
 
 def grown_here(folder: Path, backbone: str) -> bool:
-    """Whether a model has other layers, or a larger vocabulary, than the backbone that its run began with."""
-    made, base = (_config(place) for place in (folder, locate(backbone)))
-    larger = bool(base) and made.get("vocab_size") != base.get("vocab_size")
-    return larger or made.get("layer_plan") != base.get("layer_plan")
+    """Return True if a model has other layers, or a larger vocabulary, than the backbone that its run began with."""
+    final, base = _config(folder), _config(locate(backbone))
+    larger = bool(base) and final.get("vocab_size") != base.get("vocab_size")
+    return larger or final.get("layer_plan") != base.get("layer_plan")
 
 
 def _config(place: Path | str) -> dict[str, Any]:
-    """A model's config; empty where it is on the hub and not in the cache."""
+    """Return a model's config; {} where it is on the hub and not in the cache."""
     file = try_to_load_from_cache(place, "config.json") if isinstance(place, str) else place / "config.json"
     if not isinstance(file, str | Path) or not Path(file).is_file():
         return {}
@@ -92,7 +88,7 @@ def _config(place: Path | str) -> dict[str, Any]:
 
 
 def in_words(plan: Sequence[Sequence[Any]]) -> str:
-    """A layer plan for a person: runs of neighbours together, bottom first.
+    """Describe a layer plan in words, bottom first, with runs of neighbours joined.
 
     >>> in_words([[0, False], [1, False], [1, True], [2, False], [3, False]])
     '0 to 1, a copy of 1 that began as the identity, 2 to 3'
@@ -108,22 +104,22 @@ def in_words(plan: Sequence[Sequence[Any]]) -> str:
     return ", ".join(words)
 
 
-def _front_matter(protocol: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    source = locate(protocol["backbone"])
+def _front_matter(protocol: Protocol, config: Mapping[str, Any]) -> str:
+    source = locate(protocol.backbone)
     hub = isinstance(source, str)
     card = try_to_load_from_cache(source, "README.md") if isinstance(source, str) else source / "README.md"
     known = metadata_load(card) if isinstance(card, (str, Path)) and Path(card).is_file() else None
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        base_model=protocol["backbone"] if hub else None,
+        base_model=protocol.backbone if hub else None,
         license=(known or {}).get("license"),
-        tags=["continual-learning", protocol["strategy"], config["model_type"]],
+        tags=["continual-learning", protocol.strategy, config["model_type"]],
     )
     return str(data.to_yaml())
 
 
-def _loading(run: RunFolder, protocol: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def _loading(run: RunFolder, protocol: Protocol, config: Mapping[str, Any]) -> str:
     own_code = ", trust_remote_code=True" if "auto_map" in config else ""
     lines = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -134,21 +130,21 @@ def _loading(run: RunFolder, protocol: Mapping[str, Any], config: Mapping[str, A
     if own_code:
         parts.append("The model's class lies beside its weights, in one file that needs torch and transformers only.")
     names = sorted(folder.name for folder in (run.path / "model" / "adapters").glob("*"))
-    if names and grown_here(run.path / "model", protocol["backbone"]):
+    if names and grown_here(run.path / "model", protocol.backbone):
         parts.append(
-            "The adapters beside it are folded in already. They fit the layers as they stand here, not the base."
+            "The adapters beside it are merged into it already. They fit the layers of this model, not the base."
         )
     elif names:
-        parts += ["The adapters are folded in already. By themselves, over the base model:", _peft(names, protocol)]
+        parts += ["The adapters are merged into it already. To load them over the base model:", _peft(names, protocol)]
     return "\n\n".join(parts)
 
 
-def _peft(names: Sequence[str], protocol: Mapping[str, Any]) -> str:
-    base = adapters_base(protocol["backbone"])
-    place = f'"{base}"' if base else f'locate("{protocol["backbone"]}")'
+def _peft(names: Sequence[str], protocol: Protocol) -> str:
+    base = adapters_base(protocol.backbone)
+    place = f'"{base}"' if base else f'locate("{protocol.backbone}")'
     lines = ["from peft import PeftModel"] + ([] if base else ["from workbench.model_folder import locate"])
     lines += [
-        f'base = AutoModelForCausalLM.from_pretrained({place}, dtype="{protocol["dtype"]}")',
+        f'base = AutoModelForCausalLM.from_pretrained({place}, dtype="{protocol.dtype}")',
         f'model = PeftModel.from_pretrained(base, "{FOLDER}/adapters/{names[0]}", adapter_name="{names[0]}")',
     ]
     lines += [f'model.load_adapter("{FOLDER}/adapters/{name}", "{name}")' for name in names[1:]]
@@ -157,23 +153,24 @@ def _peft(names: Sequence[str], protocol: Mapping[str, Any]) -> str:
     return _code(lines)
 
 
-def _facts(run: RunFolder, protocol: Mapping[str, Any], study: StudyConfig) -> Iterable[Sequence[str]]:
-    versions = run.environment()["versions"]
+def _facts(run: RunFolder, study: StudyConfig) -> Iterable[Sequence[str]]:
+    """Return labels and values of the table on training; rows without a value are left out."""
+    protocol, versions = run.protocol, run.environment()["versions"]
     components = [part for strategy in study.strategies.values() for part in strategy.components]
-    told = "; it is told at test which task it faces" if protocol["task_id_at_test"] else ""
+    task_id = "; it is given the task's identity at test time" if protocol.task_id_at_test else ""
     rows = (
-        ("strategy", ", then ".join(map(_called, components)) + told),
-        ("paper", "; ".join(dict.fromkeys(protocol["references"]))),
-        ("backbone", f"`{protocol['backbone']}`, loaded as {protocol['dtype']}"),
+        ("strategy", ", then ".join(map(_called, components)) + task_id),
+        ("paper", "; ".join(dict.fromkeys(protocol.references))),
+        ("backbone", f"`{protocol.backbone}`, loaded as {protocol.dtype}"),
         ("benchmark", _called(study.benchmark)),
-        ("tasks in order", f"{' → '.join(protocol['order'])} (order `{protocol['order_name']}`)"),
-        ("seed", str(protocol["seed"])),
-        ("precision of training", str(protocol["precision"])),
-        ("deterministic kernels", KERNELS.get(protocol.get("deterministic"), "")),
-        ("scored", f"on {protocol['scored_on']} rows; decoding {protocol['decoding']}"),
+        ("tasks in order", f"{' → '.join(protocol.order)} (order `{protocol.order_name}`)"),
+        ("seed", str(protocol.seed)),
+        ("precision of training", str(protocol.precision)),
+        ("deterministic kernels", KERNELS.get(protocol.deterministic, "")),
+        ("scored", f"on {protocol.scored_on} rows; decoding {protocol.decoding}"),
         ("encoding and optimizer", protocol_words(protocol).removesuffix("; ")),
-        ("prompts", f"template {protocol['text']['template']}; too long ones cut: {protocol['text']['truncation']}"),
-        ("end token", f"`{protocol['end_token']}`"),
+        ("prompts", f"template {protocol.text['template']}; long ones cut: {protocol.text['truncation']}"),
+        ("end token", f"`{protocol.end_token}`"),
         ("cost", _cost(run.summary())),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)),
     )
@@ -181,6 +178,7 @@ def _facts(run: RunFolder, protocol: Mapping[str, Any], study: StudyConfig) -> I
 
 
 def _called(component: Component) -> str:
+    """Return a component as a call, in Markdown."""
     arguments = ", ".join(f"{name}={value!r}" for name, value in component.init_args.items())
     return f"`{component.class_path}({arguments})`"
 
@@ -193,10 +191,10 @@ def _cost(summary: Mapping[str, Any]) -> str:
 
 
 def _growth(config: Mapping[str, Any]) -> str:
-    """What the model's layers are, where they are not the base model's alone."""
+    """Describe the model's layers where they are not those of the base model; else ""."""
     if config.get("layer_plan"):
         plan = config["layer_plan"]
-        return f"Its {len(plan)} layers are, counted from 0 in the model that was grown first: {in_words(plan)}."
+        return f"Its {len(plan)} layers, counted from 0 in the model before any growth: {in_words(plan)}."
     if "augmenting" not in config:
         return ""
     joined = [
@@ -204,7 +202,7 @@ def _growth(config: Mapping[str, Any]) -> str:
         + ", ".join(f"{lower} → {upper}" for lower, upper in pairs)
         for count, pairs in enumerate(config["connections"], start=1)
     ]
-    return f"It joins, by cross-attention, {'; '.join(joined)} (layers counted from 0)."
+    return f"It connects, by cross-attention, {'; '.join(joined)} (layers counted from 0)."
 
 
 def _costs(run: RunFolder) -> str:
@@ -218,33 +216,33 @@ def _costs(run: RunFolder) -> str:
 
 
 def _where(names: Iterable[str]) -> str:
-    """The parts of a model that some of its parameters belong to.
+    """Name the parts of a model that some parameters belong to.
 
     >>> _where(["model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
     'layers 0 to 1, norm'
     """
     names = list(names)
-    found = [(name, re.search(r"layers\.(\d+)\.", name)) for name in names]
-    layers = sorted({int(match.group(1)) for _, match in found if match})
-    rest = dict.fromkeys(name.removeprefix("model.").partition(".")[0] for name, match in found if not match)
-    what = "adapters in layers" if all("lora_" in name for name in names) else "layers"
-    return ", ".join([*([f"{what} {in_words([[layer, False] for layer in layers])}"] if layers else []), *rest])
+    matches = [(name, re.search(r"layers\.(\d+)\.", name)) for name in names]
+    layers = sorted({int(match.group(1)) for _, match in matches if match})
+    others = dict.fromkeys(name.removeprefix("model.").partition(".")[0] for name, match in matches if not match)
+    kind = "adapters in layers" if all("lora_" in name for name in names) else "layers"
+    return ", ".join([*([f"{kind} {in_words([[layer, False] for layer in layers])}"] if layers else []), *others])
 
 
-def _domains(run: RunFolder, protocol: Mapping[str, Any]) -> str:
-    untouched, learnt, end = moments(run).values()
-    kinds = dict.fromkeys(protocol["probes"], " (a probe)") | {protocol["general"]: " (text; lower is better)"}
-    tested = [*protocol["order"], *protocol["probes"], *filter(None, [protocol["general"]])]
+def _domains(run: RunFolder) -> str:
+    """Return the table of primary scores by domain, probe and corpus."""
+    protocol, moments = run.protocol, run.moments().values()
+    kinds = {name: " (a probe)" for name in protocol.probes} | {protocol.general: " (text; lower is better)"}
     rows = [
         [
             name + kinds.get(name, ""),
-            protocol["primary"][name],
-            *(number(scores.get(name, float("nan"))) for scores in (untouched, learnt, end)),
-            str(protocol["test_rows"][name]),
+            protocol.primary[name],
+            *(number(scores.get(name, math.nan)) for scores in moments),
+            str(protocol.test_rows[name]),
         ]
-        for name in tested
+        for name in protocol.tested
     ]
-    return _table(("domain", "metric", "untouched", "just learnt", "in the end", "rows"), rows)
+    return _table(("domain", "metric", "zero-shot", "just learnt", "at the end", "rows"), rows)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -257,32 +255,32 @@ def _code(lines: Sequence[str]) -> str:
 
 
 def export(run: str | Path, out: str | Path) -> Path:
-    """Copies the model of a finished run, with all that is needed to load and to cite it.
+    """Copy the model of a finished run, with all that is needed to load and to cite it.
 
-    Adapters are folded into the weights, as they are in the run's folder, so that plain transformers loads it. They
-    lie in `adapters/<name>` too and name the base model that plain peft loads them over. A composition has the file
-    with its class beside it. The folder appears whole or not at all.
+    Adapters are merged into the weights, as in the run's folder, so that plain transformers loads the model. They are
+    in `adapters/<name>` too, with the name of the base model that plain peft loads them over. A composition has the
+    file with its class beside it. The folder appears complete or not at all.
 
     Args:
-        run: The run's folder, or a study's that holds one finished run.
-        out: The folder to make.
+        run: Folder of the run, or of a study that holds one finished run.
+        out: Folder to create.
 
     Returns:
-        The folder.
+        Path of the new folder.
 
     Raises:
-        ConfigError: There is no finished run or more than one, or the folder is there already.
+        ConfigError: There is no finished run or more than one, or the folder exists.
     """
     out = Path(out)
-    found = only_run(run)
+    source = only_run(run)
     if out.exists():
         raise ConfigError([f"{out} is there already. Give a folder that is not."])
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        shutil.copytree(found.path / "model", partial)
-        _name_base(found, partial)
-        write_whole(partial / "README.md", model_card(found))
+        shutil.copytree(source.path / "model", partial)
+        _name_base(source, partial)
+        write_whole(partial / "README.md", model_card(source))
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -290,10 +288,10 @@ def export(run: str | Path, out: str | Path) -> Path:
 
 
 def only_run(folder: str | Path) -> RunFolder:
-    """The one finished run in a folder.
+    """Return the only finished run in a folder.
 
     Raises:
-        ConfigError: There is none, or more than one; its model is gone, or not as it was written.
+        ConfigError: There is none, or more than one; its model was deleted or changed.
     """
     runs = find_runs(folder)
     if len(runs) > 1:
@@ -308,8 +306,8 @@ def only_run(folder: str | Path) -> RunFolder:
 
 
 def _name_base(run: RunFolder, folder: Path) -> None:
-    """Writes into each adapter what it belongs to; one of a grown model belongs to no base, but to that model."""
-    backbone = run.environment()["protocol"]["backbone"]
+    """Write into each adapter the name of its base model; adapters of a grown model have none."""
+    backbone = run.protocol.backbone
     base = None if grown_here(folder, backbone) else adapters_base(backbone)
     for file in folder.glob("adapters/*/adapter_config.json"):
         adapter = json.loads(file.read_text(encoding="utf-8"))

@@ -1,23 +1,21 @@
-"""One HTML page that holds a whole report: no network, no file beside it."""
+"""Write the report page: one HTML file that needs no network and no other file."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from workbench import __version__
 from workbench.report import sections
-from workbench.report import sections as drawn
-from workbench.report.comparison import Comparison
+from workbench.report.comparison import BUDGET, MEASURES, Comparison
 from workbench.report.scores import View
 from workbench.report.terminal import bounds_note
-from workbench.results import RunFolder
+from workbench.results import Protocol, RunFolder
 from workbench.runtime.files import write_whole
 from workbench.statistics import Estimate
 
@@ -26,44 +24,45 @@ CONTENTS = {
     "published": "Published numbers",
     "tradeoff": "Stability and plasticity",
     "matrices": "Score matrices",
-    "domains": "Domains",
-    "probes": "Probes",
+    "domains": "Domains over time",
+    "probes": "Probes over time",
     "losses": "Format or knowledge",
-    "answers": "Answers",
-    "relearning": "Learning again",
-    "knock-out": "Added parts",
+    "answers": "Example answers",
+    "relearning": "Relearning",
+    "knock-out": "Knock-out",
     "unfinished": "Unfinished runs",
     "protocol": "Protocol",
 }
-TEXTS = ("template", "tokenization", "truncation", "max_length", "max_prompt_length", "max_answer_length")
+"""Headings by the end of the section's id, in the page's order."""
+TEXT_POLICY = ("template", "tokenization", "truncation", "max_length", "max_prompt_length", "max_answer_length")
 
 
 def report_page(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
-    """Writes `report.html`, which opens offline and holds all that a reader needs.
+    """Write `report.html`.
 
     Everything that comes from a run is escaped: a model may answer with HTML.
 
     Args:
-        comparisons: Each gets a part of its own.
+        comparisons: Each becomes a part of the page.
         folder: Where the page is written.
 
     Returns:
         The page's path.
     """
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("workbench", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = made.get_template("report.html.j2").render(
+    text = environment.get_template("report.html.j2").render(
         title=", ".join(comparison.title for comparison in comparisons) or "no runs",
-        style=Markup(_part(made, "style.css") + heat_style()),
-        script=Markup(_part(made, "report.js")),
-        version=__version__,
-        measures=sections.MEASURES,
-        budget=sections.BUDGET,
+        style=Markup(_source(environment, "style.css")),
+        script=Markup(_source(environment, "report.js")),
+        version=version(),
+        measures=MEASURES,
+        budget=BUDGET,
         parts=[part(comparison, f"c{place}", folder) for place, comparison in enumerate(comparisons, start=1)],
     )
     path = Path(folder) / "report.html"
@@ -71,21 +70,29 @@ def report_page(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
     return path
 
 
-def _part(made: Environment, name: str) -> str:
-    return made.loader.get_source(made, name)[0] if made.loader else ""
+def _source(environment: Environment, name: str) -> str:
+    return environment.loader.get_source(environment, name)[0] if environment.loader else ""
+
+
+def version() -> str:
+    """Return the version of the installed distribution, or "source checkout" where none is installed."""
+    try:
+        return metadata.version("continual-workbench")
+    except metadata.PackageNotFoundError:
+        return "(source checkout)"
 
 
 def part(comparison: Comparison, name: str, folder: str | Path) -> dict[str, Any]:
-    """What the page shows of one comparison.
+    """Return what the page shows of one comparison.
 
     Args:
-        comparison: Of runs whose numbers may stand in one table.
-        name: Begins the ids of this part of the page.
-        folder: Of the report, where an analysis on demand may have left numbers.
+        comparison: Of runs whose numbers are comparable.
+        name: Prefix of the ids in this part of the page.
+        folder: Of the report, where an analysis may have written its results.
     """
     view = View(comparison)
     baseline = comparison.baseline or None
-    made = {
+    content = {
         "id": name,
         "title": comparison.title,
         "suffix": "" if name == "c1" else f", table {name[1:]}",
@@ -96,24 +103,24 @@ def part(comparison: Comparison, name: str, folder: str | Path) -> dict[str, Any
         "warnings": comparison.warnings,
         "problems": comparison.problems,
         "unfinished": sections.unfinished(comparison),
-        "legend": drawn.legend(view, f"{name}-legend"),
+        "legend": sections.legend(view, f"{name}-legend"),
         "strategies": view.strategies,
         "scores": sections.score_tables(view),
         "bounds": comparison.bounds,
         "bounds_note": bounds_note(comparison),
-        "untouched": sections.estimate_text(Estimate(comparison.untouched(), math.nan, 0))["text"],
-        "noise": sections.test_noise(view),
+        "zero_shot": sections.estimate_text(Estimate(comparison.untouched(), math.nan, 0))["text"],
+        "sampling_error": sections.sampling_error(view),
         "published": sections.published(view),
         "budgets": sections.budgets(view),
         "baseline": baseline,
         "differences": sections.differences(view, baseline),
         "matrices": sections.matrices(view),
-        "tradeoff": drawn.tradeoff(view, f"{name}-tradeoff-figure"),
-        "domains": drawn.courses(view, f"{name}-domain", probes=False),
-        "probes": drawn.courses(view, f"{name}-probe", probes=True),
-        "losses": drawn.losses(view, f"{name}-loss"),
+        "tradeoff": sections.tradeoff(view, f"{name}-tradeoff-figure"),
+        "domains": sections.over_time(view, f"{name}-domain", probes=False),
+        "probes": sections.over_time(view, f"{name}-probe", probes=True),
+        "losses": sections.losses(view, f"{name}-loss"),
         "answers": [(task, view.asked(task)) for task in (view.tasks(view.orders[0]) if view.orders else [])],
-        "on_demand": drawn.on_demand(comparison, folder, f"{name}-knock-out"),
+        "on_demand": sections.on_demand(comparison, folder, f"{name}-knock-out"),
         "protocol": protocol(comparison),
         "tasks": tasks(comparison),
         "references": comparison.references,
@@ -123,32 +130,32 @@ def part(comparison: Comparison, name: str, folder: str | Path) -> dict[str, Any
         },
         "configs": configs(view),
     }
-    return {**made, "contents": contents(made)}
+    return {**content, "contents": contents(content)}
 
 
-def contents(made: Mapping[str, Any]) -> dict[str, str]:
-    """The sections that a part has: the end of each one's id, and its name."""
-    there = {"published": made["published"], "unfinished": any(run["matrix"] for run in made["unfinished"])}
-    there |= {"relearning": made["on_demand"]["relearning"], "knock-out": made["on_demand"]["maps"]}
-    return {name: text for name, text in CONTENTS.items() if there.get(name, True)}
+def contents(content: Mapping[str, Any]) -> dict[str, str]:
+    """Return the sections of a part of the page: heading by the end of its id."""
+    optional = {"published": content["published"], "unfinished": any(run["matrix"] for run in content["unfinished"])}
+    optional |= {"relearning": content["on_demand"]["relearning"], "knock-out": content["on_demand"]["maps"]}
+    return {name: heading for name, heading in CONTENTS.items() if optional.get(name, True)}
 
 
-def first_protocol(comparison: Comparison) -> dict[str, Any]:
-    """The protocol of the first run: what is learnt and tested is the same in all."""
-    return dict(every_run(comparison)[0].environment()["protocol"])
+def first_protocol(comparison: Comparison) -> Protocol:
+    """Return the protocol of the first run; tasks and probes are the same in all."""
+    return every_run(comparison)[0].protocol
 
 
 def every_run(comparison: Comparison) -> list[RunFolder]:
-    """The finished runs, then the others."""
+    """Return the finished runs, then the unfinished ones."""
     return [*comparison.runs, *(run for run, _ in comparison.unfinished)]
 
 
 def lead(comparison: Comparison) -> str:
-    """The comparison in a sentence or two."""
+    """Return the page's first sentences: what was run on which benchmark and model."""
     count, known = sections.count_of, first_protocol(comparison)
-    of = f"{count(len(known['order']), 'domain')} of {known['benchmark']}, learnt by {known['backbone']}."
+    setting = f"Benchmark: {known.benchmark}, {count(len(known.order), 'domain')}. Model: {known.backbone}."
     if not comparison.runs:
-        return f"No run has come to its end yet. {of}"
+        return f"No run is finished yet. {setting}"
     seeds = {
         seed for name in comparison.strategies for order in comparison.orders for seed in comparison.seeds(name, order)
     }
@@ -157,20 +164,22 @@ def lead(comparison: Comparison) -> str:
         count(len(comparison.orders), "order"),
         count(len(seeds), "seed"),
     )
-    return f"{', '.join(sizes)}: {count(len(comparison.runs), 'finished run')}. {of}"
+    return f"{', '.join(sizes)}: {count(len(comparison.runs), 'finished run')}. {setting}"
 
 
 def protocol(comparison: Comparison) -> dict[str, str]:
-    """How it was made and measured, label by label; what differs between runs is told with all its values."""
+    """Return how the runs were trained and measured, by label; where runs differ, all values."""
     known, text = comparison.protocol, comparison.protocol.get("text", {})
-    surroundings = [run.environment() for run in every_run(comparison)]
+    environments = [run.environment() for run in every_run(comparison)]
 
-    def told(section: str) -> str:
-        found = {str(one[section]): one[section] for one in surroundings if one.get(section)}
-        return "; or ".join(
-            ", ".join(f"{name} {value}" for name, value in one.items() if value) if isinstance(one, dict) else str(one)
-            for one in found.values()
-        )
+    def values_of(section: str) -> str:
+        values = {str(entry[section]): entry[section] for entry in environments if entry.get(section)}
+        return "; or ".join(map(in_words, values.values()))
+
+    def in_words(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{name} {part}" for name, part in value.items() if part)
+        return str(value)
 
     labels = {
         "model": known.get("backbone"),
@@ -180,58 +189,36 @@ def protocol(comparison: Comparison) -> dict[str, str]:
         "decoding": known.get("decoding"),
         "precision": known.get("precision"),
         "weights": known.get("dtype"),
-        "text": ", ".join(f"{name.replace('_', ' ')} {text[name]}" for name in TEXTS if text.get(name) is not None),
+        "text": ", ".join(
+            f"{name.replace('_', ' ')} {text[name]}" for name in TEXT_POLICY if text.get(name) is not None
+        ),
         "processes": known.get("processes"),
-        **{section: told(section) for section in ("hardware", "versions", "commit", "inputs")},
+        **{section: values_of(section) for section in ("hardware", "versions", "commit", "inputs")},
     }
     return {label: str(value) for label, value in labels.items() if value}
 
 
 def tasks(comparison: Comparison) -> list[dict[str, Any]]:
-    """What is learnt and tested: rows, metric, and what the commonest answer alone would score."""
+    """Return rows, metric and majority baseline of each domain and probe."""
     known = first_protocol(comparison)
-    majority = known.get("majority", {})
-    kinds = {**dict.fromkeys(known["order"], "domain"), **dict.fromkeys(known["probes"], "probe")}
-    kinds |= dict.fromkeys(filter(None, [known["general"]]), "general text")
+    kinds = dict.fromkeys(known.order, "domain") | dict.fromkeys(known.probes, "probe")
     return [
         {
             "name": name,
-            "kind": kind,
-            "training": known.get("training_rows", {}).get(name, "–"),
-            "test": known.get("test_rows", {}).get(name, "–"),
-            "metric": known["primary"][name],
-            "majority": f"{majority[name][1]:.2f} ({majority[name][0]})" if name in majority else "–",
+            "kind": kinds.get(name, "general text"),
+            "training": known.training_rows.get(name, "–"),
+            "test": known.test_rows.get(name, "–"),
+            "metric": known.primary[name],
+            "majority": "{1:.2f} ({0})".format(*known.majority[name]) if name in known.majority else "–",
         }
-        for name, kind in kinds.items()
+        for name in known.tested
     ]
 
 
 def configs(view: View) -> dict[str, str]:
-    """The config of each strategy's first run."""
-    found = {}
+    """Return the config of each strategy's first run."""
+    texts = {}
     for strategy in view.strategies:
         file = view.first_run(strategy)[0].path / "config.yaml"
-        found[strategy] = file.read_text(encoding="utf-8") if file.is_file() else "config.yaml is not there."
-    return found
-
-
-def heat_style() -> str:
-    """The colours of a heat map's cells, each with the text colour that is read best on it."""
-    rules = []
-    for place in range(sections.SHADES + 1):
-        red, green, blue, _ = matplotlib.colormaps["cividis"](place / sections.SHADES)
-        ink = "#000" if contrast_with_black((red, green, blue)) >= 21**0.5 else "#fff"
-        color = matplotlib.colors.to_hex((red, green, blue))
-        rules.append(f".h{place}{{background:{color};color:{ink}}}")
-    return "\n".join(rules)
-
-
-def contrast_with_black(color: Sequence[float]) -> float:
-    """WCAG's contrast ratio; that with white is 21 divided by it.
-
-    >>> contrast_with_black((1.0, 1.0, 1.0)), contrast_with_black((0.0, 0.0, 0.0))
-    (21.0, 1.0)
-    """
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in color]
-    red, green, blue = linear
-    return (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) / 0.05
+        texts[strategy] = file.read_text(encoding="utf-8") if file.is_file() else "config.yaml is missing."
+    return texts

@@ -1,4 +1,4 @@
-"""Published numbers beside a user's own: from the file that a benchmark brings along, differences of protocol said."""
+"""Published numbers beside a user's own, from the file of a benchmark, with the differences in protocol."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ FILE = "published.json"
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One line of a published table.
+    """One row of a published table.
 
     Args:
-        strategy: As the paper calls it.
-        values: Measures by the names of `MEASURES`, in [0, 1] like ours; what was not published is not there.
+        strategy: Name in the paper.
+        values: Values by the names of `MEASURES`, in [0, 1] like ours; measures that were not published are left out.
         source: The paper.
-        table: Its table; None: not known.
-        differences: In what its protocol differs from the comparison's, or may differ, a phrase each.
-        notes: What else is to be known of it.
-        tasks: What was learnt.
+        table: Table of the paper; None: not known.
+        differences: Differences in protocol from the comparison, certain or possible, a phrase each.
+        notes: Further remarks on the protocol.
+        tasks: Names of the tasks learnt.
     """
 
     strategy: str
@@ -39,7 +39,7 @@ class PublishedRow:
 
 
 def beside(comparison: Comparison) -> list[PublishedRow]:
-    """What was published on the comparison's benchmark and its relatives; none where no `published.json` names it."""
+    """Return what was published on the comparison's benchmark; nothing where no `published.json` names it."""
     return [
         PublishedRow(
             strategy=row["strategy"],
@@ -57,23 +57,23 @@ def beside(comparison: Comparison) -> list[PublishedRow]:
 
 
 def on_these_tasks(comparison: Comparison) -> list[list[PublishedRow]]:
-    """Of what was published the tables that share a task with the comparison: those can stand beside its numbers."""
-    own = {task for run in comparison.runs for task in run.environment()["protocol"]["order"]}
+    """Return the published tables that share a task with the comparison, so that they can stand beside its numbers."""
+    tasks = {task for run in comparison.runs for task in run.layout.order}
     tables: dict[tuple[str, str | None], list[PublishedRow]] = {}
-    for row in beside(comparison) if own and "benchmark" in comparison.protocol else ():
-        if own & {*row.tasks}:
+    for row in beside(comparison) if tasks else ():
+        if tasks & {*row.tasks}:
             tables.setdefault((row.source, row.table), []).append(row)
     return list(tables.values())
 
 
 def published(benchmark: str) -> dict[str, Any]:
-    """The content of the `published.json` that names a benchmark; nothing where there is none.
+    """Return the content of the `published.json` that names a benchmark; {} where there is none.
 
-    It lies in the benchmark's package or in a folder of that, and is found without running any code: a report may be
-    made of run folders from anywhere, and what they name is not imported.
+    It lies in the benchmark's package or in a folder of that, and is found without running any code: run folders may
+    come from anywhere, and what they name is not imported.
 
     Args:
-        benchmark: Import path of its class.
+        benchmark: Import path of the benchmark's class.
     """
     make_importable(Path.cwd())
     try:
@@ -88,33 +88,30 @@ def published(benchmark: str) -> dict[str, Any]:
     return {}
 
 
-def _differences(told: Mapping[str, Any], comparison: Comparison) -> Iterator[str]:
-    own = comparison.protocol
-    orders = [run.environment()["protocol"] for run in comparison.runs] or [own]
-    tasks = sorted(orders[0].get("order", ()))
-    if sorted(told["tasks"]) != tasks:
-        yield f"benchmark: {told['benchmark']} ({len(told['tasks'])} tasks there, {len(tasks)} here)"
-    here = own.get("backbone", "several models")
-    if told["model"] is None:
-        yield f"model: not stated there, {here} here"
-    elif Path(here).name.lower() not in [name.lower() for name in told["models"]]:
-        yield f"model: {told['model']} there, {here} here"
-    rows = sorted({*own.get("training_rows", {}).values()})
-    yield from _stated("training rows", told["training_rows"], rows)
-    yield from _stated("decoding", told["decoding"], own.get("decoding"))
-    if told["order"] is None or comparison.orders != [told["order"]]:
-        yield f"order: {told['order'] or 'not stated'} there, {' and '.join(comparison.orders) or 'none'} here"
-    if "tokenization" in told:
-        yield from _stated("tokenization", told["tokenization"], own.get("text", {}).get("tokenization", "apart"))
-    if "carry_optimizer" in told:
+def _differences(theirs: Mapping[str, Any], comparison: Comparison) -> Iterator[str]:
+    """Yield the differences of a published protocol from the comparison's, certain or possible."""
+    ours = comparison.runs[0].protocol
+    if sorted(theirs["tasks"]) != sorted(ours.order):
+        yield f"benchmark: {theirs['benchmark']} ({len(theirs['tasks'])} tasks there, {len(ours.order)} here)"
+    model = comparison.protocol.get("backbone", "several models")
+    if theirs["model"] is None:
+        yield f"model: not stated there, {model} here"
+    elif Path(model).name.lower() not in [name.lower() for name in theirs["models"]]:
+        yield f"model: {theirs['model']} there, {model} here"
+    yield from _stated("training rows", theirs["training_rows"], sorted({*ours.training_rows.values()}))
+    yield from _stated("decoding", theirs["decoding"], ours.decoding)
+    if theirs["order"] is None or comparison.orders != [theirs["order"]]:
+        yield f"order: {theirs['order'] or 'not stated'} there, {' and '.join(comparison.orders)} here"
+    if "tokenization" in theirs:
+        yield from _stated("tokenization", theirs["tokenization"], ours.tokenization)
+    if "carry_optimizer" in theirs:
         words = {True: "one for all tasks", False: "anew with each task", None: "several ways"}
-        here = words[own.get("carry_optimizer", False)]
-        yield from _stated("optimizer", words[told["carry_optimizer"]], here)
-    if own.get("scored_on", "test") != "test":
-        yield f"scored on: test rows there, {own['scored_on']} rows here"
-    longest = own.get("text", {}).get("max_prompt_length")
-    if told["max_prompt_length"] is not None:
-        yield from _stated("longest prompt, in tokens", told["max_prompt_length"], longest)
+        yield from _stated("optimizer", words[theirs["carry_optimizer"]], words[ours.carry_optimizer])
+    if ours.scored_on != "test":
+        yield f"scored on: test rows there, {ours.scored_on} rows here"
+    if theirs["max_prompt_length"] is not None:
+        longest = ours.text.get("max_prompt_length")
+        yield from _stated("longest prompt, in tokens", theirs["max_prompt_length"], longest)
 
 
 def _stated(name: str, there: Any, here: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The runs under some folders, read once: what is whole, how far the rest is, and what cannot be read."""
+"""Read the runs under some folders once, decide which may share a table, and name their rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ConfigError
-from workbench.report.settings import Settings, settings_of
-from workbench.results import RunFolder
+from workbench.report.settings import Settings, as_text, settings_of
+from workbench.results import Protocol, RunFolder
 from workbench.runtime.files import digest_of_text
 
 ADVICE = "Give a study's folder, such as runs/quickstart; in each of its runs lies a journal.jsonl."
@@ -20,16 +20,16 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, csv.Error)
 
 
 @dataclass(frozen=True)
-class Found:
-    """One run of a study.
+class FoundRun:
+    """One run under the folders of a report.
 
     Args:
-        run: Its folder.
-        study: The folder of the study; where a run does not lie as a study puts it, the folder that was given.
-        laid_out: Whether it lies as a study puts it.
-        settings: What it was made with.
+        run: Folder of the run.
+        study: Folder of the study; for a run that does not lie where a study puts it, the folder that was given.
+        laid_out: Whether the run lies where a study puts it.
+        settings: Settings of the run.
         summary: `RunFolder.summary`; empty where the run is not finished.
-        problems: What is not as it should be and can be lived with, a sentence each.
+        problems: Damage that leaves the numbers readable, a sentence each.
     """
 
     run: RunFolder
@@ -41,29 +41,32 @@ class Found:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Fingerprints of what the run learnt from, as far as they are known."""
+        """Fingerprints of the run's model, data and code, as far as the folder states them."""
         return dict(self.run.environment().get("inputs") or {})
 
     @property
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self) -> Protocol:
         """What has to stand beside the run's numbers."""
-        return dict(self.run.environment()["protocol"])
+        return self.run.protocol
 
     def progress(self) -> str:
-        """How far the run is: tasks after which something was scored, of all."""
-        tasks = len(self.protocol.get("order", ()))
+        """Return the number of tasks after which anything was scored, of all."""
+        tasks = len(self.protocol.order)
         scored = sum(self.run.has_row(after) for after in range(1, tasks + 1))
-        return f"{scored} of {tasks} tasks" if tasks else "nothing yet"
+        return f"{scored} of {tasks} tasks"
 
 
-def gather(folders: Sequence[str | Path]) -> tuple[list[Found], list[str]]:
-    """Every run under some folders, by path, and what could not be read. A run that is there twice counts once.
+def gather(folders: Sequence[str | Path]) -> tuple[list[FoundRun], list[str]]:
+    """Read every run under some folders, by path; one that is there twice counts once.
+
+    Returns:
+        The runs, and what could not be read, a sentence each.
 
     Raises:
-        ConfigError: In one of the folders there is no run at all.
+        ConfigError: One of the folders holds no run at all.
     """
-    found: dict[Path, Found] = {}
-    contents: dict[str, Found] = {}
+    found: dict[Path, FoundRun] = {}
+    contents: dict[str, FoundRun] = {}
     problems: list[str] = []
     empty = []
     for folder in map(Path, folders):
@@ -75,13 +78,13 @@ def gather(folders: Sequence[str | Path]) -> tuple[list[Found], list[str]]:
                 again += 1
                 continue
             try:
-                one = _read(path, folder)
+                entry = _read(path, folder)
             except ConfigError as error:
                 problems += error.problems
                 continue
-            first = contents.setdefault(_content(one.run), one)
-            if first is one:
-                found[real] = one
+            first = contents.setdefault(_content(entry.run), entry)
+            if first is entry:
+                found[real] = entry
             else:
                 copies.append((path, first.run.path))
         problems += _counted_once(folder, len(paths), again, copies)
@@ -91,7 +94,7 @@ def gather(folders: Sequence[str | Path]) -> tuple[list[Found], list[str]]:
 
 
 def _content(run: RunFolder) -> str:
-    """A fingerprint of all that a run has recorded: equal for a copy, and for nothing else that was timed."""
+    """Return a fingerprint of all that a run recorded, times among it, so that it is equal for copies alone."""
     tables = [run.records.text(name) for name in ("scores.csv", "nll.csv", "costs.csv")]
     file = run.path / "config.yaml"
     config = run.records.config or (file.read_text(encoding="utf-8") if file.is_file() else "")
@@ -99,18 +102,18 @@ def _content(run: RunFolder) -> str:
 
 
 def _counted_once(folder: Path, count: int, again: int, copies: Sequence[tuple[Path, Path]]) -> Iterator[str]:
-    """Say which runs of a folder are left out because they were there before."""
+    """Report the runs of a folder that were read before."""
     if again:
         yield f"{folder}: {again} of its {count} runs lie in a folder that was given before: counted once."
     if len(copies) == 1:
         yield f"{copies[0][0]} is a copy of {copies[0][1]}: counted once."
     elif copies:
-        told = f"{len(copies)} of its {count} runs are copies of runs that were found before"
-        yield f"{folder}: {told}, such as {copies[0][0]} of {copies[0][1]}: counted once."
+        copied = f"{len(copies)} of its {count} runs are copies of runs that were found before"
+        yield f"{folder}: {copied}, such as {copies[0][0]} of {copies[0][1]}: counted once."
 
 
 def run_paths(folder: Path) -> Iterator[Path]:
-    """The folders of runs, by path; hidden ones are no runs, and none lies in another."""
+    """Yield the folders of runs, by path; hidden folders are skipped, and no run lies within another."""
     for root, below, files in os.walk(folder):
         if "journal.jsonl" in files or {"config.yaml", "environment.json"} <= set(files):
             below.clear()
@@ -118,30 +121,30 @@ def run_paths(folder: Path) -> Iterator[Path]:
         below[:] = sorted(name for name in below if not name.startswith("."))
 
 
-def _read(path: Path, folder: Path) -> Found:
-    """One run, with its summary if it is finished.
+def _read(path: Path, folder: Path) -> FoundRun:
+    """Read one run, with its summary if it is finished.
 
     Raises:
         ConfigError: It cannot be read, is no run of this workbench, or has not measured anything yet.
     """
     try:
         run = RunFolder(path)
-        protocol = run.environment().get("protocol")
-        if protocol is None:
+        stated = run.environment().get("protocol")
+        if stated is None or ("strategy" in stated and "order" not in stated):  # tasks are stated after the strategy
             raise ConfigError([f"{path}: nothing was measured there, or it is no run of this workbench: left out."])
-        place = (protocol["strategy"], protocol["order_name"], f"seed-{protocol['seed']}")
-        laid_out = path.resolve().parts[-3:] == tuple(map(str, place))
+        place = (run.protocol.strategy, run.protocol.order_name, f"seed-{run.protocol.seed}")
+        laid_out = path.resolve().parts[-3:] == place
         study = path.resolve().parents[2] if laid_out else folder
         summary = run.summary() if run.finished else {}
-        return Found(run, study, laid_out, settings_of(run), summary, tuple(_complaints(run)))
+        return FoundRun(run, study, laid_out, settings_of(run), summary, tuple(_complaints(run)))
     except ConfigError:
         raise
     except UNREADABLE as error:
-        told = f"{path} cannot be read ({type(error).__name__}: {error}): left out."
-        raise ConfigError([told]) from error
+        raise ConfigError([f"{path} cannot be read ({type(error).__name__}: {error}): left out."]) from error
 
 
 def _complaints(run: RunFolder) -> Iterator[str]:
+    """Report a torn or edited table and missing predictions."""
     file = run.path / "scores.csv"
     journal = bool(run.journal.records)
     if journal and (not file.is_file() or file.read_bytes() != run.records.text("scores.csv").encode()):
@@ -160,58 +163,53 @@ def _complaints(run: RunFolder) -> Iterator[str]:
 
 SCORER = "scorer of "
 OF_A_STUDY = ("backbone", "model", "data")
-"""What may differ from seed to seed of one study, where its config leaves room for the seed."""
+"""Aspects that may differ from seed to seed of one study, where its config depends on the seed."""
 
 
-def aspects(found: Sequence[Found]) -> list[dict[str, str]]:
-    """For each run what has to be equal for its numbers to be comparable with another's, as text."""
-    own = [_aspects_of(one) for one in found]
-    if not all(one.protocol.get("scorers") for one in found):  # a run of an earlier version does not state them
-        own = [{name: value for name, value in known.items() if not name.startswith(SCORER)} for known in own]
-    shared: dict[tuple[Path, str], set[str]] = {}
-    for one, known in zip(found, own, strict=True):
-        for name in OF_A_STUDY if one.laid_out else ():
-            shared.setdefault((one.study, name), set()).add(known[name])
+def aspects(found: Sequence[FoundRun]) -> list[dict[str, str]]:
+    """Return for each run, as text, what must be equal for its numbers to be comparable with another run's."""
+    every = [_aspects_of(entry) for entry in found]
+    if not all(entry.protocol.scorers for entry in found):  # a run of an earlier version does not state them
+        every = [{name: value for name, value in own.items() if not name.startswith(SCORER)} for own in every]
+    of_studies: dict[tuple[Path, str], set[str]] = {}
+    for entry, own in zip(found, every, strict=True):
+        for name in OF_A_STUDY if entry.laid_out else ():
+            of_studies.setdefault((entry.study, name), set()).add(own[name])
     return [
-        {name: " or ".join(sorted(shared.get((one.study, name), {value}))) for name, value in known.items()}
-        if one.laid_out
-        else known
-        for one, known in zip(found, own, strict=True)
+        {name: " or ".join(sorted(of_studies.get((entry.study, name), {value}))) for name, value in own.items()}
+        if entry.laid_out
+        else own
+        for entry, own in zip(found, every, strict=True)
     ]
 
 
-def _aspects_of(one: Found) -> dict[str, str]:
-    protocol = one.protocol
-    rows = {name: protocol.get(name) or {} for name in ("primary", "test_rows", "training_rows", "text")}
-    scorers = protocol.get("scorers") or {}
-    pairs = {
-        **{f"metric of {task}": metric for task, metric in rows["primary"].items()},
-        **{f"{SCORER}{task}": scorers[task][name] for task, name in rows["primary"].items() if scorers.get(task)},
-        **{f"test rows of {task}": count for task, count in rows["test_rows"].items()},
-        **{f"training rows of {task}": count for task, count in rows["training_rows"].items()},
-        **{f"text, {name}": value for name, value in rows["text"].items()},
+def _aspects_of(entry: FoundRun) -> dict[str, str]:
+    stated = entry.protocol
+    values = {
+        **{name: getattr(stated, name) for name in ("benchmark", "backbone", "dtype", "end_token", "precision")},
+        "decoding": stated.decoding,
+        "scored on": stated.scored_on,
+        "tasks": ", ".join(sorted(stated.order)),
+        "probes": ", ".join(sorted(stated.probes)),
+        "data": entry.inputs.get("data"),
+        "model": entry.inputs.get("model"),
+        **{f"metric of {task}": metric for task, metric in stated.primary.items()},
+        **{
+            f"{SCORER}{task}": stated.scorers[task][metric]
+            for task, metric in stated.primary.items()
+            if stated.scorers.get(task)
+        },
+        **{f"test rows of {task}": count for task, count in stated.test_rows.items()},
+        **{f"training rows of {task}": count for task, count in stated.training_rows.items()},
+        **{f"text, {name}": value for name, value in stated.text.items()},
+        "text, tokenization": stated.tokenization,
+        "optimizer state carried from task to task": stated.carry_optimizer,
     }
-    pairs["text, tokenization"] = rows["text"].get("tokenization", "apart")
-    pairs["optimizer state carried from task to task"] = protocol.get("carry_optimizer", False)
-    plain = ("benchmark", "backbone", "dtype", "end_token", "precision", "decoding")
-    return {
-        **{name: _text(protocol.get(name)) for name in plain},
-        "scored on": _text(protocol.get("scored_on", "test")),
-        "tasks": ", ".join(sorted(protocol["order"])),
-        "probes": ", ".join(sorted(protocol["probes"])),
-        "data": _text(one.inputs.get("data")),
-        "model": _text(one.inputs.get("model")),
-        **{name: _text(value) for name, value in pairs.items()},
-        **one.settings.budget,
-    }
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return {name: as_text(value) for name, value in values.items()} | dict(entry.settings.budget)
 
 
 def difference_in_words(here: Mapping[str, str], there: Mapping[str, str]) -> str:
-    """What keeps two groups of runs apart; of a difference that brings others along, the others are left out.
+    """Say in what two groups of runs differ; where the benchmarks differ, that alone.
 
     >>> difference_in_words({"decoding": "greedy", "data": "a1"}, {"decoding": "sampled", "data": "b2"})
     'decoding: greedy here, sampled there; data: a1 here, b2 there'
@@ -225,33 +223,39 @@ def difference_in_words(here: Mapping[str, str], there: Mapping[str, str]) -> st
 
 @dataclass
 class _Runs:
-    """Runs of one strategy that are one row in any case: those of one study, or of one folder and equal settings."""
+    """Runs of one strategy that are one row in any case: those of one study, or of one folder and equal settings.
+
+    Args:
+        where: Folder that tells the row from others of its name.
+        places: Indices of the runs.
+        identities: Settings and code of the runs.
+    """
 
     where: Path
     places: list[int] = field(default_factory=list)
     identities: set[str] = field(default_factory=set)
 
 
-def labels(found: Sequence[Found], kinds: Sequence[object]) -> list[str]:
-    """A name for each run's strategy: its own, and with it the study's where runs of the name cannot be one row.
+def labels(found: Sequence[FoundRun], kinds: Sequence[object]) -> list[str]:
+    """Return a name for each run's row: the strategy's, with the study's where runs of the name cannot be one row.
 
-    Runs of several studies are one row if they were made with the same settings and code, and no order and seed is
-    there twice: then they differ in their seeds alone.
+    Runs of several studies are one row if settings and code are the same and no order and seed occurs twice: then they
+    differ in their seeds alone.
 
     Args:
         found: All runs of a report.
-        kinds: For each run what is equal in all runs that it may share a table with.
+        kinds: For each run a value that is equal in all runs of its table.
     """
     units: dict[str, dict[tuple[Path, str], _Runs]] = {}
-    for place, one in enumerate(found):
-        identity = _identity(one)
-        named = units.setdefault(str(one.protocol["strategy"]), {})
-        known = (one.study, "") if one.laid_out else (one.study, identity)
-        alone = not one.laid_out and any(study == one.study for study, _ in named)
-        unit = named.setdefault(known, _Runs(one.run.path if alone else one.study))
+    for place, entry in enumerate(found):
+        identity = _identity(entry)
+        named = units.setdefault(entry.protocol.strategy, {})
+        key = (entry.study, "") if entry.laid_out else (entry.study, identity)
+        further = not entry.laid_out and any(study == entry.study for study, _ in named)
+        unit = named.setdefault(key, _Runs(entry.run.path if further else entry.study))
         unit.places.append(place)
         unit.identities.add(identity)
-    made = [str(one.protocol["strategy"]) for one in found]
+    names = [entry.protocol.strategy for entry in found]
     for name, named in units.items():
         rows = _rows_of(list(named.values()), found, kinds)
         of = {unit.where for row in rows for unit in row}
@@ -259,28 +263,28 @@ def labels(found: Sequence[Found], kinds: Sequence[object]) -> list[str]:
         for row in rows if len(rows) > 1 else ():
             places = ["/".join(unit.where.parts[-length:]) for unit in row]
             for place in (place for unit in row for place in unit.places):
-                made[place] = f"{name} ({', '.join(places)})"
-    return made
+                names[place] = f"{name} ({', '.join(places)})"
+    return names
 
 
-def _identity(one: Found) -> str:
-    """Equal for runs that differ in their seeds alone; of a run that does not say what it was made with, its study."""
-    code = [one.inputs.get(name) for name in ("files", "code")]
-    return json.dumps([one.settings.identity, code]) if one.settings.known else str(one.study)
+def _identity(entry: FoundRun) -> str:
+    """Return a text that is equal for runs that differ in their seeds alone; without a config, the study."""
+    code = [entry.inputs.get(name) for name in ("files", "code")]
+    return json.dumps([entry.settings.identity, code]) if entry.settings.known else str(entry.study)
 
 
-def _rows_of(units: Sequence[_Runs], found: Sequence[Found], kinds: Sequence[object]) -> list[list[_Runs]]:
-    """Join what was made alike, unless an order and seed would then be there twice in a table."""
+def _rows_of(units: Sequence[_Runs], found: Sequence[FoundRun], kinds: Sequence[object]) -> list[list[_Runs]]:
+    """Join units of equal settings, unless an order and seed would then occur twice in a table."""
     alike: dict[frozenset[str], list[_Runs]] = {}
     for unit in units:
         alike.setdefault(frozenset(unit.identities), []).append(unit)
     rows = []
-    for own in alike.values():
-        cells = [{(kinds[place], *_cell(found[place])) for place in unit.places} for unit in own]
-        apart = sum(map(len, cells)) == len(set().union(*cells))
-        rows += [own] if apart else [[unit] for unit in own]
+    for joined in alike.values():
+        cells = [{(kinds[place], *_cell(found[place])) for place in unit.places} for unit in joined]
+        disjoint = sum(map(len, cells)) == len(set().union(*cells))
+        rows += [joined] if disjoint else [[unit] for unit in joined]
     return rows
 
 
-def _cell(one: Found) -> tuple[str, int]:
-    return str(one.protocol["order_name"]), int(one.protocol["seed"])
+def _cell(entry: FoundRun) -> tuple[str, int]:
+    return entry.protocol.order_name, entry.protocol.seed

@@ -1,33 +1,32 @@
-"""The numbers behind a report's figures and tables, read once from the runs of a comparison."""
+"""Scores and answers behind a report's figures and tables, read once from the runs of a comparison."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from workbench.report.comparison import Comparison
-from workbench.results import RunFolder
-from workbench.statistics import Estimate, student_interval
+from workbench.results import Layout, RunFolder
+from workbench.statistics import Estimate, mean, student_interval
 
 NATS = "nats_per_token"
 SHOWN_ROWS = 3
 LONGEST_TEXT = 280
-UNKNOWN = Estimate(math.nan, math.nan, 0)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """One domain, right after it was learnt and in the end, by three measures.
+    """One domain right after it was learnt and at the end, by three measures.
 
     Attributes:
-        domain: Its name.
-        strict: The primary score, (learnt, end).
-        lenient: The same where the answer may stand among other words, (learnt, end); NaN where nobody measures it.
+        domain: Name of the domain.
+        strict: Primary score, (learnt, end).
+        lenient: Primary score where the answer may stand among other words, (learnt, end); NaN where no scorer has it.
         nats: Nats per token of the right answer, (learnt, end).
     """
 
@@ -39,7 +38,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a run answered to one test row; None where it was not asked."""
+    """Answers of a strategy to one test row: zero-shot, after the domain, at the end; None where none is known."""
 
     strategy: str
     before: str | None
@@ -49,7 +48,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asked:
-    """One test row, and what each strategy's first run made of it."""
+    """One test row with the answers of each strategy's first run."""
 
     prompt: str
     expected: str
@@ -60,69 +59,68 @@ class View:
     """Every cell of a comparison's finished runs; means are over seeds within an order.
 
     Args:
-        comparison: What may stand in one table.
+        comparison: Runs that may stand in one table.
     """
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
         self.strategies, self.orders = comparison.strategies, comparison.orders
         self._cells: dict[tuple[str, str, int], dict[tuple[int, str, str], float]] = {}
-        self._protocols: dict[str, dict[str, Any]] = {}
+        self._layouts: dict[str, Layout] = {}
         self._seeds = {
             (name, order): comparison.seeds(name, order) for name, order in product(self.strategies, self.orders)
         }
         for (strategy, order), seeds in self._seeds.items():
             for seed in seeds:
                 run = self._run(strategy, order, seed)
-                self._protocols.setdefault(order, run.environment()["protocol"])
+                self._layouts.setdefault(order, run.layout)
                 self._cells[strategy, order, seed] = cells_of(run)
 
     @property
     def main_order(self) -> str | None:
-        """What to show first: the mean over orders (None) where there are several and each strategy has met them all,
-        or else the order that most strategies have met. None without an order, too.
+        """Order to show first: None, the mean over orders, where there are several and each strategy has runs in all;
+        else the order in which most strategies have runs. None without an order, too.
         """
         if len(self.orders) != 1 and all(self._seeds.values()):
             return None
         return max(self.orders, key=lambda order: sum(bool(self._seeds[name, order]) for name in self.strategies))
 
     def tasks(self, order: str) -> list[str]:
-        """The domains in the order in which they are learnt."""
-        return list(self._protocols[order]["order"])
+        """Return the domains in the order in which they are learnt."""
+        return list(self._layouts[order].order)
 
     def tested(self, order: str) -> list[str]:
-        """All that is scored: the domains, the probes, the corpus of general text."""
-        protocol = self._protocols[order]
-        return [*protocol["order"], *protocol["probes"], *filter(None, [protocol["general"]])]
+        """Return all that is scored: the domains, the probes, the corpus of general text."""
+        return self._layouts[order].tested
 
     def metric(self, name: str) -> str:
-        """The primary metric of a domain, a probe or the corpus."""
-        return str(next(iter(self._protocols.values()))["primary"][name])
+        """Return the primary metric of a domain, a probe or the corpus."""
+        return next(iter(self._layouts.values())).primary[name]
 
     def is_score(self, name: str) -> bool:
-        """Whether it is scored between 0 and 1, and not in nats."""
+        """Return True if the primary metric is between 0 and 1, and not in nats."""
         return not self.metric(name).startswith("nats")
 
     def cell(self, strategy: str, order: str, place: tuple[int, str], metric: str = "") -> Estimate:
-        """One score over the seeds of an order.
+        """Return one score, the mean over the seeds of an order; NaN where a seed lacks it.
 
         Args:
-            strategy: Its name.
-            order: Its name.
-            place: After how many tasks, and on what.
-            metric: The primary one unless another is named.
+            strategy: Name of the strategy.
+            order: Name of the order.
+            place: Number of tasks learnt, and the name of what was scored.
+            metric: Name of the metric; "" for the primary one.
         """
         after, on = place
         key = (after, on, metric or self.metric(on))
         cells = [self._cells[strategy, order, seed] for seed in self._seeds[strategy, order]]
         return student_interval([own.get(key, math.nan) for own in cells])
 
-    def course(self, strategy: str, order: str, on: str, metric: str = "") -> list[Estimate]:
-        """A score after 0, 1, … T tasks."""
+    def over_tasks(self, strategy: str, order: str, on: str, metric: str = "") -> list[Estimate]:
+        """Return a score after 0, 1, … T tasks."""
         return [self.cell(strategy, order, (after, on), metric) for after in range(len(self.tasks(order)) + 1)]
 
     def matrix(self, strategy: str, order: str, seed: int | None = None) -> list[list[float]]:
-        """(T+1, columns) scores of all that is tested, of one seed or the mean over seeds."""
+        """Return the (T+1, columns) scores of all that is tested, of one seed or the mean over seeds (None)."""
         columns, rows = self.tested(order), range(len(self.tasks(order)) + 1)
         if seed is None:
             return [[self.cell(strategy, order, (after, on)).mean for on in columns] for after in rows]
@@ -130,25 +128,25 @@ class View:
         return [[cells.get((after, on, self.metric(on)), math.nan) for on in columns] for after in rows]
 
     def losses(self, strategy: str) -> list[Loss]:
-        """Domain by domain what was known when it was learnt and what in the end, means over seeds, then orders."""
+        """Return each domain's scores when it was learnt and at the end, means over seeds, then over orders."""
         orders = [order for order in self.orders if self._seeds[strategy, order]]
 
         def moments(domain: str, metric: str) -> tuple[float, float]:
-            found = []
+            pairs = []
             for order in orders:
                 tasks = self.tasks(order)
-                pair = (tasks.index(domain) + 1, len(tasks))
-                found.append([self.cell(strategy, order, (after, domain), metric).mean for after in pair])
-            return mean([learnt for learnt, _ in found]), mean([end for _, end in found])
+                places = (tasks.index(domain) + 1, len(tasks))
+                pairs.append([self.cell(strategy, order, (after, domain), metric).mean for after in places])
+            return mean([learnt for learnt, _ in pairs]), mean([end for _, end in pairs])
 
         domains = self.tasks(orders[0]) if orders else []
         kinds = [("", f"{self.metric(domain)}_lenient", NATS) for domain in domains]
         return [Loss(domain, *(moments(domain, kind) for kind in kinds[place])) for place, domain in enumerate(domains)]
 
     def asked(self, domain: str) -> list[Asked]:
-        """The first test rows of a domain, and the answers before, right after its training and in the end.
+        """Return the first test rows of a domain with the answers zero-shot, right after it was learnt and at the end.
 
-        They are the first ones, not chosen: one run of each strategy, its first order and seed.
+        Rows and runs are the first ones, not chosen: each strategy's first order and seed.
         """
         prompts: dict[str, str] = {}
         answers: dict[str, list[Answer]] = {}
@@ -156,8 +154,8 @@ class View:
             run, order = self.first_run(strategy)
             tasks = self.tasks(order)
             moments = [read_answers(run.path, after, domain) for after in (0, tasks.index(domain) + 1, len(tasks))]
-            for given in reversed(moments):
-                prompts |= {prompt: row["answer"] for prompt, row in given.items() if prompt not in prompts}
+            for rows in reversed(moments):
+                prompts |= {prompt: row["answer"] for prompt, row in rows.items() if prompt not in prompts}
             for prompt in prompts:
                 texts = [moment[prompt]["prediction"] if prompt in moment else None for moment in moments]
                 answers.setdefault(prompt, []).append(Answer(strategy, *map(shortened, texts)))
@@ -167,7 +165,7 @@ class View:
         ]
 
     def first_run(self, strategy: str) -> tuple[RunFolder, str]:
-        """A strategy's first run and the name of its order."""
+        """Return a strategy's first run and the name of its order."""
         order = next(order for order in self.orders if self._seeds[strategy, order])
         return self._run(strategy, order, self._seeds[strategy, order][0]), order
 
@@ -176,22 +174,13 @@ class View:
 
 
 def cells_of(run: RunFolder) -> dict[tuple[int, str, str], float]:
-    """A run's scores and likelihoods by (after, on, metric)."""
+    """Return a run's scores and likelihoods by (tasks learnt, name of what was scored, metric)."""
     rows = [*run.records.scores, *run.records.nll]
     return {(int(row["after"]), row["on"], row["metric"]): float(row["value"]) for row in rows}
 
 
-def mean(values: Sequence[float]) -> float:
-    """The mean; NaN where one is, or where there is none.
-
-    >>> mean([1.0, 2.0]), mean([])
-    (1.5, nan)
-    """
-    return math.fsum(values) / len(values) if values else math.nan
-
-
 def shortened(text: str | None, longest: int = LONGEST_TEXT) -> str | None:
-    """A text with its middle left out where it is long: a prompt's end is what is asked.
+    """Leave out the middle of a long text: the question is at a prompt's end.
 
     >>> shortened("abcdefghij", 5)
     'ab … ij'
@@ -203,7 +192,7 @@ def shortened(text: str | None, longest: int = LONGEST_TEXT) -> str | None:
 
 
 def read_answers(folder: Path, after: int, task: str) -> dict[str, dict[str, str]]:
-    """The first rows of a file of predictions, by prompt; none where the file is not there."""
+    """Return the first rows of a file of predictions, by prompt; none where the file is missing."""
     file = folder / "predictions" / f"{after}-{task}.jsonl"
     return {row["prompt"]: row for row in _rows(file)} if file.is_file() else {}
 
@@ -213,7 +202,7 @@ def _rows(file: Path) -> Iterator[dict[str, str]]:
         for line in islice(lines, SHOWN_ROWS):
             try:
                 row = json.loads(line)
-            except ValueError:  # a torn last line: what was read before it stands
+            except ValueError:  # a torn last line
                 return
             if isinstance(row, dict) and {"prompt", "prediction", "answer"} <= row.keys():
                 yield {name: str(row[name]) for name in ("prompt", "prediction", "answer")}

@@ -1,191 +1,74 @@
-"""Contents of the report page, section by section."""
+"""Contents of the report page, section by section, as the template shows them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from workbench.formatting import duration, number
+from workbench.formatting import duration, number, rounded
 from workbench.report.analyses import KNOCK_OUT, knocked_out, measured, relearnt
-from workbench.report.comparison import Comparison
+from workbench.report.comparison import BUDGET, MEASURES, Comparison
 from workbench.report.figures import (
     COST,
     COST_NAME,
-    ORDERS_DRAWN,
-    course_panels,
+    MAX_ORDERS,
     has_lenient,
-    looks_of,
     measured_losses,
+    panels_over_tasks,
+    styles_of,
     tradeoff_points,
 )
-from workbench.report.plots import change_map, likelihood_lost, over_time, score_lost, stability_plasticity
+from workbench.report.plots import change_map, likelihood_lost, over_tasks, score_lost, stability_plasticity
 from workbench.report.published import on_these_tasks
 from workbench.report.scores import View, cells_of
-from workbench.report.style import inline, swatch
+from workbench.report.style import inline_svg, swatch
 from workbench.results import RunFolder
 from workbench.statistics import NORMAL, Estimate
 
-REM_AN_INCH = 7.2
-"""Of a map with numbers in its cells: what makes them as large as the page's other tables."""
+SHADES = 20
+"""Shade of a score of 1; the style sheet has a colour for each of `.h0` to `.h20`."""
+MAX_MATRICES = 150
+"""Runs and means up to which each seed's score matrix is on the page."""
+MAX_UNFINISHED = 12
+"""Unfinished runs whose score matrix is on the page."""
+REM_PER_INCH = 7.2
+"""Scale of a knock-out map, so that its numbers are as large as those of the page's tables."""
 
 
-def courses(view: View, name: str, probes: bool) -> list[dict[str, Any]]:
-    """Scores over time, order by order: a small diagram for each domain, or for each probe, and the numbers.
-
-    Args:
-        view: The comparison.
-        name: The beginning of the figures' ids.
-        probes: Whether what was never trained is shown, and not the domains.
-    """
-    looks, made = looks_of(view), []
-    for place, order in enumerate(view.orders):
-        shown = []
-        for index, (on, panel) in enumerate(course_panels(view, order, probes).items()):
-            label = f"{on}, order {order}: {view.metric(on)} after each task, a line for each strategy"
-            drawn = place < ORDERS_DRAWN
-            svg = inline(over_time([panel], looks, legend=False), f"{name}-{place}-{index}", label) if drawn else ""
-            numbers = {strategy: [estimate_text(point, 2) for point in line] for strategy, line in panel.lines.items()}
-            shown.append({"on": on, "metric": view.metric(on), "svg": svg, "numbers": numbers})
-        made.append({"order": order, "panels": shown, "after": list(range(len(view.tasks(order)) + 1))})
-    return made
-
-
-def tradeoff(view: View, name: str) -> list[dict[str, Any]]:
-    """Stability against plasticity, over all orders or within the only one; nothing where nothing was measured."""
-    points = tradeoff_points(view)
-    if not points:
-        return []
-    label = f"Learning accuracy against forgetting, a mark for each strategy, its size the {COST_NAME}"
-    svg = inline(stability_plasticity(points, looks_of(view), COST_NAME, legend=False), name, label)
-    rows = [
-        {
-            "strategy": strategy,
-            "forgetting": estimate_text(forgotten),
-            "learnt": estimate_text(learnt),
-            "cost": short(cost, COST),
-        }
-        for strategy, (forgotten, learnt, cost) in points.items()
+def unfinished(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return path, progress and scores so far of each unfinished run."""
+    return [
+        {"path": str(run.path), "how_far": how_far, "matrix": _so_far(run) if place < MAX_UNFINISHED else None}
+        for place, (run, how_far) in enumerate(comparison.unfinished)
     ]
-    return [{"svg": svg, "rows": rows, "left_out": [name for name in view.strategies if name not in points]}]
 
 
-def losses(view: View, name: str) -> dict[str, Any]:
-    """Lost format against lost knowledge."""
-    looks, found, svgs = looks_of(view), measured_losses(view), []
-    if found and has_lenient(list(found.values())):
-        label = "Drop of the strict and of the lenient score from learnt to the end, by strategy"
-        svgs.append(inline(score_lost(found, looks), f"{name}-score", label))
-    if found:
-        label = "Rise of the nats a token of the right answer from learnt to the end, by strategy"
-        svgs.append(inline(likelihood_lost(found, looks), f"{name}-nats", label))
-    tables = {
-        strategy: [
-            {"domain": row.domain, "cells": [number(value, 2) for value in (*row.strict, *row.lenient, *row.nats)]}
-            for row in rows
-        ]
-        for strategy, rows in found.items()
-    }
-    return {"svgs": svgs, "tables": tables, "left_out": [name for name in view.strategies if name not in found]}
+def _so_far(run: RunFolder) -> dict[str, Any] | None:
+    layout, cells = run.layout, cells_of(run)
+    if not cells:
+        return None
+    columns = {name: not layout.primary[name].startswith("nats") for name in layout.tested}
+    values = [
+        [cells.get((after, name, layout.primary[name]), math.nan) for name in columns]
+        for after in range(len(layout.order) + 1)
+    ]
+    return matrix(layout.order, columns, values)
 
 
 def legend(view: View, name: str) -> list[dict[str, str]]:
-    """How each strategy looks in every figure."""
-    looks, made = looks_of(view), []
-    for place, (strategy, look) in enumerate(looks.items()):
-        key = f"{name}-{place}"
-        made.append({"name": strategy, "id": key, "svg": inline(swatch(look), key)})
-    return made
-
-
-def on_demand(comparison: Comparison, folder: str | Path, name: str) -> dict[str, Any]:
-    """What relearning and knocking out have shown, where anybody asked: tables, figures and how it was done."""
-    maps = []
-    found = knocked_out(measured(comparison, folder, "knock_out"))
-    for place, ((strategy, order), one) in enumerate(found.items()):
-        title = f"{strategy}, order {order}"
-        drawn = change_map(one["domains"], one["parts"], one["changes"])
-        svg = inline(drawn, f"{name}-{place}", f"{title}: change of each domain's score without each added part")
-        rows = [
-            (domain, [number(value) for value in row])
-            for domain, row in zip(one["domains"], one["changes"], strict=True)
-        ]
-        width = round(REM_AN_INCH * drawn.get_figwidth(), 1)
-        maps.append({"title": title, "svg": svg, "width": width, "parts": one["parts"], "rows": rows})
-    return {"relearning": relearnt(measured(comparison, folder, "relearning")), "maps": maps, "knock_out": KNOCK_OUT}
-
-
-MEASURES = {
-    "OP": "overall performance: the mean score on all domains in the end",
-    "BWT": "backward transfer: how later domains changed earlier ones; below 0 is forgetting",
-    "FWT": "forward transfer: what earlier domains taught about one before its own training",
-    "forgetting": "how far each domain fell below its best; less is better",
-    "learning_accuracy": "how well each domain was learnt at its time",
-    "general_delta": "what happened to the probes, which are never trained",
-}
-BUDGET = {
-    "trainable_parameters": "trains",
-    "added_parameters": "adds",
-    "steps": "steps",
-    "tokens": "tokens",
-    "replay_rows": "replayed",
-    "train_seconds": "training",
-    "eval_seconds": "scoring",
-    "peak_memory_bytes": "memory",
-    "disk_bytes": "disk",
-}
-SHADES = 20
-MATRICES = 150
-UNFINISHED = 12
-
-
-def estimate_text(estimate: Estimate, digits: int = 3) -> dict[str, Any]:
-    """A mean and its half width as they are printed, and the number by which a table is sorted."""
-    known = not math.isnan(estimate.half_width)
-    spread = f"± {number(estimate.half_width, digits)}" if known else ""
-    return {"text": number(estimate.mean, digits), "spread": spread, "value": plain(estimate.mean)}
-
-
-def plain(value: float) -> str:
-    """A number as a page's script reads it: empty where there is none."""
-    return "" if math.isnan(value) else repr(float(value))
-
-
-def short(value: float, kind: str) -> str:
-    """A budget in three digits, with its unit.
-
-    >>> short(15552.0, "tokens"), short(1.5e9, "disk_bytes"), short(95.0, "train_seconds"), short(math.nan, "steps")
-    ('15.6 K', '1.5 GB', '1 min 35 s', '–')
-    """
-    if math.isnan(value):
-        return "–"
-    if kind.endswith("seconds"):
-        return duration(value)
-    unit = "B" if kind.endswith("bytes") else ""
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if value >= size:
-            return f"{value / size:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}".strip()
-
-
-def exact(value: float, kind: str) -> str:
-    """A budget in full."""
-    return "–" if math.isnan(value) else f"{value:,.1f}" if kind.endswith("seconds") else f"{value:,.0f}"
-
-
-def count_of(count: int, one: str, several: str = "") -> str:
-    """A count with its noun.
-
-    >>> count_of(1, "seed"), count_of(3, "seed"), count_of(2, "strategy", "strategies")
-    ('1 seed', '3 seeds', '2 strategies')
-    """
-    return f"{count} {one}" if count == 1 else f"{count} {several or one + 's'}"
+    """Return each strategy's line and marker; `name` begins the ids of their SVG elements."""
+    entries = []
+    for index, (strategy, style) in enumerate(styles_of(view).items()):
+        key = f"{name}-{index}"
+        entries.append({"name": strategy, "id": key, "svg": inline_svg(swatch(style), key)})
+    return entries
 
 
 def score_tables(view: View) -> list[dict[str, Any]]:
-    """The comparison: a table for each order, and one over all of them where there are several; the main one first."""
+    """Return a score table for each order, and for several orders one of their means; the main one first."""
     of, orders = view.comparison, view.orders
     if not orders:
         return []
@@ -203,8 +86,8 @@ def score_tables(view: View) -> list[dict[str, Any]]:
 
 
 def budgets(view: View) -> dict[str, dict[str, Any]]:
-    """What each strategy took, means over its runs."""
-    found = {}
+    """Return each strategy's budget, means over its runs."""
+    table = {}
     for strategy in view.strategies:
         budget = view.comparison.budget(strategy)
         values = {kind: float(budget.get(kind, math.nan)) for kind in BUDGET}
@@ -212,12 +95,12 @@ def budgets(view: View) -> dict[str, dict[str, Any]]:
             {"text": short(value, kind), "exact": exact(value, kind), "value": plain(value)}
             for kind, value in values.items()
         ]
-        found[strategy] = {"cells": cells, "told": bool(budget.get("task_id_at_test", False))}
-    return found
+        table[strategy] = {"cells": cells, "task_id_at_test": bool(budget.get("task_id_at_test", False))}
+    return table
 
 
 def differences(view: View, baseline: str | None) -> list[dict[str, Any]]:
-    """Each strategy less the baseline, paired over seeds, order by order."""
+    """Return a table for each order: strategy − baseline, paired over seeds."""
     of = view.comparison
     if baseline is None:
         return []
@@ -236,8 +119,11 @@ def differences(view: View, baseline: str | None) -> list[dict[str, Any]]:
     return tables
 
 
-def test_noise(view: View) -> dict[str, Any]:
-    """What the finite test sets leave open of OP, apart from what the seeds do; no rows where nobody knows it."""
+def sampling_error(view: View) -> dict[str, Any]:
+    """Return OP with the half width that the finite test sets cause, where it is known, and the half widths' range.
+
+    It is kept apart from the intervals over seeds: all seeds are scored on the same test rows.
+    """
     rows, halves = [], []
     for strategy, order in product(view.strategies, view.orders):
         error = view.comparison.test_error(strategy, order)
@@ -251,18 +137,18 @@ def test_noise(view: View) -> dict[str, Any]:
 
 
 def published(view: View) -> dict[str, Any] | None:
-    """Published tables that share a task with the comparison, beside its own numbers; None where there is none."""
+    """Return the published tables that share a task with the comparison, and its own scores; None without any."""
     tables = on_these_tasks(view.comparison)
     if not tables:
         return None
-    named = [name for name in MEASURES if any(name in row.values for rows in tables for row in rows)]
+    measures = [name for name in MEASURES if any(name in row.values for rows in tables for row in rows)]
     of, order = view.comparison, view.main_order
     own = [
-        {"strategy": name, "cells": [estimate_text(of.estimate(name, order, measure)) for measure in named]}
+        {"strategy": name, "cells": [estimate_text(of.estimate(name, order, measure)) for measure in measures]}
         for name in view.strategies
     ]
     return {
-        "measures": named,
+        "measures": measures,
         "own": own,
         "where": f"order {order}" if order is not None else f"mean over {len(view.orders)} orders",
         "tables": [
@@ -273,7 +159,7 @@ def published(view: View) -> dict[str, Any] | None:
                 "rows": [
                     {
                         "strategy": row.strategy,
-                        "cells": [number(row.values.get(measure, math.nan)) for measure in named],
+                        "cells": [number(row.values.get(measure, math.nan)) for measure in measures],
                     }
                     for row in rows
                 ],
@@ -283,13 +169,51 @@ def published(view: View) -> dict[str, Any] | None:
     }
 
 
-def shade(value: float) -> str:
-    """The class of a heat map's cell."""
-    return "" if math.isnan(value) else f"h{round(min(max(value, 0.0), 1.0) * SHADES)}"
+def tradeoff(view: View, name: str) -> list[dict[str, Any]]:
+    """Return the figure of stability against plasticity with its numbers; empty if no strategy has both.
+
+    Args:
+        view: The comparison; the figure shows its main order.
+        name: Id of the figure.
+    """
+    points = tradeoff_points(view)
+    if not points:
+        return []
+    label = f"Learning accuracy against forgetting, one marker per strategy, its size the {COST_NAME}"
+    svg = inline_svg(stability_plasticity(points, styles_of(view), COST_NAME, legend=False), name, label)
+    rows = [
+        {
+            "strategy": strategy,
+            "forgetting": estimate_text(forgetting),
+            "learning_accuracy": estimate_text(learning),
+            "cost": short(cost, COST),
+        }
+        for strategy, (forgetting, learning, cost) in points.items()
+    ]
+    return [{"svg": svg, "rows": rows, "left_out": [name for name in view.strategies if name not in points]}]
+
+
+def matrices(view: View) -> dict[str, Any]:
+    """Return each strategy's score matrices: means over seeds by order, and each seed's unless there are too many."""
+    of = view.comparison
+    every = len(of.runs) + len(view.orders) * len(view.strategies) <= MAX_MATRICES
+    choices: list[dict[str, Any]] = []
+    for order in view.orders:
+        seeds = sorted({seed for strategy in view.strategies for seed in of.seeds(strategy, order)})
+        columns = {name: view.is_score(name) for name in view.tested(order)}
+        for seed in [None, *(seeds if every and len(seeds) > 1 else [])]:
+            by_strategy = {
+                strategy: matrix(view.tasks(order), columns, view.matrix(strategy, order, seed))
+                for strategy in view.strategies
+                if of.seeds(strategy, order) and (seed is None or seed in of.seeds(strategy, order))
+            }
+            which = f"seed {seed}" if seed is not None else "mean over seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+            choices.append({"label": f"order {order}, {which}", "matrices": by_strategy})
+    return {"choices": choices, "every": every}
 
 
 def matrix(tasks: Sequence[str], columns: Mapping[str, bool], values: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """A score matrix for the page.
+    """Return one score matrix.
 
     Args:
         tasks: In the order learnt.
@@ -306,46 +230,120 @@ def matrix(tasks: Sequence[str], columns: Mapping[str, bool], values: Sequence[S
             }
             for value, (name, scored) in zip(row, columns.items(), strict=True)
         ]
-        rows.append({"label": f"{after} {tasks[after - 1]}" if after else "0 untouched", "cells": cells})
+        rows.append({"label": f"{after} {tasks[after - 1]}" if after else "0 zero-shot", "cells": cells})
     return {"columns": [{"name": name, "trained": name in tasks} for name in columns], "rows": rows}
 
 
-def matrices(view: View) -> dict[str, Any]:
-    """Each strategy's score matrix: the mean over seeds by order, and each seed's as long as they are not too many."""
-    of = view.comparison
-    every = len(of.runs) + len(view.orders) * len(view.strategies) <= MATRICES
-    choices: list[dict[str, Any]] = []
-    for order in view.orders:
-        seeds = sorted({seed for strategy in view.strategies for seed in of.seeds(strategy, order)})
-        columns = {name: view.is_score(name) for name in view.tested(order)}
-        for seed in [None, *(seeds if every and len(seeds) > 1 else [])]:
-            made = {
-                strategy: matrix(view.tasks(order), columns, view.matrix(strategy, order, seed))
-                for strategy in view.strategies
-                if of.seeds(strategy, order) and (seed is None or seed in of.seeds(strategy, order))
-            }
-            which = f"seed {seed}" if seed is not None else "mean over seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
-            choices.append({"label": f"order {order}, {which}", "made": made})
-    return {"choices": choices, "every": every}
+def shade(score: float) -> str:
+    """Return the CSS class of a cell of a heat map.
+
+    >>> shade(0.0), shade(0.52), shade(1.0), shade(math.nan)
+    ('h0', 'h10', 'h20', '')
+    """
+    return "" if math.isnan(score) else f"h{round(min(max(score, 0.0), 1.0) * SHADES)}"
 
 
-def unfinished(comparison: Comparison) -> list[dict[str, Any]]:
-    """The runs that have not come to their end: how far each is, and what it has measured so far."""
-    return [
-        {"path": str(run.path), "how_far": how_far, "matrix": _so_far(run) if place < UNFINISHED else None}
-        for place, (run, how_far) in enumerate(comparison.unfinished)
-    ]
+def over_time(view: View, name: str, probes: bool) -> list[dict[str, Any]]:
+    """Return scores over time for each order: a diagram for each domain, or for each probe, and its numbers.
+
+    Args:
+        view: The comparison.
+        name: Prefix of the figures' ids.
+        probes: Show what is never trained instead of the domains.
+    """
+    styles, orders = styles_of(view), []
+    for place, order in enumerate(view.orders):
+        panels = []
+        for index, (on, panel) in enumerate(panels_over_tasks(view, order, probes).items()):
+            label = f"{on}, order {order}: {view.metric(on)} after each task, one line per strategy"
+            svg = ""
+            if place < MAX_ORDERS:
+                svg = inline_svg(over_tasks([panel], styles, legend=False), f"{name}-{place}-{index}", label)
+            numbers = {strategy: [estimate_text(point, 2) for point in line] for strategy, line in panel.lines.items()}
+            panels.append({"on": on, "metric": view.metric(on), "svg": svg, "numbers": numbers})
+        orders.append({"order": order, "panels": panels, "after": list(range(len(view.tasks(order)) + 1))})
+    return orders
 
 
-def _so_far(run: RunFolder) -> dict[str, Any] | None:
-    protocol = run.environment().get("protocol")
-    cells = cells_of(run)
-    if not protocol or not cells:
-        return None
-    primary, tasks = protocol["primary"], protocol["order"]
-    names: Iterable[str] = [*tasks, *protocol["probes"], *filter(None, [protocol["general"]])]
-    columns = {name: not primary[name].startswith("nats") for name in names}
-    values = [
-        [cells.get((after, name, primary[name]), math.nan) for name in columns] for after in range(len(tasks) + 1)
-    ]
-    return matrix(tasks, columns, values)
+def losses(view: View, name: str) -> dict[str, Any]:
+    """Return figures and numbers that tell lost format from lost knowledge.
+
+    Args:
+        view: The comparison.
+        name: Prefix of the figures' ids.
+    """
+    styles, lost, svgs = styles_of(view), measured_losses(view), []
+    if lost and has_lenient(list(lost.values())):
+        label = "Drop of the strict and the lenient score from right after learning to the end, by strategy"
+        svgs.append(inline_svg(score_lost(lost, styles), f"{name}-score", label))
+    if lost:
+        label = "Rise of the right answer's nats per token from right after learning to the end, by strategy"
+        svgs.append(inline_svg(likelihood_lost(lost, styles), f"{name}-nats", label))
+    tables = {
+        strategy: [
+            {"domain": row.domain, "cells": [number(value, 2) for value in (*row.strict, *row.lenient, *row.nats)]}
+            for row in rows
+        ]
+        for strategy, rows in lost.items()
+    }
+    return {"svgs": svgs, "tables": tables, "left_out": [name for name in view.strategies if name not in lost]}
+
+
+def on_demand(comparison: Comparison, folder: str | Path, name: str) -> dict[str, Any]:
+    """Return the results of relearning and knock-out, where `relearning.csv` and `knock_out.csv` have any.
+
+    Args:
+        comparison: Of the runs.
+        folder: Of the report.
+        name: Prefix of the figures' ids.
+    """
+    maps = []
+    knock_outs = knocked_out(measured(comparison, folder, "knock_out"))
+    for index, ((strategy, order), table) in enumerate(knock_outs.items()):
+        title = f"{strategy}, order {order}"
+        figure = change_map(table["domains"], table["parts"], table["changes"])
+        svg = inline_svg(figure, f"{name}-{index}", f"{title}: change of each domain's score without each added part")
+        rows = [
+            (domain, [number(value) for value in row])
+            for domain, row in zip(table["domains"], table["changes"], strict=True)
+        ]
+        width = round(REM_PER_INCH * figure.get_figwidth(), 1)
+        maps.append({"title": title, "svg": svg, "width": width, "parts": table["parts"], "rows": rows})
+    return {"relearning": relearnt(measured(comparison, folder, "relearning")), "maps": maps, "knock_out": KNOCK_OUT}
+
+
+def estimate_text(estimate: Estimate, digits: int = 3) -> dict[str, Any]:
+    """Return a mean and its half width as text, and the value by which a table is sorted."""
+    known = not math.isnan(estimate.half_width)
+    spread = f"± {number(estimate.half_width, digits)}" if known else ""
+    return {"text": number(estimate.mean, digits), "spread": spread, "value": plain(estimate.mean)}
+
+
+def plain(value: float) -> str:
+    """Return a number as the page's script reads it; empty for NaN."""
+    return "" if math.isnan(value) else repr(float(value))
+
+
+def short(value: float, kind: str) -> str:
+    """Return a budget in three digits, with its unit.
+
+    >>> short(15552.0, "tokens"), short(1.5e9, "disk_bytes"), short(95.0, "train_seconds"), short(math.nan, "steps")
+    ('15.6 K', '1.5 GB', '1 min 35 s', '–')
+    """
+    if kind.endswith("seconds") and not math.isnan(value):
+        return duration(value)
+    return rounded(value, "B" if kind.endswith("bytes") else "")
+
+
+def exact(value: float, kind: str) -> str:
+    """Return a budget with all its digits."""
+    return "–" if math.isnan(value) else f"{value:,.1f}" if kind.endswith("seconds") else f"{value:,.0f}"
+
+
+def count_of(count: int, noun: str, plural: str = "") -> str:
+    """Return a count with its noun.
+
+    >>> count_of(1, "seed"), count_of(3, "seed"), count_of(2, "strategy", "strategies")
+    ('1 seed', '3 seeds', '2 strategies')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"

@@ -1,4 +1,4 @@
-"""Finished folders to tables: everything here is rebuilt from the run folders alone."""
+"""Write a report: tables, figures and page, rebuilt from the run folders alone."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from workbench.report.figures import write_figures
 from workbench.report.latex import bibtex, latex_table
 from workbench.report.page import report_page
 from workbench.report.runs import run_paths
-from workbench.report.terminal import COLUMNS as TRIAL_COLUMNS
-from workbench.report.terminal import protocol_note, trial_rows
+from workbench.report.terminal import TRIAL_COLUMNS, protocol_note, trial_rows
 from workbench.results import RunFolder
-from workbench.results.run_folder import moments
 from workbench.runtime.files import to_csv, write_whole
 
 LONGEST_NAME = 120
-"""Characters of a report's folder that is named after what it reports."""
+"""Most characters in the name of a report's folder that is formed from those of its studies."""
 SUMMARY = (  # the first ones are what others rely on; new ones come last
     "strategy",
     "order",
@@ -48,47 +46,47 @@ SUMMARY = (  # the first ones are what others rely on; new ones come last
 
 
 def find_runs(folder: str | Path) -> list[RunFolder]:
-    """The runs under a study's folder (or the run itself) that came to their end, by path.
+    """Return the finished runs under a study's folder, or the run that the folder is, by path.
 
     Raises:
-        ConfigError: There is none, or one does not say what its scores mean.
+        ConfigError: There is none, or one does not state what its scores mean.
     """
     folder = Path(folder)
     configs = sorted(folder.rglob("config.yaml")) if folder.is_dir() else []
-    found = [RunFolder(config.parent) for config in configs if (config.parent / "environment.json").is_file()]
-    runs = [run for run in found if run.finished]
-    for run in runs:
+    every = [RunFolder(config.parent) for config in configs if (config.parent / "environment.json").is_file()]
+    finished = [run for run in every if run.finished]
+    for run in finished:
         _check_readable(run)
-    if not runs:
-        few = "there is 1 run, and it is not finished" if found else "there is no run"
-        what = f"there are {len(found)} runs, none of them finished" if len(found) > 1 else few
-        raise ConfigError([f"{folder}: {what}. Give a study's folder, such as runs/quickstart."])
-    return runs
+    if not finished:
+        one = "there is 1 run, and it is not finished" if every else "there is no run"
+        problem = f"there are {len(every)} runs, none of them finished" if len(every) > 1 else one
+        raise ConfigError([f"{folder}: {problem}. Give a study's folder, such as runs/quickstart."])
+    return finished
 
 
 def _check_readable(run: RunFolder) -> None:
-    """Refuses a run whose tables could not be made."""
+    """Raise a ConfigError for a run whose tables cannot be computed."""
     try:
-        run.summary(), protocol_note(run), moments(run)
+        run.summary(), protocol_note(run), run.moments()
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        told = f"{run.path}/environment.json does not say what the scores mean ({type(error).__name__}: {error})."
-        raise ConfigError([f"{told} Delete {run.path} to make the run again."]) from error
+        problem = f"{run.path}/environment.json does not say what the scores mean ({type(error).__name__}: {error})."
+        raise ConfigError([f"{problem} Delete {run.path} to make the run again."]) from error
 
 
 def destination(folders: Sequence[str | Path], out: str | None = None) -> Path:
-    """The folder of a report: that of the study, or where several are reported one that is none of theirs.
+    """Return the folder that a report is written to: the study's, or for several folders one that is none of theirs.
 
     Args:
-        folders: What is reported.
-        out: What was asked for; None: the folder itself if it is the only one, else one beside them all that has their
-            names, such as runs/a-and-b.
+        folders: Folders that are reported.
+        out: Folder that the user named; None: the reported folder if it is the only one, else one beside them all with
+            their names, such as runs/a-and-b.
 
     Raises:
-        ConfigError: A report of something else may be there, or the names are too long for a folder.
+        ConfigError: Another report may be there, or the names are too long for a folder.
     """
     apart = [Path(folder) for folder in folders]
-    apart = [one for place, one in enumerate(apart) if not any(_within(one, other) for other in apart[:place])]
-    apart = [one for one in apart if not any(_within(one, other) for other in apart if other is not one)]
+    apart = [path for place, path in enumerate(apart) if not any(_within(path, other) for other in apart[:place])]
+    apart = [path for path in apart if not any(_within(path, other) for other in apart if other is not path)]
     if out is None and len(apart) == 1:
         return apart[0]
     chosen = Path(out) if out else _beside(apart)
@@ -102,13 +100,13 @@ def destination(folders: Sequence[str | Path], out: str | None = None) -> Path:
     return chosen
 
 
-def _within(one: Path, other: Path) -> bool:
-    """Whether a folder is another one or lies in it."""
-    return one.resolve().is_relative_to(other.resolve())
+def _within(path: Path, folder: Path) -> bool:
+    """Return True if a path is a folder or lies in it."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _beside(folders: Sequence[Path]) -> Path:
-    """Where all folders lie, a name that is made of theirs."""
+    """Return a folder in the common parent of some folders, with a name formed from theirs."""
     same = len({folder.is_absolute() for folder in folders}) == 1
     paths = [Path(os.path.normpath(folder)) if same else folder.resolve() for folder in folders]
     parent = Path(os.path.commonpath([path.parent for path in paths]))
@@ -116,15 +114,15 @@ def _beside(folders: Sequence[Path]) -> Path:
 
 
 def write_report(folder: str | Path, comparisons: Sequence[Comparison]) -> list[Path]:
-    """Writes a report's files into a folder: the page always, the others as far as there is a finished run.
+    """Write a report's files into a folder: the page always, the others if there is a finished run.
 
     Args:
-        folder: Where they go: `report.html`, `summary.csv`, `table.tex` (one table for each comparison),
-            `references.bib`, and `figures/`.
-        comparisons: What is reported, from run folders alone.
+        folder: Folder for `report.html`, `summary.csv`, `table.tex` (one table for each comparison), `references.bib`
+            and `figures/`.
+        comparisons: Comparisons to report.
 
     Returns:
-        The files.
+        Paths of the files.
     """
     folder = Path(folder)
     tables = _write_tables(folder, comparisons)
@@ -132,7 +130,11 @@ def write_report(folder: str | Path, comparisons: Sequence[Comparison]) -> list[
 
 
 def report_trouble(folder: str | Path, comparisons: Sequence[Comparison]) -> str:
-    """As `write_report` where a study ends: whatever goes wrong is told in a sentence, for the runs are whole."""
+    """Write a report as a study ends.
+
+    Returns:
+        "", or where anything goes wrong a sentence, because the runs are complete all the same.
+    """
     try:
         write_report(folder, comparisons)
     except Exception as error:  # days of training must not end in a traceback of the last second
@@ -141,14 +143,14 @@ def report_trouble(folder: str | Path, comparisons: Sequence[Comparison]) -> str
 
 
 def _write_tables(folder: Path, comparisons: Sequence[Comparison]) -> list[Path]:
-    told = [comparison for comparison in comparisons if comparison.runs]
-    if not told:
+    finished = [comparison for comparison in comparisons if comparison.runs]
+    if not finished:
         return []
-    rows = [{**row, "table": place} for place, one in enumerate(comparisons, start=1) for row in one.rows]
+    rows = [{**row, "table": place} for place, each in enumerate(comparisons, start=1) for row in each.rows]
     texts = {
         "summary.csv": to_csv(SUMMARY, ({name: row[name] for name in SUMMARY} for row in rows)),
-        "table.tex": "\n".join(map(latex_table, told)),
-        "references.bib": bibtex(*told),
+        "table.tex": "\n".join(map(latex_table, finished)),
+        "references.bib": bibtex(*finished),
     }
     if trials := trial_rows(rows):
         texts["sweep.csv"] = to_csv(TRIAL_COLUMNS, trials)

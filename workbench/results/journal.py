@@ -1,4 +1,4 @@
-"""A run's journal: one line for each thing that was measured, written once, read back only if it is whole."""
+"""Append-only journal of a run, with checksums."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from workbench.errors import ConfigError
 
 
 class Journal:
-    """An append-only file of records, each line with a checksum of everything up to it.
+    """Append-only file of records, each line with a checksum of everything up to it.
 
-    A last line that is torn, as a crash or a full disk leaves it, is left out, and gone once something is appended.
-    A damaged line before it is no accident of writing, and refused.
+    A torn last line, as a crash or a full disk leaves it, is ignored, and overwritten by the next record. A damaged
+    line before it is no accident of writing, and an error.
 
     Args:
-        file: Where it is; it is made when the first record is appended.
-        writes: Whether records go to the file, or are only kept: of several processes one writes.
+        file: Path of the file; it is created with the first record.
+        writes: Whether records are written to the file, or only kept in memory: of several processes one writes.
 
     Attributes:
-        records: What the file holds, oldest first.
+        file: Path of the file.
+        writes: As above.
+        records: Records, oldest first.
 
     Raises:
         ConfigError: A line before the last is damaged.
@@ -36,14 +38,14 @@ class Journal:
         self._sums: list[int] = []
         self._size = 0
         lines = file.read_bytes().split(b"\n") if file.is_file() else []
-        for number, line in enumerate(lines[:-1], 1):  # what has no end of line is torn
+        for number, line in enumerate(lines[:-1], 1):  # a line without an end is torn
             if not self._take(line):
                 if any(lines[number:]):
                     raise ConfigError([f"{file}, line {number}, is damaged. Delete {file.parent} to make it again."])
                 break
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds a record; it is on the disk when this returns."""
+        """Add a record; it is on disk when this returns."""
         line = json.dumps(record, ensure_ascii=False)
         total = zlib.crc32(line.encode(), self.checksum)
         if self.writes:
@@ -63,14 +65,15 @@ class Journal:
 
     @property
     def checksum(self) -> int:
-        """Of all records."""
+        """Checksum of all records."""
         return self._sums[-1] if self._sums else 0
 
     def has(self, count: int, checksum: int) -> bool:
-        """Whether its first `count` records are those that had this checksum."""
+        """Return True if the first `count` records have this checksum."""
         return count == 0 or (count <= len(self._sums) and self._sums[count - 1] == checksum)
 
     def _take(self, line: bytes) -> bool:
+        """Read a line; return False if it is torn or damaged."""
         stated, _, content = line.partition(b" ")
         total = zlib.crc32(content, self.checksum)
         if stated != f"{total:08x}".encode():

@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One cell of the score matrix, with everything that was measured there.
+    """Scores of one cell of the score matrix.
 
     Args:
-        task: The name of the task that was tested.
-        primary: The metric that enters the matrix.
-        metrics: Every metric by name, the primary one among them.
-        count: Rows that were scored.
-        nats_per_token: Teacher-forced negative log-likelihood of the right answers.
-        tokens: Answer tokens, end tokens among them.
-        predictions: Rows of {"prompt", "prediction", "answer"}; none for a corpus. Those whose answer the tokenizer
-            writes otherwise (`references`) also have "compared_with".
-        cut: How many "prompts" and "answers" were too long and lost a part.
-        decoded_tokens: Tokens of the answers that were given, end tokens among them.
-        decode_seconds: What the strategy took to give them.
-        errors: The standard error of each metric that knows its own: what the finite number of rows leaves open.
+        task: Name of the task that was tested.
+        primary: Name of the metric that enters the matrix.
+        metrics: Every metric by name, the primary one included.
+        count: Number of rows that were scored.
+        nats_per_token: Negative log-likelihood of the right answers under teacher forcing, in nats per token.
+        tokens: Number of answer tokens, end tokens included.
+        predictions: Rows of {"prompt", "prediction", "answer"}; none for a corpus. Where the tokenizer writes the
+            answer otherwise, the row has that text as "compared_with".
+        cut: Number of "prompts" and "answers" that were truncated.
+        decoded_tokens: Number of tokens of the predictions, end tokens included.
+        decode_seconds: Time that the predictions took, in seconds.
+        errors: Standard error over the rows of each metric that has one.
     """
 
     task: str
@@ -38,5 +38,5 @@ class TaskScore:
 
     @property
     def value(self) -> float:
-        """The primary metric."""
+        """Value of the primary metric."""
         return self.metrics[self.primary]

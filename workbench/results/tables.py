@@ -1,4 +1,4 @@
-"""The CSV tables of a run folder."""
+"""The tables of a run folder: CSV files and `environment.json`."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ CURVE = ("step", "item", "loss", "nats_per_token")
 
 
 class Records:
-    """The tables of one run, in the order in which their rows were measured.
+    """Tables of one run, rows in the order in which they were measured.
 
     Attributes:
-        scores: Rows of `scores.csv`; all values as text, as the file has them.
+        scores: Rows of `scores.csv`; all values are text, as in the file.
         nll: Rows of `nll.csv`.
         within: Rows of `within.csv`.
         costs: Rows of `costs.csv`.
         curve: Rows of `train.csv`.
-        environment: `environment.json`.
-        config: The text of `config.yaml`; None where it was not written.
-        errors: Standard error of a score by (after, on, metric), where the scorer knew it; in the journal alone.
-        spent: Seconds, decoded tokens and decoding seconds of each cell and each score in mid-task.
+        environment: Content of `environment.json`.
+        config: Text of `config.yaml`; None before it is written.
+        errors: Standard error of a score by (after, on, metric), where the scorer has one; in the journal only.
+        spent: Seconds, decoded tokens and decoding seconds of each cell and of each score within training.
         predictions: SHA-256 of each file of predictions, by its name.
         model: SHA-256 of each file of the final model; None before the run's end.
     """
@@ -69,43 +69,43 @@ class Records:
 
     @classmethod
     def from_files(cls, folder: Path) -> Records:
-        """The tables of a folder that has no journal.
+        """Read the tables of a folder without a journal.
 
         Raises:
-            ConfigError: A file is not what a run writes.
+            ConfigError: A file is damaged or has other columns.
         """
-        made = cls()
+        records = cls()
         for name in ("scores", "nll", "within", "costs"):
-            setattr(made, name, _read(folder / f"{name}.csv", _table))
-        made.curve = _read(folder / "train.csv", _table)
+            setattr(records, name, _read(folder / f"{name}.csv", _table))
+        records.curve = _read(folder / "train.csv", _table)
         file = folder / "environment.json"
-        made.environment = _read(file, _sections) if file.is_file() else {}
-        return made
+        records.environment = _read(file, _sections) if file.is_file() else {}
+        return records
 
     def add(self, record: Mapping[str, Any]) -> tuple[str, ...]:
-        """Adds what one record says.
+        """Add a record of the journal.
 
         Args:
-            record: Of the journal; its "kind" is the name of one of the methods below.
+            record: Its "kind" names one of the methods below.
 
         Returns:
-            The files that have changed.
+            Names of the files that change.
         """
         return tuple(getattr(self, f"_add_{record['kind']}")(record))
 
     @property
     def cells(self) -> dict[tuple[int, str, str], tuple[float, int]]:
-        """The scores and their rows by (after, on, metric); the first, where one was measured twice."""
+        """Scores and their number of rows by (after, on, metric); the first, where one was measured twice."""
         if self._cells[0] != len(self.scores):
-            found: dict[tuple[int, str, str], tuple[float, int]] = {}
+            cells: dict[tuple[int, str, str], tuple[float, int]] = {}
             for row in self.scores:
                 key = int(row["after"]), row["on"], row["metric"]
-                found.setdefault(key, (float(row["value"]), int(row["count"] or 0)))
-            self._cells = len(self.scores), found
+                cells.setdefault(key, (float(row["value"]), int(row["count"] or 0)))
+            self._cells = len(self.scores), cells
         return self._cells[1]
 
     def text(self, name: str) -> str:
-        """The content that a file has to have."""
+        """Return the content of a file."""
         if name == "config.yaml":
             return self.config or ""
         if name == "environment.json":
@@ -117,15 +117,17 @@ class Records:
 
     @property
     def names(self) -> list[str]:
-        """The files that have something in them."""
-        tables = {"scores.csv": self.scores, "nll.csv": self.nll, "within.csv": self.within, "costs.csv": self.costs}
-        held: Mapping[str, Any] = {
-            **tables,
+        """Names of the files that are not empty."""
+        contents: Mapping[str, Any] = {
+            "scores.csv": self.scores,
+            "nll.csv": self.nll,
+            "within.csv": self.within,
+            "costs.csv": self.costs,
             "train.csv": self.curve,
             "environment.json": self.environment,
             "config.yaml": self.config,
         }
-        return [name for name, content in held.items() if content]
+        return [name for name, content in contents.items() if content]
 
     def _add_config(self, record: Mapping[str, Any]) -> Sequence[str]:
         self.config = str(record["text"])
@@ -171,16 +173,16 @@ class Records:
 
 
 def _read(file: Path, reader: Callable[[Path], Any]) -> Any:
-    """What a reader makes of a file, or a refusal with the file's name."""
+    """Read a file; raise a ConfigError with its name where it is damaged."""
     try:
         return reader(file)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
-        told = f"{file} cannot be read ({type(error).__name__}: {error})."
-        raise ConfigError([f"{told} Delete {file.parent} to make the run again."]) from error
+        problem = f"{file} cannot be read ({type(error).__name__}: {error})."
+        raise ConfigError([f"{problem} Delete {file.parent} to make the run again."]) from error
 
 
 def _table(file: Path) -> list[dict[str, str]]:
-    """The rows of a table that can be reckoned with: whole numbers of steps and rows, numbers elsewhere."""
+    """Read a table and check that its numbers are numbers."""
     rows = read_csv(file)
     for row in rows:
         for name in NUMBERS[file.name]:
@@ -189,10 +191,11 @@ def _table(file: Path) -> list[dict[str, str]]:
 
 
 def _sections(file: Path) -> dict[str, Any]:
-    """The sections of `environment.json`."""
+    """Read `environment.json` and check that it and its sections are objects."""
     content = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"expected an object, got {type(content).__name__}")
-    if strange := [name for name in ("protocol", "inputs", "versions") if not isinstance(content.get(name, {}), dict)]:
-        raise ValueError(f"expected an object as {strange[0]}, got {type(content[strange[0]]).__name__}")
+    for name in ("protocol", "inputs", "versions"):
+        if not isinstance(content.get(name, {}), dict):
+            raise ValueError(f"expected an object as {name}, got {type(content[name]).__name__}")
     return content

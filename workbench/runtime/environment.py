@@ -54,12 +54,14 @@ class PeakMemory:
     Args:
         device: Device of the model.
         model_bytes: Size of the model, which is already in memory.
+        collect: Collect garbage first, so that what is freed later cannot hide growth; takes some tenths of a second.
     """
 
-    def __init__(self, device: torch.device, model_bytes: int = 0) -> None:
+    def __init__(self, device: torch.device, model_bytes: int = 0, *, collect: bool = True) -> None:
         self.device = device
         self._start: int | None = None
-        gc.collect()
+        if collect:
+            gc.collect()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         elif _reset_peak():

@@ -1,4 +1,4 @@
-"""From a config to objects: backbone, benchmark, strategies, optimizers, trainers."""
+"""Build the objects that a config names: backbone, benchmark, strategies, data, optimizers and Trainers."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from workbench.train.loop import MakeTrainer, count_parameters
 from workbench.train.module import OptimizerFactory
 
 SMALL_MODEL = 20_000_000
-"""Parameters below which more than one thread costs more than it brings."""
+"""Parameters below which several threads take longer than one."""
 UNMIXED = ("32-true", "32", "bf16-true", "16-true", "64-true", "64", "None")
 """Values of `trainer.precision` with which gradients are neither scaled nor cast."""
 SCHEDULER_PARTS = ("optimizer", "step", "state_dict", "load_state_dict")
 
 
 class Assembly:
-    """The objects that a study's config names, built when they are first needed.
+    """Objects that a study's config names, built when they are first needed.
 
     Args:
-        config: Already checked (`workbench.config.validation.check` and `workbench.study.preflight.built_problems`).
+        config: A checked config (`workbench.config.validation.check`, `workbench.study.preflight.built_problems`).
     """
 
     def __init__(self, config: StudyConfig) -> None:
@@ -54,13 +54,14 @@ class Assembly:
         self.benchmark: Benchmark = instantiate(config.benchmark)
         names = [self.benchmark[index].name for index in range(len(self.benchmark))]
         self.orders = chosen_orders(config.orders, self.benchmark.orders, names)
+        self._trainers: dict[str, Trainer] = {}
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """The benchmark's tasks by name, with the rows that `data.score_on` chooses as their test rows.
 
-        The validation rows take the test's place here, before anything else sees a task: so nothing that is
-        chosen by their scores has seen the test rows.
+        Validation rows replace the test rows here, before anything else sees a task, so that nothing chosen by
+        validation scores has seen a test row.
         """
         tasks = list(map(self.benchmark.__getitem__, range(len(self.benchmark))))
         if self.config.data.score_on == "validation":
@@ -77,23 +78,25 @@ class Assembly:
         policy = self.text_policy
         try:
             loaded = Backbone.load(
-                **vars(self.config.backbone), text=policy, eval_batch_size=self.config.data.eval_batch_size
+                **vars(self.config.backbone),
+                text=policy,
+                eval_batch_size=self.config.data.eval_batch_size,
+                eval_batch_tokens=self.config.data.eval_batch_tokens,
             )
         except ValueError as error:
             raise ConfigError([f"backbone: {error}"]) from error
-        loaded.eval_batch_tokens = self.config.data.eval_batch_tokens
         _choose_threads(loaded)
         return loaded
 
     @cached_property
     def inputs(self) -> dict[str, str]:
-        """Fingerprints of what the study learns from: "data" and "model"."""
+        """Fingerprints of the study's inputs: "data" and "model"."""
         general = [self.benchmark.general] if self.benchmark.general else []
         everything = [*self.tasks.values(), *self.benchmark.probes, *general]
         return {"data": fingerprint_tasks(everything), "model": fingerprint_model(self.config.backbone.path)}
 
     def length_problems(self) -> list[str]:
-        """The tasks whose longest prompt and answer together do not fit into the model's positions."""
+        """Return the tasks whose longest prompt and answer together exceed the model's positions."""
         problems = []
         for task in [*self.tasks.values(), *self.benchmark.probes]:
             try:
@@ -106,15 +109,16 @@ class Assembly:
 
     @cached_property
     def reaches(self) -> list[Reach]:
-        """The tasks whose right answers a model cannot all give as they stand, probes among them."""
-        found = [reach(self.backbone, task) for task in [*self.tasks.values(), *self.benchmark.probes]]
-        return [one for one in found if one]
+        """The tasks and probes with right answers that the model cannot produce exactly as they are written."""
+        reaches = [reach(self.backbone, task) for task in [*self.tasks.values(), *self.benchmark.probes]]
+        return [item for item in reaches if item]
 
     @cached_property
     def text_policy(self) -> TextPolicy:
-        """The `data:` section; where it states no prompt length, the longest that the tasks' protocol states.
+        """Limits and format of every text, from the `data` section.
 
-        Joint rows then have room for such a prompt and the longest answer of any task.
+        Where it gives no prompt length, the longest of the tasks' protocols applies; jointly tokenized rows then have
+        room for such a prompt and the longest answer of any task.
 
         Raises:
             ConfigError: A limit is too low to hold any text, or the date is none.
@@ -137,12 +141,12 @@ class Assembly:
     @property
     def carries_optimizer(self) -> bool:
         """Whether optimizer state is carried from task to task."""
-        said = self.config.carry_optimizer
-        return published_protocol(self.benchmark).carry_optimizer if said is None else said
+        choice = self.config.carry_optimizer
+        return published_protocol(self.benchmark).carry_optimizer if choice is None else choice
 
     @property
     def stated_policy(self) -> dict[str, Any]:
-        """The text policy as it stands beside the numbers: a date only where a template may print it."""
+        """The text policy as it is recorded beside the results, with a date only where a template may print it."""
         stated = dict(vars(self.text_policy))
         if stated["template"] != "chat":
             del stated["template_date"]
@@ -150,53 +154,60 @@ class Assembly:
 
     @cached_property
     def benchmark_notes(self) -> str | None:
-        """What the benchmark says of its own data (duplicates, overlaps), if it does."""
+        """The benchmark's own remarks on its data (duplicates, overlaps), if it has any."""
         return str(self.benchmark) if type(self.benchmark).__str__ is not object.__str__ else None
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the Trainer will put the model."""
+        """Device on which the Trainer will put the model."""
         return self.trainer(next(iter(self.config.strategies))).strategy.root_device
 
     def trainer(self, strategy: str, task: Task | None = None) -> Trainer:
-        """A Trainer of a strategy, or of one of its tasks, that trains nothing: to ask for its device and precision."""
-        return Trainer(**self._trainer_arguments(strategy, task))
+        """Return a Trainer that trains nothing: to ask for the device and precision of a strategy or one of its tasks.
+
+        Equal `trainer` sections share one.
+        """
+        key = self._trainer_key(strategy, task)
+        if key not in self._trainers:
+            self._trainers[key] = Trainer(**self._trainer_arguments(strategy, task))
+        return self._trainers[key]
 
     def tested_names(self, order: str) -> tuple[list[str], list[str]]:
-        """The tasks in an order, and what is tested beside them."""
+        """Return the names of the tasks in an order, and of what is tested beside them."""
         data = self.data(order, 0)
         tasks = [task.name for task in data.tasks]
         return tasks, [task.name for task in data.tested[len(tasks) :]]
 
     def strategy(self, name: str) -> ContinualStrategy:
-        """A fresh strategy; several components become a composition."""
+        """Build a strategy; several components become a composition."""
         members = [instantiate(component) for component in self.config.strategies[name].components]
         return members[0] if len(members) == 1 else Composition(members)
 
     def data(self, order: str, seed: int, strategy: str | None = None) -> ContinualDataModule:
-        """The tasks in an order, for one run.
+        """Build the data of one run.
 
         Args:
-            order: Its name.
+            order: Name of the order of the tasks.
             seed: Of the run.
-            strategy: Whose settings decide how often the rows of a task are passed over. A curriculum that is made of
-                the tasks then knows it. None: the tasks as the benchmark states them.
+            strategy: Strategy whose settings give the tasks' `max_epochs`, which a curriculum may use. None: the tasks
+                as the benchmark gives them.
         """
-        tasks = [self.tasks[name] for name in self.orders[order][: self.config.first_tasks]]
-        data = ContinualDataModule(
+        tasks, data = [self.tasks[name] for name in self.orders[order][: self.config.first_tasks]], self.config.data
+        return ContinualDataModule(
             tasks if strategy is None else [self._with_passes(strategy, task) for task in tasks],
             probes=self.benchmark.probes,
             general=self.benchmark.general,
-            batch_size=self.config.data.batch_size,
-            bucket=self.config.data.bucket,
+            batch_size=data.batch_size,
+            batch_tokens=data.batch_tokens,
+            bucket=data.bucket,
+            num_workers=data.num_workers,
+            frozen_states_gb=data.frozen_states_gb,
+            score_options=data.score_options,
             seed=seed,
         )
-        data.num_workers, data.batch_tokens = self.config.data.num_workers, self.config.data.batch_tokens
-        data.frozen_states_gb, data.score_options = self.config.data.frozen_states_gb, self.config.data.score_options
-        return data
 
     def protocol(self, name: str, order: str, seed: int) -> dict[str, Any]:
-        """What has to stand beside each number of a run."""
+        """Return the protocol that is recorded beside the results of a run."""
         config, strategy = self.config, self.strategy(name)
         return {
             "strategy": name,
@@ -224,7 +235,7 @@ class Assembly:
         }
 
     def _beside_published(self, name: str, order: str) -> dict[str, Any] | None:
-        """Put each part of the publication's protocol beside the run's own; None where the benchmark has none."""
+        """Compare each part of the publication's protocol with the run's own; None where the benchmark has none."""
         published, config, text = published_protocol(self.benchmark), self.config, self.text_policy
         if not published.name:
             return None
@@ -254,133 +265,137 @@ class Assembly:
         return {"name": published.name, "parts": parts}
 
     def optimizer_factory(self, strategy: str) -> OptimizerFactory:
-        """Builds each task's optimizer and scheduler as the config says for this strategy."""
+        """Return a function that builds a task's optimizer and scheduler with this strategy's settings."""
 
         def make(task: str, parameters: list[Any], steps: Callable[[], int]) -> tuple[Any, Any]:
             settings = self.config.settings(strategy, task)
             fused = {"fused": True} if _fuses(settings, parameters) else {}
             optimizer = build(settings.optimizer, "optimizer", params=parameters, **fused)
-            if told := optimizer_refusal(optimizer):
-                raise ConfigError([told])
+            if refusal := optimizer_refusal(optimizer):
+                raise ConfigError([refusal])
             if settings.scheduler is None:
                 return optimizer, None
             filled_in = {name: steps() for name in counting_arguments(settings.scheduler)}
             scheduler = build(settings.scheduler, "scheduler", optimizer=optimizer, **filled_in)
             if missing := [name for name in SCHEDULER_PARTS if not hasattr(scheduler, name)]:
-                told = f"scheduler: {settings.scheduler.class_path} makes no scheduler: it has no {missing[0]!r}."
-                raise ConfigError([f"{told} Give a class such as torch.optim.lr_scheduler.LinearLR."])
+                message = f"scheduler: {settings.scheduler.class_path} makes no scheduler: it has no {missing[0]!r}."
+                raise ConfigError([f"{message} Give a class such as torch.optim.lr_scheduler.LinearLR."])
             return optimizer, scheduler
 
         return make
 
     def trainer_factory(self, strategy: str, folder: Path) -> MakeTrainer:
-        """Builds a fresh Trainer for each task; loggers alone live through the whole sequence."""
-        loggers = self._loggers(strategy, folder)
+        """Return a function that builds a task's Trainer; the loggers are the same for the whole sequence."""
+        logger = loggers(self.config.settings(strategy).trainer.get("logger", False), "-".join(folder.parts[-3:]))
 
         def make(task: Task, callbacks: list[Callback]) -> Trainer:
             arguments = self._trainer_arguments(strategy, task) | {"default_root_dir": folder}
             own = arguments.pop("callbacks", None) or []
             own = own if isinstance(own, list) else [own]
-            return Trainer(**arguments | {"callbacks": combine_callbacks(callbacks, own), "logger": loggers})
+            return Trainer(**arguments | {"callbacks": combine_callbacks(callbacks, own), "logger": logger})
 
         return make
 
     def length(self, strategy: str, task: Task) -> tuple[int, int]:
-        """How long an item is trained: passes over its rows, and the most optimizer steps; -1: not limited.
+        """Return how long an item is trained: the most epochs and the most optimizer steps; -1: not limited.
 
-        The config's own word for this item goes first, then the steps or passes that an inserted item brings along,
-        then what the config says for all, then the task's own protocol; where nobody says anything, it is one pass.
+        In order of precedence: the config's settings for this item, the steps or epochs that an inserted item brings
+        along, the config's settings for all items, the task's own protocol, one epoch.
         """
         settings = self.config.settings(strategy, task.name).trainer
-        stated, steps = settings.get("max_epochs"), int(settings.get("max_steps", -1))
+        epochs, steps = settings.get("max_epochs"), int(settings.get("max_steps", -1))
         own = [changes.get("trainer", {}) for _, changes in self.config.layers(strategy, task.name)[2:]]
-        said = {key for changes in own for key in changes}
-        if task.max_steps and not said & {"max_epochs", "max_steps"}:
+        own_keys = {key for changes in own for key in changes}
+        if task.max_steps and not own_keys & {"max_epochs", "max_steps"}:
             return -1, task.max_steps
-        if task.max_steps and "max_epochs" not in said:
+        if task.max_steps and "max_epochs" not in own_keys:
             return -1, steps
-        if task.max_epochs and task.name not in self.tasks and "max_epochs" not in said:
+        if task.max_epochs and task.name not in self.tasks and "max_epochs" not in own_keys:
             return task.max_epochs, steps
-        if stated is None and (steps > 0 or settings.get("max_time") is not None):
+        if epochs is None and (steps > 0 or settings.get("max_time") is not None):
             return -1, steps
-        return int(stated if stated is not None else task.max_epochs or 1), steps
+        return int(epochs if epochs is not None else task.max_epochs or 1), steps
 
     def _with_passes(self, strategy: str, task: Task) -> Task:
-        """A task whose `max_epochs` is what this run does: None where steps or time decide and not passes."""
+        """Set a task's `max_epochs` to that of this run; None where steps or time limit it."""
         epochs, _ = self.length(strategy, task)
         return replace(task, max_epochs=epochs if epochs > 0 else None)
 
     def trainer_problems(self) -> list[str]:
-        """What cannot be in `trainer` sections: callbacks and loggers that do not fit, what Lightning refuses."""
+        """Return what is wrong with the `trainer` sections: callbacks and loggers, and what Lightning refuses."""
+        sections = {
+            self._trainer_key(strategy, task): (strategy, task)
+            for strategy in self.config.strategies
+            for task in (None, *map(self.tasks.get, self.config.tasks(strategy)))
+        }
         problems, processes = [], set()
-        for strategy in self.config.strategies:
-            for task in (None, *map(self.tasks.get, self.config.tasks(strategy))):
-                given = self.config.settings(strategy, task.name if task else None).trainer
-                try:
-                    arguments = self._trainer_arguments(strategy, task)
-                    if found := [
-                        *logger_problems(given.get("logger")),
-                        *callback_problems(arguments.get("callbacks"), given.get("logger")),
-                    ]:
-                        problems += found
-                    else:
-                        trainer = Trainer(**arguments)
-                        processes.add(trainer.world_size)
-                        problems += trainer_conflicts(trainer)
-                except ConfigError as error:
-                    problems += error.problems
-                except Exception as error:
-                    text = " ".join(str(error).split()).rstrip(".")
-                    problems.append(f"trainer: {text or type(error).__name__}. Mend the section `trainer`.")
+        for strategy, task in sections.values():
+            given = self._trainer_section(strategy, task)
+            try:
+                built = self._trainer_arguments(strategy, task).get("callbacks")
+                refused = [*logger_problems(given.get("logger")), *callback_problems(built, given.get("logger"))]
+                if not refused:
+                    trainer = self.trainer(strategy, task)
+                    processes.add(trainer.world_size)
+                    refused = trainer_conflicts(trainer)
+                problems += refused
+            except ConfigError as error:
+                problems += error.problems
+            except Exception as error:
+                text = " ".join(str(error).split()).rstrip(".")
+                problems.append(f"trainer: {text or type(error).__name__}. Mend the section `trainer`.")
         if len(processes) > 1:
-            told = f"{' and '.join(map(str, sorted(processes)))} in one study"
-            problems.append(f"trainer.devices: {told}. Give all strategies and tasks the same number.")
+            message = f"{' and '.join(map(str, sorted(processes)))} in one study"
+            problems.append(f"trainer.devices: {message}. Give all strategies and tasks the same number.")
         return list(dict.fromkeys(problems))
 
-    def _loggers(self, strategy: str, folder: Path) -> Any:
-        return loggers(self.config.settings(strategy).trainer.get("logger", False), "-".join(folder.parts[-3:]))
+    def _trainer_section(self, strategy: str, task: Task | None) -> dict[str, Any]:
+        return self.config.settings(strategy, task.name if task else None).trainer
+
+    def _trainer_key(self, strategy: str, task: Task | None) -> str:
+        return repr((self._trainer_section(strategy, task), self.length(strategy, task) if task else None))
 
     def _trainer_arguments(self, strategy: str, task: Task | None) -> dict[str, Any]:
-        given = self.config.settings(strategy, task.name if task else None).trainer
-        return trainer_arguments(given, self.length(strategy, task) if task else None)
+        length = self.length(strategy, task) if task else None
+        return trainer_arguments(self._trainer_section(strategy, task), length)
 
 
 def _citing(strategy: ContinualStrategy) -> list[Any]:
-    """A strategy and its members, as far as they name a paper."""
+    """Return a strategy and its members, as far as they name a paper."""
     return [member for member in strategy.modules() if getattr(member, "reference", "")]
 
 
 def _choose_threads(backbone: Backbone) -> None:
-    """One thread for a small model on the CPU, unless OMP_NUM_THREADS says otherwise.
+    """Use one thread for a small model, unless OMP_NUM_THREADS is set.
 
-    Threads that wait for one another on a busy machine make a small step several times slower; and sums
-    do not depend on how many cores a laptop has.
+    On a busy machine, threads that wait for one another make a small step several times slower. With one thread, sums
+    do not depend on the number of cores either.
     """
     if "OMP_NUM_THREADS" not in os.environ and count_parameters(backbone) < SMALL_MODEL:
         torch.set_num_threads(1)
 
 
 def _fuses(settings: TaskSettings, parameters: Sequence[Any]) -> bool:
-    """Whether Adam shall take its fused kernel, which is several times faster on a CPU.
+    """Return True if Adam is to use its fused kernel, which is several times faster on a CPU.
 
-    What the config says of it goes first. In mixed precision Lightning refuses to clip for a fused optimizer, and does
-    not unscale for it before a strategy edits the gradients; a plugin may bring such a precision.
+    The config decides where it names a kernel. In mixed precision Lightning refuses to clip for a fused optimizer, and
+    does not unscale for it before a strategy edits the gradients; a plugin may bring such a precision.
     """
-    known = import_class(settings.optimizer.class_path) in (torch.optim.Adam, torch.optim.AdamW)
-    said = {"fused", "foreach", "capturable", "differentiable"} & set(settings.optimizer.init_args)
+    adam = import_class(settings.optimizer.class_path) in (torch.optim.Adam, torch.optim.AdamW)
+    chosen = {"fused", "foreach", "capturable", "differentiable"} & set(settings.optimizer.init_args)
     mixed = "plugins" in settings.trainer or str(settings.trainer.get("precision", "32-true")) not in UNMIXED
     plain = all(type(value.data) is Tensor and value.device.type in ("cpu", "cuda") for value in parameters)
-    return known and not said and not mixed and plain
+    return adam and not chosen and not mixed and plain
 
 
 def counting_arguments(scheduler: Component) -> list[str]:
-    """The arguments of a scheduler that are a task's number of steps, where the config does not say them."""
+    """Return the arguments of a scheduler that are a task's number of steps and that the config leaves out."""
     known = inspect.signature(import_class(scheduler.class_path)).parameters
     return [name for name in STEP_ARGUMENTS if name in known and name not in scheduler.init_args]
 
 
 def optimizer_refusal(optimizer: Any) -> str:
-    """Why an object cannot be a task's optimizer; "" where it can."""
+    """Return why an object cannot be a task's optimizer; "" if it can."""
     name = type(optimizer).__name__
     if not isinstance(optimizer, Optimizer):
         return f"optimizer: {name} is no torch.optim.Optimizer. Give a class that is one."

@@ -1,13 +1,14 @@
-"""Rehearse a run in a minute: each hook on a few rows, then the save, the scoring and the state of its end.
+"""Dry run of a strategy: its hooks and optimizers on a few rows of each task, then scoring and saving.
 
-Whatever would make a run fail hours later, at the end of its first task or of its last, fails here, before a folder is
-made.
+What would make a run fail hours later, at the end of its first task or of its last, fails here, before a folder is
+created.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,18 +21,18 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.serialization import skip_data
 
-from workbench.backbone import Backbone
+from workbench.backbone import Backbone, Batch
 from workbench.backbone.adapters import plain_state_dict, save_adapters
 from workbench.backbone.loading import load_weights
 from workbench.benchmark import Task
-from workbench.errors import ConfigError, describe_error
+from workbench.errors import ConfigError, describe_error, in_words
 from workbench.results import RunFolder
-from workbench.strategy import checked_rows, trainable_parameters
-from workbench.study.build import Assembly
-from workbench.study.memory import size_of
-from workbench.train import ContinualModule, score_task
+from workbench.strategy import OWN, checked_items, checked_penalties, checked_rows, trainable_parameters
+from workbench.study.build import Assembly, counting_arguments
+from workbench.train import ContinualModule, Sharded, score_task
 from workbench.train.evaluation import judge
 
 SAVED_WHOLE = 2_000_000_000
@@ -39,82 +40,195 @@ SAVED_WHOLE = 2_000_000_000
 SCORED_ROWS = 2
 SCORED_TOKENS = 2
 JUDGED_ROWS = 64
-FEW = 4
+SCHEDULER_STEPS = 10_000
+"""Steps up to which a scheduler is tried: a fraction of a second."""
 
 
 class AllRowsNeeded(Exception):
-    """A hook failed on a few rows of a task: it has to be tried on all of them before the strategy is refused."""
+    """A hook failed on a few rows of a task: try it on all of them before the strategy is refused."""
 
 
-class Rehearsal:
-    """A strategy on the real model, led through its curriculum as a run would lead it.
+class DryRun:
+    """A strategy on the real model, taken through its curriculum on a few rows of each item.
+
+    The methods are called in the order of a run: `setup`; for each item `begin`, `build_optimizer`, `step`,
+    `try_scheduler` and `end`; then `finish`. The model is changed, and has to be restored afterwards.
 
     Args:
-        assembly: Of the study.
-        name: Of the strategy.
-        whole: Whether the hooks get all rows of a task, where they failed on a few.
+        assembly: Objects of the study.
+        name: Name of the strategy in the config.
+        all_rows: Give the hooks all rows of an item, after they failed on a few.
+
+    Attributes:
+        diverged: Whether a weight is no longer finite. A run stops there and says so; the hooks that a run would not
+            reach are not called here either.
     """
 
-    def __init__(self, assembly: Assembly, name: str, whole: bool = False) -> None:
-        self.assembly, self.name, self.whole = assembly, name, whole
+    def __init__(self, assembly: Assembly, name: str, all_rows: bool = False) -> None:
+        self.assembly, self.name, self.all_rows = assembly, name, all_rows
         self.backbone: Backbone = assembly.backbone.to(assembly.device)
         self.strategy = assembly.strategy(name)
         self.module = ContinualModule(self.backbone, self.strategy, assembly.optimizer_factory(name))
         self.module.adopt_precision(assembly.trainer(name))
         self.data = assembly.data(next(iter(assembly.orders)), 0, name)
+        self.optimizer: Any = None
+        self.scheduler: Any = None
+        self.warm = False
         self.diverged = False
 
-    def begin(self, position: int, task: Task, rows: int) -> None:
-        """Call the hooks that stand before an item's first step.
+    def setup(self) -> list[Task]:
+        """Call the hook `setup`, and return the items of the curriculum that have training rows."""
+        self.strategy.setup(self.backbone)
+        items = checked_items(self.strategy, self.strategy.curriculum(self.data.tasks, self.data.general))
+        return [item for item in items if len(item.train)]
+
+    def begin(self, position: int, task: Task, texts: Sequence[int]) -> None:
+        """Call the hooks before an item's first step.
 
         Args:
             position: Of the item in the curriculum.
             task: The item.
-            rows: How many of its training rows the hooks get.
+            texts: Indices of the training rows that the hooks get.
         """
-        if self.diverged:  # which a run says by itself, and its later hooks never see
+        if not self.all_rows:
+            task = replace(task, train=task.train.select(texts))
+            self.data.batch_size = -(-len(texts) // 2)
+        self.task = task
+        if self.diverged:
+            self.data.begin(self.backbone, position, task, task.train)
             self.strategy.before_task(self.backbone, task, [])
             return
-        rows = min(max(rows, FEW), len(task.train))
-        self.task = task if self.whole else replace(task, train=task.train.select(range(rows)))
-        self.data.batch_size = self.data.batch_size if self.whole else -(-rows // 2)
         self.module.to(self.assembly.device)
         with self._on_few_rows():
-            given = self.strategy.training_data(self.task, self.task.train)
-            chosen = checked_rows(self.strategy, self.task, given)
-            self.data.begin(self.backbone, position, self.task, chosen)
-            self.strategy.before_task(self.backbone, self.task, self.data.batches())
+            rows = checked_rows(self.strategy, task, self.strategy.training_data(task, task.train))
+            self.data.begin(self.backbone, position, task, rows)
+            state = self.backbone.encoder.state
+            self.strategy.before_task(self.backbone, task, self.data.batches())
+            if self.backbone.encoder.state != state:  # it added tokens
+                self.data.begin(self.backbone, position, task, rows)
         self.module.train()
 
+    def build_optimizer(self, task: Task, steps: int) -> list[str]:
+        """Build an item's optimizer and scheduler over what trains; none where nothing does.
+
+        Args:
+            task: The item, after its `before_task`.
+            steps: Optimizer steps of the item.
+
+        Returns:
+            A sentence for each thing that is wrong with them.
+        """
+        self.optimizer = self.scheduler = None
+        parameters = trainable_parameters(self.backbone, self.strategy)
+        scheduler = self.assembly.config.settings(self.name, task.name).scheduler
+        counted = counting_arguments(scheduler) if scheduler else []
+        if counted and max(self.assembly.length(self.name, task)) < 0:
+            message = f"{counted[0]} is the number of a task's steps, which is unknown where max_time alone limits them"
+            remedy = f"Give scheduler.init_args.{counted[0]}, or trainer.max_steps."
+            return [*self._unsharded(parameters), f"scheduler: {message}. {remedy}"]
+        try:
+            if parameters:
+                factory = self.module.make_optimizer
+                self.optimizer, self.scheduler = factory(task.name, list(parameters.values()), lambda: steps)
+        except ConfigError as error:
+            return [*self._unsharded(parameters), *error.problems]
+        return self._unsharded(parameters)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the item has both something that trains and rows to train on."""
+        return self.optimizer is not None and bool(self.data.rows)
+
+    def step(self, batch: Batch) -> None:
+        """Take one optimizer step, with the strategy's penalties and its edits of the gradients.
+
+        As in Lightning, the gradients of the step before are cleared after the forward.
+
+        Raises:
+            ConfigError: The optimizer fails, for another reason than memory.
+        """
+        with self.module.scoring_context():  # the precision of training
+            output = self.backbone(batch)
+            penalties = checked_penalties(self.strategy, self.strategy.penalties(self.backbone, batch, output))
+            loss = sum(penalties.values(), output.loss)
+        self.warm = True
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.strategy.edit_gradients(self.backbone)
+        try:
+            self.optimizer.step()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            class_path = self.assembly.config.settings(self.name, self.task.name).optimizer.class_path
+            raise ConfigError(in_words(error, "optimizer", class_path)) from error
+
+    def try_scheduler(self, task: Task, steps: int) -> list[str]:
+        """Step the item's scheduler as often as the item will; a sentence if it raises."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the optimizer does not step along
+                for _ in range(min(steps, SCHEDULER_STEPS) if self.scheduler else 0):
+                    self.scheduler.step(*([0.0] if isinstance(self.scheduler, ReduceLROnPlateau) else []))
+        except Exception as error:
+            chosen = self.assembly.config.settings(self.name, task.name).scheduler
+            return in_words(error, "scheduler", chosen.class_path if chosen else "")
+        return []
+
     def end(self) -> None:
-        """Call the hook that stands after an item's last step."""
+        """Call the hook after an item's last step."""
         values = trainable_parameters(self.backbone, self.strategy).values()
         self.diverged = self.diverged or not all(bool(value.isfinite().all()) for value in values)
         if not self.diverged:
             with self._on_few_rows():
                 self.strategy.after_task(self.backbone, self.task, self.data.batches())
 
-    def finish(self, optimizer: Optimizer | None, scheduler: Any) -> None:
-        """Score a few rows of everything that is tested, and write model and state where the results will be.
-
-        Args:
-            optimizer: Of the last item; None: nothing was trained.
-            scheduler: Of the last item, if it has one.
+    def finish(self) -> None:
+        """Score a few rows of everything that is tested, and write model and state to the disk of the results.
 
         Raises:
-            ConfigError: What failed. A loss that is not finite is no failure here: the run says so by itself.
+            ConfigError: What failed. A loss that is not finite is no failure here: the run reports it.
         """
         if self.diverged:
             return
         with TemporaryDirectory(dir=disk_of(self.assembly.config.output), prefix=".workbench-") as folder:
-            with self._told("its state cannot be saved"):
-                check_state(self.module, optimizer, scheduler, Path(folder))
+            with self._failure("its state cannot be saved"):
+                check_state(self.module, self.optimizer, self.scheduler, Path(folder))
             for task in self.data.tested:
-                with self._told(f"scoring {task.name} failed"):
+                with self._failure(f"scoring {task.name} failed"):
                     self._score(task, Path(folder))
-            with self._told("its model cannot be saved"):
+            with self._failure("its model cannot be saved"):
                 check_save(self.backbone, Path(folder) / "model")
-            self._check_room(optimizer)
+            self._check_room()
+
+    def _unsharded(self, parameters: Iterable[str]) -> list[str]:
+        """The strategy's own parameters, whose gradients would not be summed where the backbone alone is sharded."""
+        own = [parameter for parameter in parameters if parameter.startswith(f"{OWN}.")]
+        if not own or not isinstance(self.assembly.trainer(self.name).strategy, Sharded):
+            return []
+        message = f"{own[0]} is the strategy's own and is not sharded. Give trainer.strategy=ddp."
+        return [f"strategies.{self.name}: {message}"]
+
+    @contextmanager
+    def _on_few_rows(self) -> Iterator[None]:
+        """Raise AllRowsNeeded in place of what a hook raises on a few rows."""
+        try:
+            yield
+        except Exception as error:  # a stranger's hook may raise anything
+            if self.all_rows or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise AllRowsNeeded from error
+
+    @contextmanager
+    def _failure(self, what: str) -> Iterator[None]:
+        """Turn what is raised inside, but for a lack of memory, into a ConfigError that says what failed."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            message = f"strategies.{self.name}: {what}: {describe_error(error).rstrip('.')}"
+            raise ConfigError([f"{message}. Mend it: a run would fail there after its training."]) from error
 
     def _score(self, task: Task, folder: Path) -> None:
         test = task.test.select(range(min(SCORED_ROWS, len(task.test))))
@@ -123,33 +237,15 @@ class Rehearsal:
             score = score_task(self.backbone, self.strategy, few, options=self.data.score_options)
         RunFolder(folder, writes=False).add_score(0, score)
 
-    def _check_room(self, optimizer: Optimizer | None) -> None:
-        moments = optimizer.state_dict()["state"] if optimizer else {}
-        state = size_of(trainable_parameters(self.backbone, self.strategy).values()) + size_of(_tensors(moments))
+    def _check_room(self) -> None:
+        trained = trainable_parameters(self.backbone, self.strategy).values()
+        state = size_of(trained) + (size_of(state_tensors(self.optimizer)) if self.optimizer else 0)
         model = size_of(plain_state_dict(self.backbone.model).values())
         free = shutil.disk_usage(disk_of(self.assembly.config.output)).free
-        if model + 2 * state > free:  # a new state is written beside the old one
-            told = f"a run needs about {(model + 2 * state) / 1e9:.1f} GB of disk for its model and its last state"
-            raise ConfigError([f"output: {told}; {free / 1e9:.1f} GB are free. Make room, or choose another disk."])
-
-    @contextmanager
-    def _on_few_rows(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # a stranger's hook may raise anything
-            if self.whole or isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise AllRowsNeeded from error
-
-    @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            told = f"strategies.{self.name}: {what}: {describe_error(error).rstrip('.')}"
-            raise ConfigError([f"{told}. Mend it: a run would fail there after its training."]) from error
+        needed = model + 2 * state  # a new state is written beside the old one
+        if needed > free:
+            message = f"a run needs about {needed / 1e9:.1f} GB of disk for its model and its last state"
+            raise ConfigError([f"output: {message}; {free / 1e9:.1f} GB are free. Make room, or choose another disk."])
 
 
 def check_state(module: nn.Module, optimizer: Optimizer | None, scheduler: Any, folder: Path) -> None:
@@ -170,8 +266,8 @@ def check_state(module: nn.Module, optimizer: Optimizer | None, scheduler: Any, 
             torch.save(content, file)
         torch.load(file, map_location="meta", weights_only=True)
     except (PickleError, TypeError, AttributeError) as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"a {named[1]}" if named else str(error).splitlines()[0]
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"a {refused[1]}" if refused else str(error).splitlines()[0]
         remedy = "Give `get_extra_state`, the optimizer and the scheduler plain values alone"
         raise ValueError(f"it holds more than tensors, numbers, texts, lists and dicts: {what}. {remedy}") from error
 
@@ -195,8 +291,32 @@ def check_save(backbone: Backbone, folder: Path) -> None:
     load_weights(folder, backbone.model.dtype)
 
 
+def _without_bytes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put one value in place of each tensor; tensors that share their memory still share it."""
+    small: dict[tuple[Any, ...], Tensor] = {}
+    for value in state.values():
+        small.setdefault((value.data_ptr(), value.shape), torch.zeros(1, dtype=value.dtype))
+    return {name: small[value.data_ptr(), value.shape] for name, value in state.items()}
+
+
+def disk_of(output: str | Path) -> Path:
+    """Return the nearest folder that exists: it is on the disk where the results will be."""
+    path = Path(output).expanduser().absolute()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of some tensors, each counted once."""
+    return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
+
+
+def state_tensors(optimizer: Optimizer) -> list[Tensor]:
+    """Return the tensors of an optimizer's state."""
+    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+
+
 def scorer_problems(tasks: Iterable[Task]) -> list[str]:
-    """Give the right answers to every scorer of every task: a sentence for each that raises or gives no number."""
+    """Give every task's scorers the right answers; return a sentence for each that raises or gives no number."""
     problems = []
     for task in tasks:
         if task.is_corpus:
@@ -206,28 +326,9 @@ def scorer_problems(tasks: Iterable[Task]) -> list[str]:
         for name, scorer in task.scorers.items():
             try:
                 value = judge(scorer, prompts, answers, answers)
-                told = "" if value == value else "it gives nan for the right answers"
+                problem = "" if value == value else "it gives nan for the right answers"
             except Exception as error:  # a stranger's scorer may raise anything
-                told = describe_error(error)
-            if told:
-                problems.append(f"benchmark: {task.name}, scorer {name!r}: {told}. It has to give one number.")
+                problem = describe_error(error)
+            if problem:
+                problems.append(f"benchmark: {task.name}, scorer {name!r}: {problem}. It has to give one number.")
     return problems
-
-
-def disk_of(output: str | Path) -> Path:
-    """The folder, on the disk where results will be, that is there already."""
-    path = Path(output).expanduser().absolute()
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())
-
-
-def _without_bytes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One value in place of each tensor; tensors that share their memory go on sharing it."""
-    small: dict[tuple[Any, ...], Tensor] = {}
-    for value in state.values():
-        small.setdefault((value.data_ptr(), value.shape), torch.zeros(1, dtype=value.dtype))
-    return {name: small[value.data_ptr(), value.shape] for name, value in state.items()}
-
-
-def _tensors(value: Any) -> Sequence[Tensor]:
-    """Every tensor of an optimizer's state."""
-    return [item for state in value.values() for item in state.values() if isinstance(item, Tensor)]

@@ -1,4 +1,4 @@
-"""What only the built benchmark and strategies refuse, told before a folder is made."""
+"""Checks of a config that need the built benchmark, strategies and executor, before a folder is created."""
 
 from __future__ import annotations
 
@@ -16,143 +16,46 @@ from workbench.strategy import Composition, ContinualStrategy, checked_items
 
 
 def built_problems(config: StudyConfig, known: Sequence[str]) -> list[str]:
-    """What only the built benchmark and strategies can tell, left out where their classes are wrong already.
+    """Build the benchmark, the strategies and the executor, and return what is wrong with them.
 
     Args:
         config: Of the right shape.
-        known: Problems that were found before.
+        known: Problems found before; the sections that they name are not checked again.
     """
     config = for_seed(config, config.seeds[0])
-    sections = {problem.partition(":")[0] for problem in known}
+    wrong = {problem.partition(":")[0].partition(".")[0] for problem in known}
+    strategies, refused = _built_strategies(config)
     problems = []
-    if not any(section.startswith("benchmark") for section in sections):
-        problems += _benchmark_problems(config)
-    if not any(section.startswith("strategies") for section in sections):
-        problems += _strategy_problems(config)
-    if "executor" not in {section.partition(".")[0] for section in sections}:
+    if "benchmark" not in wrong:
+        problems += _benchmark_problems(config, strategies)
+    if "strategies" not in wrong:
+        problems += refused
+    if "executor" not in wrong:
         problems += _executor_problems(config.executor)
     return problems
 
 
 def benchmark_refusal(component: Component | Mapping[str, Any]) -> list[str]:
-    """Why a benchmark or one of its tasks cannot be built or run: its data, its names or its orders are wrong."""
-    return _built(component)[1]
+    """Return why a benchmark or one of its tasks cannot be built or used: its data, its names or its orders."""
+    return _built_benchmark(component)[1]
 
 
-def _built(component: Component | Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """A benchmark, and why it cannot be used."""
-    try:
-        benchmark: Any = build(component, "benchmark")
-    except ConfigError as error:
-        return None, error.problems
-    name = type(benchmark).__name__
-    try:
-        if isinstance(benchmark, Sized):
-            held: Any = benchmark
-            items = [held[index] for index in range(len(held))]
-            if strange := [item for item in items if not isinstance(item, Task)]:
-                told = f"{name} holds an object of type {type(strange[0]).__name__}. Give tasks alone."
-                return benchmark, [f"benchmark: {told}"]
-        if not isinstance(benchmark, Benchmark):  # last, as to ask for a property may be to make its rows
-            return benchmark, [f"benchmark: {name} is no Benchmark. Give a class that has all that one has."]
-        return benchmark, [f"benchmark: {line}" for line in benchmark_problems(benchmark)]
-    except Exception as error:
-        return benchmark, in_words(error, "benchmark", name)
-
-
-def _benchmark_problems(config: StudyConfig) -> list[str]:
-    """Its own refusal; orders and tasks that it does not have."""
-    benchmark, refusal = _built(config.benchmark)
-    if refusal:
-        return refusal
-    names = [benchmark[index].name for index in range(len(benchmark))]
-    problems = order_problems(config.orders, benchmark.orders, names, type(benchmark).__name__)
-    if config.first_tasks and config.first_tasks > len(names):
-        problems.append(f"first_tasks: {config.first_tasks}, but {type(benchmark).__name__} has {len(names)} tasks.")
-    inserted = [name for strategy in config.strategies for name in _inserted(config, strategy, benchmark, problems)]
-    for strategy in config.strategies:
-        problems += [
-            f"per_task: {type(benchmark).__name__} has no task {task!r}.{did_you_mean(task, names)} "
-            f"There are {', '.join(dict.fromkeys([*names, *inserted]))}."
-            for task in config.tasks(strategy)
-            if task not in (*names, *inserted)
-        ]
-    problems += _protocol_problems(config, benchmark, [*names, *inserted])
-    return list(dict.fromkeys(problems)) + _split_problems(config, benchmark)
-
-
-def _inserted(config: StudyConfig, strategy: str, benchmark: Benchmark, problems: list[str]) -> list[str]:
-    """The items that a strategy puts among the tasks; what it refuses of them goes to the problems."""
-    tasks = [benchmark[index] for index in range(len(benchmark))]
-    try:
-        made = _strategy(config, strategy)
-        items = checked_items(made, made.curriculum(tasks, benchmark.general))
-    except ConfigError:  # told by `_strategy_problems`
-        return []
-    except Exception as error:
-        problems += in_words(error, f"strategies.{strategy}", f"{type(made).__name__}.curriculum")
-        return []
-    names = {task.name for task in tasks}
-    return [item.name for item in items if item.name not in names]
-
-
-def _protocol_problems(config: StudyConfig, benchmark: Benchmark, names: Sequence[str]) -> Iterator[str]:
-    """What does not go with joint tokenization, or with one optimizer for all tasks."""
-    published = published_protocol(benchmark)
-    try:
-        tokenization = config.data.tokenization or published.tokenization
-        TextPolicy(truncation=config.data.truncation, tokenization=tokenization)
-    except ValueError as error:
-        yield str(error)
-    if not (published.carry_optimizer if config.carry_optimizer is None else config.carry_optimizer):
-        return
-    for strategy in config.strategies:
-        classes = {config.settings(strategy, task).optimizer.class_path for task in names}
-        if len(classes) > 1:
-            told = f"carry_optimizer: {strategy} trains with {' and '.join(sorted(classes))}, whose states differ"
-            yield f"{told}. Give all its tasks one class, or carry_optimizer=false."
-
-
-def _split_problems(config: StudyConfig, benchmark: Benchmark) -> list[str]:
-    """Tasks without the rows that the study is to score; probes and the general corpus need none."""
-    if config.data.score_on == "test":
-        return []
-    tasks = [benchmark[index] for index in range(len(benchmark))]
-    empty = [task.name for task in tasks if len(task.validation) == 0]
-    if not empty:
-        return []
-    has = "has" if len(empty) == 1 else "have"
-    remedy = "Give the benchmark some, or leave data.score_on at test."
-    return [f"data.score_on: validation, but {', '.join(empty)} {has} no validation rows. {remedy}"]
-
-
-def _executor_problems(component: Component) -> list[str]:
-    """What the executor refuses as it is built, or that it is none."""
-    try:
-        executor = build(component, "executor")
-    except ConfigError as error:
-        return error.problems
-    known = hasattr(executor, "make") and hasattr(executor, "several_devices")
-    remedy = "Give one such as workbench.executors.Workers."
-    return [] if known else [f"executor: {component.class_path} makes no runs. {remedy}"]
-
-
-def _strategy_problems(config: StudyConfig) -> list[str]:
-    """What the strategies refuse as they are built."""
-    problems = []
+def _built_strategies(config: StudyConfig) -> tuple[dict[str, ContinualStrategy], list[str]]:
+    """Build the strategies; return those that can be built by name, and why the others cannot."""
+    strategies, problems = {}, []
     for name in config.strategies:
         try:
-            _strategy(config, name)
+            strategies[name] = _strategy(config, name)
         except ConfigError as error:
             problems += error.problems
-    return problems
+    return strategies, problems
 
 
 def _strategy(config: StudyConfig, name: str) -> ContinualStrategy:
-    """A strategy of the config, built.
+    """Build a strategy of the config.
 
     Raises:
-        ConfigError: It cannot be built, or is none.
+        ConfigError: It cannot be built, or is no strategy.
     """
     at, components = f"strategies.{name}", config.strategies[name].components
     places = [at] if len(components) == 1 else [f"{at}.{index}" for index in range(len(components))]
@@ -167,3 +70,90 @@ def _strategy(config: StudyConfig, name: str) -> ContinualStrategy:
         return members[0] if len(members) == 1 else Composition(members)
     except ValueError as error:
         raise ConfigError([f"{at}: {error}"]) from error
+
+
+def _benchmark_problems(config: StudyConfig, strategies: Mapping[str, ContinualStrategy]) -> list[str]:
+    """Return why the benchmark cannot be used, and which orders, tasks and splits of the config it does not have."""
+    benchmark, refusal = _built_benchmark(config.benchmark)
+    if refusal:
+        return refusal
+    kind, tasks = type(benchmark).__name__, [benchmark[index] for index in range(len(benchmark))]
+    names = [task.name for task in tasks]
+    problems = order_problems(config.orders, benchmark.orders, names, kind)
+    if config.first_tasks and config.first_tasks > len(names):
+        problems.append(f"first_tasks: {config.first_tasks}, but {kind} has {len(names)} tasks.")
+    items = list(names)
+    for name, strategy in strategies.items():
+        try:
+            curriculum = checked_items(strategy, strategy.curriculum(tasks, benchmark.general))
+            items += [item.name for item in curriculum]
+        except Exception as error:
+            problems += in_words(error, f"strategies.{name}", f"{type(strategy).__name__}.curriculum")
+    items = list(dict.fromkeys(items))
+    for name in config.strategies:
+        problems += [
+            f"per_task: {kind} has no task {task!r}.{did_you_mean(task, names)} There are {', '.join(items)}."
+            for task in config.tasks(name)
+            if task not in items
+        ]
+    problems += _protocol_problems(config, benchmark, items)
+    return list(dict.fromkeys(problems)) + _split_problems(config, tasks)
+
+
+def _built_benchmark(component: Component | Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """Build a benchmark, and return it with the reasons why it cannot be used."""
+    try:
+        benchmark: Any = build(component, "benchmark")
+    except ConfigError as error:
+        return None, error.problems
+    name = type(benchmark).__name__
+    try:
+        if isinstance(benchmark, Sized):
+            held: Any = benchmark
+            items = [held[index] for index in range(len(held))]
+            if strange := [item for item in items if not isinstance(item, Task)]:
+                message = f"{name} holds an object of type {type(strange[0]).__name__}. Give tasks alone."
+                return benchmark, [f"benchmark: {message}"]
+        if not isinstance(benchmark, Benchmark):  # last, as to ask for a property may be to make its rows
+            return benchmark, [f"benchmark: {name} is no Benchmark. Give a class that has all that one has."]
+        return benchmark, [f"benchmark: {line}" for line in benchmark_problems(benchmark)]
+    except Exception as error:
+        return benchmark, in_words(error, "benchmark", name)
+
+
+def _protocol_problems(config: StudyConfig, benchmark: Benchmark, items: Sequence[str]) -> Iterator[str]:
+    """Yield what does not go with joint tokenization, or with one optimizer for all tasks."""
+    published = published_protocol(benchmark)
+    try:
+        tokenization = config.data.tokenization or published.tokenization
+        TextPolicy(truncation=config.data.truncation, tokenization=tokenization)
+    except ValueError as error:
+        yield str(error)
+    if not (published.carry_optimizer if config.carry_optimizer is None else config.carry_optimizer):
+        return
+    for strategy in config.strategies:
+        classes = {config.settings(strategy, item).optimizer.class_path for item in items}
+        if len(classes) > 1:
+            message = f"carry_optimizer: {strategy} trains with {' and '.join(sorted(classes))}, whose states differ"
+            yield f"{message}. Give all its tasks one class, or carry_optimizer=false."
+
+
+def _split_problems(config: StudyConfig, tasks: Sequence[Task]) -> list[str]:
+    """Return the tasks without the rows that the study scores; probes and the general corpus need none."""
+    empty = [task.name for task in tasks if len(task.validation) == 0]
+    if config.data.score_on == "test" or not empty:
+        return []
+    has = "has" if len(empty) == 1 else "have"
+    remedy = "Give the benchmark some, or leave data.score_on at test."
+    return [f"data.score_on: validation, but {', '.join(empty)} {has} no validation rows. {remedy}"]
+
+
+def _executor_problems(component: Component) -> list[str]:
+    """Return why the executor cannot be built, or that the object is none."""
+    try:
+        executor = build(component, "executor")
+    except ConfigError as error:
+        return error.problems
+    known = hasattr(executor, "make") and hasattr(executor, "several_devices")
+    remedy = "Give one such as workbench.executors.Workers."
+    return [] if known else [f"executor: {component.class_path} makes no runs. {remedy}"]

@@ -1,4 +1,4 @@
-"""What a Trainer is given: the config's own arguments, our defaults, and the plugins that exact resume needs."""
+"""Arguments of a Trainer: the config's own, the defaults of this package, and the plugins that exact resume needs."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 SEARCHES = (callbacks.LearningRateFinder, callbacks.BatchSizeFinder)
 LOGGING = (callbacks.LearningRateMonitor, callbacks.DeviceStatsMonitor, callbacks.ThroughputMonitor)
-OF_SERVERS = ("CometLogger", "NeptuneLogger", "LitLogger")
+REMOTE_LOGGERS = ("CometLogger", "NeptuneLogger", "LitLogger")
 """Loggers that may begin an experiment on their server as they are built."""
 
 
 def trainer_arguments(given: Mapping[str, Any], length: tuple[int, int] | None) -> dict[str, Any]:
-    """Builds what a `trainer` section names by its class, and adds the rest; loggers are built apart.
+    """Build what a `trainer` section names by its class, and add defaults and plugins; loggers are built apart.
 
     Args:
         given: The section.
-        length: Epochs and most steps of an item; None: what the section says.
+        length: Most epochs and most optimizer steps of an item; None: what the section says.
     """
-    built = {key: _built(value, f"trainer.{key}") for key, value in given.items() if key != "logger"}
+    built = {key: _build_nested(value, f"trainer.{key}") for key, value in given.items() if key != "logger"}
     if "strategy" in built:
         built["strategy"] = resolve_strategy(built["strategy"])
     if length is not None:
@@ -51,48 +51,81 @@ def trainer_arguments(given: Mapping[str, Any], length: tuple[int, int] | None) 
     return TRAINER_DEFAULTS | built | {"plugins": _plugins(built.get("plugins"))}
 
 
+def _build_nested(value: Any, where: str) -> Any:
+    """Build a component or each of a list of them; other values stay as they are."""
+    if isinstance(value, list):
+        return [_build_nested(item, f"{where}.{place}") for place, item in enumerate(value)]
+    return build(value, where) if isinstance(value, dict) and "class_path" in value else value
+
+
+def _plugins(given: Any) -> list[Any]:
+    """Add to the config's plugins: states go straight to their file, and SLURM does not requeue what resume does."""
+    plugins = [] if given is None else list(_as_list(given))
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(StateFile())
+    elsewhere = TorchElasticEnvironment.detect() or any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
+    if SLURMEnvironment.detect() and not elsewhere:
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return plugins
+
+
 def loggers(given: Any, version: str) -> Any:
-    """Builds the loggers of a `trainer` section.
+    """Build the loggers of a `trainer` section.
 
     Args:
-        given: One, a list of them, or what Lightning takes in their place.
-        version: Tells a run's logger from those of others, where the config does not.
+        given: One, a list of them, or a value that Lightning takes in their place.
+        version: Distinguishes a run's logger from those of other runs, where the config does not.
 
     Raises:
         ConfigError: One cannot be built, or is none.
     """
     many = isinstance(given, list)
-    places = [f"trainer.logger.{place}" if many else "trainer.logger" for place in range(len(_listed(given)))]
-    built = [
-        _logger(item, version, place) if isinstance(item, dict) else item
-        for item, place in zip(_listed(given), places, strict=True)
-    ]
-    for item, place in zip(built, places, strict=True):
-        if not isinstance(item, Logger | bool | None):
-            told = f"{place}: an object of type {type(item).__name__} is no Logger of Lightning's. Give one."
-            raise ConfigError([told])
+    built = []
+    for place, item in enumerate(_as_list(given)):
+        where = f"trainer.logger.{place}" if many else "trainer.logger"
+        logger = _logger(item, version, where) if isinstance(item, dict) else item
+        if not isinstance(logger, Logger | bool | None):
+            message = f"an object of type {type(logger).__name__} is no Logger of Lightning's. Give one."
+            raise ConfigError([f"{where}: {message}"])
+        built.append(logger)
     return built if many else built[0]
 
 
+def _logger(component: Mapping[str, Any], version: str, where: str) -> Any:
+    """Build a logger, with the run's version if its class takes one and the config does not give it."""
+    known = inspect.signature(import_class(component["class_path"])).parameters
+    own = "version" in known and "version" not in (component.get("init_args") or {})
+    return build(component, where, **({"version": version} if own else {}))
+
+
 def logger_problems(given: Any) -> list[str]:
-    """What the loggers of a `trainer` section refuse as they are built, such as a package that is not installed."""
+    """Return what the loggers of a `trainer` section refuse as they are built, such as a missing package."""
     try:
-        tried = [item for item in _listed(given) if not _begins_elsewhere(item)]
+        tried = [item for item in _as_list(given) if not _begins_remotely(item)]
         loggers(tried if isinstance(given, list) else (tried or [None])[0], "dry")
     except ConfigError as error:
         return error.problems
     return []
 
 
+def _begins_remotely(item: Any) -> bool:
+    """Return True if building a logger would begin an experiment on a server: its library is installed."""
+    logger = import_class(item["class_path"]) if isinstance(item, dict) else None
+    if getattr(logger, "__name__", "") not in REMOTE_LOGGERS:
+        return False
+    module = vars(sys.modules[str(logger.__module__)])
+    return all(bool(value) for value in module.values() if isinstance(value, RequirementCache))
+
+
 def callback_problems(given: Any, logger: Any) -> list[str]:
-    """The callbacks of a `trainer` section that are none, or that do not go with how a run trains and is resumed.
+    """Return what is wrong with the callbacks of a `trainer` section: no callbacks, or at odds with training or resume.
 
     Args:
-        given: What was built of them: one, a list, or None.
+        given: The built callbacks: one, a list, or None.
         logger: The section's `logger`.
     """
     many = isinstance(given, list)
-    items = _listed(given) if given is not None else []
+    items = _as_list(given) if given is not None else []
     return [
         f"trainer.callbacks{f'.{place}' if many else ''}: {refusal}"
         for place, item in enumerate(items)
@@ -101,7 +134,7 @@ def callback_problems(given: Any, logger: Any) -> list[str]:
 
 
 def _callback_refusal(item: Any, logs: bool) -> str:
-    """Why an object cannot be among a Trainer's callbacks; "" where it can."""
+    """Return why an object cannot be among a Trainer's callbacks; "" if it can."""
     name = type(item).__name__
     if not isinstance(item, Callback):
         return f"an object of type {name} is no Callback of Lightning's. Give one."
@@ -124,38 +157,5 @@ def _callback_refusal(item: Any, logs: bool) -> str:
     return ""
 
 
-def _plugins(given: Any) -> list[Any]:
-    """The config's plugins and our own: states straight to their file, and no requeueing but our resume."""
-    plugins = [] if given is None else list(_listed(given))
-    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-        plugins.append(StateFile())
-    elsewhere = TorchElasticEnvironment.detect() or any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
-    if SLURMEnvironment.detect() and not elsewhere:
-        plugins.append(SLURMEnvironment(auto_requeue=False))
-    return plugins
-
-
-def _logger(component: Mapping[str, Any], version: str, where: str) -> Any:
-    """Builds a logger; the run's name tells it from the others, where the config does not."""
-    known = inspect.signature(import_class(component["class_path"])).parameters
-    own = "version" in known and "version" not in (component.get("init_args") or {})
-    return build(component, where, **({"version": version} if own else {}))
-
-
-def _begins_elsewhere(item: Any) -> bool:
-    """Whether to build a logger would begin an experiment on a server: its library is there."""
-    made = import_class(item["class_path"]) if isinstance(item, dict) else None
-    if getattr(made, "__name__", "") not in OF_SERVERS:
-        return False
-    found = [value for value in vars(sys.modules[str(made.__module__)]).values() if isinstance(value, RequirementCache)]
-    return all(map(bool, found))
-
-
-def _listed(value: Any) -> Sequence[Any]:
+def _as_list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _built(value: Any, where: str) -> Any:
-    if isinstance(value, list):
-        return [_built(item, f"{where}.{place}") for place, item in enumerate(value)]
-    return build(value, where) if isinstance(value, dict) and "class_path" in value else value

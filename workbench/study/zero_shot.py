@@ -1,4 +1,4 @@
-"""Row 0 of every matrix in a study: the scores of the model as loaded, made once and copied into each run."""
+"""Row 0 of every matrix in a study: the scores of the model as loaded, computed once and copied into each run."""
 
 from __future__ import annotations
 
@@ -18,36 +18,52 @@ from workbench.train import ContinualDataModule, ContinualModule
 from workbench.train.loop import MakeTrainer, score_zero_shot
 
 
-def untouched_path(study: Path, assembly: Assembly, strategy: str, seed: int | None) -> Path:
-    """The folder of a row 0: one for a study, but for models of a seed's own, and for strategies in other precisions.
+def zero_shot_folder(study: Path, assembly: Assembly, strategy: str, seed: int | None) -> Path:
+    """Return the folder of a row 0: one per study, and one per seed or precision where the row depends on them.
 
     Args:
-        study: The study's folder.
-        assembly: Of the runs that it is for.
-        strategy: Of the runs that it is for.
-        seed: Whose model it is; None: it is that of all seeds.
+        study: Folder of the study.
+        assembly: Objects of the runs that the row is for.
+        strategy: Strategy of these runs.
+        seed: Seed of the model; None: all seeds have the same model.
     """
     config = assembly.config
-    first = next(iter(assembly.tasks))
-    own = config.settings(strategy, first).trainer.get("precision")
-    path = study / UNTOUCHED
-    path = path if own == config.trainer.get("precision") else path / f"precision-{own}"
-    return path if seed is None else path / f"seed-{seed}"
+    first_task = next(iter(assembly.tasks))
+    precision = config.settings(strategy, first_task).trainer.get("precision")
+    folder = study / UNTOUCHED
+    folder = folder if precision == config.trainer.get("precision") else folder / f"precision-{precision}"
+    return folder if seed is None else folder / f"seed-{seed}"
 
 
-def untouched_row(
-    path: Path,
+def zero_shot_row(
+    folder: Path,
     assembly: Assembly,
     module: ContinualModule,
     data: ContinualDataModule,
     make_trainer: MakeTrainer,
     display: Display,
 ) -> RunFolder:
-    """Opens the folder of a row 0, and scores what is not there.
+    """Open the folder of a row 0, and score what is missing.
 
-    It is made again where it was scored from other inputs, under another text policy or in another precision,
-    and where it is damaged.
+    All of it is scored again if it was scored from other inputs, under another text policy or in another precision, or
+    if it is damaged.
     """
+    key = _key(assembly, data, make_trainer)
+    with first_rank_first():
+        results = _open(folder)
+    if _without_path(results.environment().get("scored from", {}).get("key", "{}")) != _without_path(key):
+        results.clear()
+        results.add_to_environment("scored from", {"key": key})
+    for task in data.tested:
+        if results.has_cell(0, task.name):
+            display.scored(0, task.name, results.value(0, task.name, task.primary))
+    plain = ContinualModule(module.backbone, ContinualStrategy(), module.make_optimizer)
+    score_zero_shot(plain, data, make_trainer, results, display)
+    return results
+
+
+def _key(assembly: Assembly, data: ContinualDataModule, make_trainer: MakeTrainer) -> str:
+    """Return what the scores of a row 0 depend on, as JSON."""
     policy = {
         "precision": make_trainer(data.tasks[0], []).precision,
         "backbone": vars(assembly.config.backbone),
@@ -56,34 +72,23 @@ def untouched_row(
     }
     if policy["tokenization"] == "apart":  # rows scored before there was another have the same key
         del policy["tokenization"]
-    key = json.dumps({**assembly.inputs, **policy}, sort_keys=True)
-    with first_rank_first():
-        results = _whole(path)
-    if _wherever(results.environment().get("scored from", {}).get("key", "{}")) != _wherever(key):
-        results.clear()
-        results.add_to_environment("scored from", {"key": key})
-    for task in data.tested:
-        if results.has_cell(0, task.name):
-            display.scored(0, task.name, results.value(0, task.name, task.primary))
-    asked = ContinualModule(module.backbone, ContinualStrategy(), module.make_optimizer)
-    score_zero_shot(asked, data, make_trainer, results, display)
-    return results
+    return json.dumps({**assembly.inputs, **policy}, sort_keys=True)
 
 
-def _wherever(key: str) -> Any:
-    """What a row 0 was scored from, but for the place where the model lies: its fingerprint tells models apart."""
-    known = json.loads(key)
-    known.get("backbone", {}).pop("path", None)
-    return known
+def _without_path(key: str) -> Any:
+    """Return a key without the path of the model, which may move: its fingerprint tells models apart."""
+    values = json.loads(key)
+    values.get("backbone", {}).pop("path", None)
+    return values
 
 
-def _whole(path: Path) -> RunFolder:
-    """The folder of scores that can be made again; what is damaged in it is gone."""
+def _open(folder: Path) -> RunFolder:
+    """Open a folder of scores; one that is damaged is deleted first, for it can be scored again."""
     try:
-        results = RunFolder(path, writes=is_first())
+        results = RunFolder(folder, writes=is_first())
         if is_first():
             results.mend()
     except ConfigError:
-        shutil.rmtree(path)
-        results = RunFolder(path)
+        shutil.rmtree(folder)
+        results = RunFolder(folder)
     return results

@@ -1,5 +1,5 @@
 "use strict";
-// Sorts a table by the column whose heading is pressed, and shows what a select asks for. The page is whole without it.
+// Sorts a table by the column whose heading is clicked, and shows the choice of a select. The page is complete without it.
 
 function valueOf(row, column) {
   const cell = row.cells[column];
@@ -7,9 +7,9 @@ function valueOf(row, column) {
   return text === "" || isNaN(text) ? text : Number(text);
 }
 
-function compare(one, other) {
-  if (typeof one === "number" && typeof other === "number") return one - other;
-  return String(one).localeCompare(String(other));
+function compare(a, b) {
+  if (typeof a === "number" && typeof b === "number") return a - b;
+  return String(a).localeCompare(String(b));
 }
 
 function sort(table, heading) {
@@ -19,10 +19,10 @@ function sort(table, heading) {
   const other = first === "descending" ? "ascending" : "descending";
   const direction = heading.getAttribute("aria-sort") === first ? other : first;
   const sign = direction === "ascending" ? 1 : -1;
-  rows.sort((a, b) => {
-    const [one, two] = [valueOf(a, column), valueOf(b, column)];
-    if (one === "" || two === "") return (one === "") - (two === ""); // what was not measured stays below
-    return sign * compare(one, two);
+  rows.sort((row, next) => {
+    const [a, b] = [valueOf(row, column), valueOf(next, column)];
+    if (a === "" || b === "") return (a === "") - (b === ""); // values that were not measured stay last
+    return sign * compare(a, b);
   });
   for (const cell of table.tHead.rows[0].cells) cell.setAttribute("aria-sort", "none");
   heading.setAttribute("aria-sort", direction);
@@ -40,7 +40,7 @@ for (const select of document.querySelectorAll(".chooser select")) {
     }
   };
   select.addEventListener("change", show);
-  show(); // a browser may remember the last choice
+  show(); // a browser may restore the last choice
 }
 
 window.addEventListener("beforeprint", () => {

@@ -39,18 +39,11 @@ class ContinualDataModule(LightningDataModule):
         batch_size: Rows per training batch.
         bucket: Number of batches whose rows are sorted by length together; 1: plain shuffling.
         seed: Determines the order of rows.
-
-    Attributes:
         num_workers: Processes that prepare batches; they do not change any number.
         batch_tokens: Maximum number of tokens in a batch including padding (`EpochBatches`); None: no limit.
         frozen_states_gb: Memory in GB (10^9 bytes) for cached states of frozen layers (`train.activation_cache`).
         score_options: Whether tasks with options are also scored by their most likely option.
     """
-
-    num_workers: int = 0
-    batch_tokens: int | None = None
-    frozen_states_gb: float = 1.0
-    score_options: bool = False
 
     def __init__(
         self,
@@ -61,6 +54,10 @@ class ContinualDataModule(LightningDataModule):
         batch_size: int = 32,
         bucket: int = 1,
         seed: int = 0,
+        num_workers: int = 0,
+        batch_tokens: int | None = None,
+        frozen_states_gb: float = 1.0,
+        score_options: bool = False,
     ) -> None:
         super().__init__()
         self.tasks = tasks
@@ -69,6 +66,8 @@ class ContinualDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.bucket = bucket
         self.seed = seed
+        self.num_workers, self.batch_tokens = num_workers, batch_tokens
+        self.frozen_states_gb, self.score_options = frozen_states_gb, score_options
         self._resumed = {"epoch": 0, "batch": 0}
         self._counted: tuple[int, list[int]] | None = None  # labelled tokens of the latest epoch's batches
 

@@ -61,9 +61,9 @@ class ContinualModule(LightningModule):
         backbone: The model and its tokenizer.
         strategy: The continual-learning method.
         make_optimizer: Builds a task's optimizer over the trainable parameters.
+        carried: Optimizer state that parameters keep from task to task; None: each task starts without.
 
     Attributes:
-        carried: Optimizer state that parameters keep from task to task; None: each task starts without.
         tokens: Scalar, tokens of the last batch over all processes, without padding.
         step_share: The last batch's share of the labelled tokens of its optimizer step, in [0, 1].
         known_states: Context manager within which a batch's cached states of frozen layers replace their computation.
@@ -71,12 +71,18 @@ class ContinualModule(LightningModule):
 
     known_states: Callable[[Batch], AbstractContextManager[Any]] = nullcontext
 
-    def __init__(self, backbone: Backbone, strategy: ContinualStrategy, make_optimizer: OptimizerFactory) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        strategy: ContinualStrategy,
+        make_optimizer: OptimizerFactory,
+        carried: Moments | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.continual_strategy = strategy
         self.make_optimizer = make_optimizer
-        self.carried: Moments | None = None
+        self.carried = carried
         self.task_name = ""
         self.steps_before = 0
         self.tokens: Tensor = torch.zeros((), dtype=torch.long)

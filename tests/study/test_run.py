@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.studies import ROOT, same, study, weights, write_tasks
+from helpers.studies import same, study, weights, write_tasks
 from omegaconf import OmegaConf
 
 from workbench.backbone import Backbone
 from workbench.cli import app, guarded
 from workbench.config import parse
 from workbench.errors import describe_error, raised_by_reader
-from workbench.executors.workers import GUARD
 from workbench.study import Study
-from workbench.study.study import FAILURE
+from workbench.study.run import FAILURE
 
 FRAGILE = '''
 """A method that raises in the sixth batch of a run, as long as a file lies there."""
@@ -78,7 +75,7 @@ def test_what_a_hook_raises_ends_its_run_alone_and_the_same_command_goes_on(
     assert failure.startswith(f"fragile, order default, seed 0 failed: {kinds.get(how, 'NotADirectoryError: ')}")
     wanted = 20 if how == "file" else 21
     assert f"{tmp_path}/fragile.py, line {wanted}, in penalties)" in failure
-    told = small.path(small.runs[0]) / FAILURE
+    told = small.runs[0].folder / FAILURE
     assert "Traceback" in told.read_text(encoding="utf-8")
     assert torch.is_grad_enabled()
     (tmp_path / "trap").unlink()
@@ -162,23 +159,9 @@ def test_the_innermost_line_of_the_readers_own_is_named() -> None:
 
     told = describe_error(raised(reads))
     assert told.startswith("RuntimeError: ")
-    assert told.endswith(f"test_failures.py, line {reads.__code__.co_firstlineno + 1}, in reads)")
+    assert told.endswith(f"test_run.py, line {reads.__code__.co_firstlineno + 1}, in reads)")
     assert raised_by_reader(raised(lambda: open("/nowhere")))  # noqa: SIM115
     assert not raised_by_reader(raised(lambda: Backbone.load("/nowhere")))
-
-
-def test_a_script_without_a_guard_is_told_what_it_is_for(raw: dict[str, Any], tmp_path: Path) -> None:
-    raw |= {"strategies": {"seqft": {"class_path": "strategies.SeqFT"}}, "seeds": [0, 1], "executor": WORKERS}
-    OmegaConf.save(OmegaConf.create(raw), tmp_path / "small.yaml")
-    script = "from workbench.study import Study\nStudy('small.yaml').run()\n"
-    (tmp_path / "plain.py").write_text(script, encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "plain.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, timeout=120, check=False)
-    told = done.stderr.decode()
-    assert done.returncode == 1
-    assert told.splitlines()[-1] == f"error: {GUARD}"
-    assert "Traceback" not in told
 
 
 def test_weights_are_those_of_a_study_without_the_run_that_failed(raw: dict[str, Any], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Executors: the same bytes wherever runs are made, and what becomes of a run whose worker is lost."""
+"""Runs in worker processes: the same bytes as in this process, and what becomes of a run whose worker is lost."""
 
 from __future__ import annotations
 
@@ -12,61 +12,22 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.studies import ROOT, study, write_tasks
+from helpers.frail import SEVERAL, end_of, frail
+from helpers.studies import ROOT
 from omegaconf import OmegaConf
 
 from workbench.config import load, parse
 from workbench.display import Display
-from workbench.errors import ConfigError
 from workbench.executors import Workers
+from workbench.executors.workers import GUARD
 from workbench.study import Study
 
-FRAIL = '''
-"""A method whose process is killed as often as it is told, in the middle of a task."""
-import os
-import signal
-import time
-from pathlib import Path
-
-from workbench.strategy import ContinualStrategy
-
-
-class Frail(ContinualStrategy):
-    def __init__(self, folder: str, deaths: int, sleep: float = 0.0) -> None:
-        super().__init__()
-        self.folder, self.deaths, self.sleep, self.steps, self.second = Path(folder), deaths, sleep, 0, False
-
-    def before_task(self, backbone, task, batches) -> None:
-        self.second, self.steps = task.name == "beta", 0
-
-    def penalties(self, backbone, batch, output):
-        self.steps += 1
-        (self.folder / f"{os.getpid()}.pid").touch()
-        time.sleep(self.sleep)
-        met = len(list(self.folder.glob("death-*")))
-        if self.second and self.steps == (1 if met else 3) and met < self.deaths:
-            (self.folder / f"death-{met}").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return {}
-'''
-COMPARED = (
-    "scores.csv",
-    "nll.csv",
-    "train.csv",
-    "predictions/*.jsonl",
-    "model/*.safetensors",
-    "model/adapters/*/*.safetensors",
-)
 WORKERS = {"class_path": "workbench.executors.Workers"}
 STOPS = [
     pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
     pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
     pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
 ]
-SEVERAL = {
-    "seqft": {"class_path": "strategies.SeqFT"},
-    "lora": {"class_path": "strategies.LoRA", "init_args": {"rank": 2, "dropout": 0.2}},
-}
 
 
 class Heard(Display):
@@ -77,28 +38,6 @@ class Heard(Display):
 
     def note(self, text: str) -> None:
         self.lines.append(text)
-
-
-@pytest.fixture
-def raw(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Three tasks of four steps, saved after each two, and a method that dies beside it."""
-    (tmp_path / "frail.py").write_text(FRAIL, encoding="utf-8")
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    sys.modules.pop("frail", None)
-    tasks = write_tasks(tmp_path / "tasks", ("alpha", "beta", "gamma"), rows=16)
-    return study(model_folder, tasks, tmp_path / "runs", save_every_n_steps=2, seeds=[0, 1])
-
-
-def frail(tmp_path: Path, deaths: int, sleep: float = 0.0) -> dict[str, Any]:
-    """The method that dies, as a YAML names it."""
-    arguments = {"folder": str(tmp_path), "deaths": deaths, "sleep": sleep}
-    return {"frail": {"class_path": "frail.Frail", "init_args": arguments}}
-
-
-def end_of(folder: Path) -> dict[str, bytes]:
-    """The compared files of a study by their path in it."""
-    files = [file for pattern in COMPARED for file in folder.glob(f"*/*/*/{pattern}") if file.is_file()]
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def test_workers_give_the_same_bytes_as_this_process_though_one_is_lost(raw: dict[str, Any], tmp_path: Path) -> None:
@@ -117,12 +56,13 @@ def test_workers_give_the_same_bytes_as_this_process_though_one_is_lost(raw: dic
     assert len(expected) == 6 * (3 + 3 * 2 + 1) + 2  # tables, answers, weights; adapters
     assert end_of(beside.folder) == expected
     assert beside.failures == []
-    assert sum("a worker was killed by SIGKILL" in line and "another one goes on" in line for line in heard.lines) == 1
+    lost = [line for line in heard.lines if "a worker was killed by SIGKILL" in line]
+    assert [line.endswith("; another worker resumes the run.") for line in lost] == [True]
     resumed = [beside.results(run).environment().get("resumed", {}).get("times", 0) for run in beside.runs]
     assert sorted(resumed) == [0, 0, 0, 0, 0, 1]
     assert "seqft, order down, seed 0: task 1 of 2 gamma" in heard.lines
     assert sum("finished after" in line for line in heard.lines) == 6
-    config = load(beside.path(beside.runs[0]) / "config.yaml")
+    config = load(beside.runs[0].folder / "config.yaml")
     assert config.executor.class_path == "workbench.executors.InProcess"
     again = Heard()
     Study(parse({**raw, "name": "beside"})).run(again)  # by another executor
@@ -179,34 +119,6 @@ def alive(number: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize(
-    ("executor", "problem"),
-    [
-        ({"class_path": "workbench.executors.Worker"},
-         "executor.class_path: 'workbench.executors' has no class 'Worker'. Did you mean 'Workers'?"),
-        ({**WORKERS, "init_args": {"count": 0}}, "executor: count is 0 and threads None; each has to be at least 1."),
-        ({**WORKERS, "init_args": {"counts": 2}}, "executor.init_args.counts: Workers has no argument 'counts'."
-                                                  " Did you mean 'count'?"),
-        ({"class_path": "collections.Counter"}, "executor: collections.Counter makes no runs. "
-                                                "Give one such as workbench.executors.Workers."),
-    ],
-)  # fmt: skip
-def test_what_is_no_executor(raw: dict[str, Any], executor: dict[str, Any], problem: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        Study(parse({**raw, "executor": executor}))
-    assert caught.value.problems == [problem]
-
-
-def test_several_devices_and_several_workers_do_not_go_together(raw: dict[str, Any]) -> None:
-    raw["trainer"] |= {"devices": 2, "strategy": "ddp"}
-    small = Study(parse({**raw, "executor": WORKERS}))
-    with pytest.raises(
-        ConfigError, match=r"^executor: Workers makes each run in one process, and trainer\.devices asks"
-    ):
-        small.run()
-    assert not small.folder.exists()
-
-
 def test_an_error_in_a_worker_ends_the_study_as_it_does_here(raw: dict[str, Any], tmp_path: Path) -> None:
     raw |= {"seeds": [0], "executor": WORKERS, "strategies": {"seqft": SEVERAL["seqft"]}}
     small = Study(parse(raw))
@@ -227,23 +139,61 @@ def test_a_worker_has_as_many_threads_as_it_is_given(raw: dict[str, Any], monkey
         assert hardware["threads"] == threads
 
 
+def test_a_script_without_a_guard_is_told_what_it_is_for(raw: dict[str, Any], tmp_path: Path) -> None:
+    raw |= {"strategies": {"seqft": {"class_path": "strategies.SeqFT"}}, "seeds": [0, 1], "executor": WORKERS}
+    OmegaConf.save(OmegaConf.create(raw), tmp_path / "small.yaml")
+    script = "from workbench.study import Study\nStudy('small.yaml').run()\n"
+    (tmp_path / "plain.py").write_text(script, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "plain.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, timeout=120, check=False)
+    told = done.stderr.decode()
+    assert done.returncode == 1
+    assert told.splitlines()[-1] == f"error: {GUARD}"
+    assert "Traceback" not in told
+
+
+# -- speed
+
+STUDY = {
+    "name": "four",
+    "seeds": [0, 1],
+    "backbone": {"path": "mini"},
+    "benchmark": {"class_path": "benchmarks.mini_trace.MiniTrace"},
+    "strategies": {
+        "seqft": {"class_path": "strategies.SeqFT"},
+        "lora": {"class_path": "strategies.LoRA", "init_args": {"rank": 8}},
+    },
+    "optimizer": {"init_args": {"lr": 1e-3}},
+    "data": {"batch_size": 32, "max_length": 256},
+    "trainer": {"max_epochs": 3, "accelerator": "cpu"},
+}
+
+
+def seconds(folder: Path, name: str, *overrides: str, **variables: str) -> float:
+    """What the command takes from its start to its end."""
+    known = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    environment = known | {"PYTHONPATH": str(ROOT)} | variables
+    command = [sys.executable, "-m", "workbench", "run", "four.yaml", f"name={name}", *overrides]
+    started = time.monotonic()
+    subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True)
+    return time.monotonic() - started
+
+
 @pytest.mark.slow
-def test_a_ray_worker_that_is_killed_costs_no_number(raw: dict[str, Any], tmp_path: Path) -> None:
-    """On a cluster of this machine, where two runs are made at a time."""
-    pytest.importorskip("ray")
-    raw["strategies"] = {**frail(tmp_path, deaths=1), **SEVERAL}
-    OmegaConf.save(OmegaConf.create(raw), tmp_path / "study.yaml")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
-    for name, executor in (("far", "Ray"), ("here", "InProcess")):
-        command = [sys.executable, "-m", "workbench", "run", "study.yaml", f"name={name}"]
-        command += [f"executor.class_path=workbench.executors.{executor}"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, timeout=500, check=False)
-        assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
-        if name == "far":
-            told = done.stdout.decode()
-            assert told.count("its worker was lost") == 1
-    expected = end_of(tmp_path / "runs" / "here")
-    assert len(expected) == 6 * (3 + 4 * 3 + 1) + 2
-    assert end_of(tmp_path / "runs" / "far") == expected
-    runs = [load(file).seeds for file in sorted((tmp_path / "runs" / "far").glob("*/*/*/config.yaml"))]
-    assert runs == [[0], [1]] * 3
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
+def test_two_workers_are_faster_than_the_default_process_and_than_one_thread(tmp_path: Path) -> None:
+    OmegaConf.save(OmegaConf.create(STUDY), tmp_path / "four.yaml")
+    two = seconds(tmp_path, "two", "executor.class_path=workbench.executors.Workers")
+    default = seconds(tmp_path, "default")
+    one = seconds(tmp_path, "one", OMP_NUM_THREADS="1")
+    told = f"two workers {two:.0f} s, the default process {default:.0f} s, one thread {one:.0f} s"
+    print(f"{told}; load {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores")
+    assert default / two >= 1.15, told
+    assert one / two >= 1.7, told
+    files = sorted((tmp_path / "runs" / "two").glob("*/*/*/scores.csv"))
+    assert len(files) == 4
+    for file in files:
+        assert (
+            tmp_path / "runs" / "one" / file.relative_to(tmp_path / "runs" / "two")
+        ).read_bytes() == file.read_bytes()

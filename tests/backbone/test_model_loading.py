@@ -79,7 +79,7 @@ ROWS = Dataset.from_list([{"prompt": "one <a> two <b>", "answer": "<a>"}])
 
 @pytest.fixture
 def methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A module of methods, where workers find it too."""
+    """A module of methods that worker processes can import as well."""
     (tmp_path / "adding.py").write_text(ADDING_TOKENS, encoding="utf-8")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     sys.modules.pop("adding", None)
@@ -201,7 +201,7 @@ def test_runs_after_the_plan_and_runs_of_workers_end_with_the_same_bytes(
 
 def test_the_rows_of_new_tokens_train_only_if_the_method_trains_the_embeddings(methods: Any) -> None:
     def learnt(strategy: Any) -> Tensor:
-        """What 'Answer:' reads as before and after some steps."""
+        """Change of the embedding of "Answer:" over some steps."""
         backbone = tiny_backbone()
         strategy.setup(backbone)
         row = backbone.model.get_input_embeddings().weight[1191].detach().clone()
@@ -220,7 +220,7 @@ def test_the_rows_of_new_tokens_train_only_if_the_method_trains_the_embeddings(m
 
 @pytest.mark.parametrize("name", ["Adds", "AddsByHand", "AddsUnderLoRA"])
 def test_a_method_that_adds_tokens_passes_every_check(methods: Any, name: str) -> None:
-    """Among them: a run that is stopped and gone on with ends bit for bit as one that was not."""
+    """Among the checks: a resumed run is bitwise equal to an uninterrupted one."""
     changes: dict[str, Any] = {"tie_word_embeddings": True} if name == "Adds" else {}
     passed = check_strategy(getattr(methods, name), lambda: tiny_backbone(**changes))
     assert "`restore` brings back the model and the tokenizer as loaded." in passed
@@ -257,7 +257,7 @@ STRATEGIES: dict[str, Callable[[], ContinualStrategy]] = {
 
 
 def stepped(method: str, checkpointed: bool) -> tuple[Backbone, list[float], int]:
-    """A tiny model after three steps of a method, their losses, and the bytes that a forward kept."""
+    """A tiny model after three steps of a method, the losses, and the bytes saved for the backward pass."""
     seed_all(0)
     backbone = tiny_backbone()
     if checkpointed:
