@@ -14,7 +14,7 @@ __all__ = ["CipherLanguage", "KeyValueArithmetic", "MiniTrace", "Trace"]
 
 
 def __getattr__(name: str) -> object:
-    """Resolves a benchmark when it is asked for, so that listing them imports none."""
+    """Import a benchmark at its first use (PEP 562), so that listing the names imports none."""
     if name not in _HOMES:
         raise AttributeError(f"module 'benchmarks' has no attribute {name!r}. Choose from {', '.join(__all__)}.")
     return getattr(import_module(f"benchmarks.{_HOMES[name]}"), name)

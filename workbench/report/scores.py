@@ -78,8 +78,10 @@ class View:
 
     @property
     def main_order(self) -> str | None:
-        """Order to show first: None, the mean over orders, where there are several and each strategy has runs in all;
-        else the order in which most strategies have runs. None without an order, too.
+        """Order to show first; None: the mean over orders.
+
+        The mean is shown where there are several orders and each strategy has runs in all of them, otherwise the order
+        in which most strategies have runs.
         """
         if len(self.orders) != 1 and all(self._seeds.values()):
             return None

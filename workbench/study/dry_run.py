@@ -208,7 +208,7 @@ class DryRun:
             self._check_room()
 
     def _unsharded(self, parameters: Iterable[str]) -> list[str]:
-        """The strategy's own parameters, whose gradients would not be summed where the backbone alone is sharded."""
+        """Refuse parameters of the strategy itself where only the backbone is sharded: nothing sums their gradients."""
         own = [parameter for parameter in parameters if parameter.startswith(f"{OWN}.")]
         if not own or not isinstance(self.assembly.trainer(self.name).strategy, Sharded):
             return []
