@@ -37,7 +37,7 @@ class CALM(ContinualStrategy):
         augmenting: Folder, hub id or name of a model, or a Backbone, which is copied; or several of them.
         connections: Number of connections of each augmenting model, at uniform distances; or pairs (layer of the
             augmenting model, layer of the backbone). In the paper every fourth layer of the augmenting model has one.
-        zero_init: Initialise the output projection of the cross-attention to zero, so that the composition starts as
+        zero_init: Initialize the output projection of the cross-attention to zero, so that the composition starts as
             the backbone. Not specified in the paper.
         encoder: Let the augmenting models read only the prompt: the paper's weaker ablation.
         policy: "one": one composition, trained on all tasks in sequence. "each_task": for each task, a new copy of

@@ -21,7 +21,7 @@ class DownProjectionMoE(ContinualStrategy):
 
     a = (a_1, a_2) is learnt in each layer; only W3' and a are trained. Both projections act on the same h, so they
     are equal to one matrix, and the saved model has the base model's size and structure. The paper does not specify
-    the initialisation of W3'; here W3' = W3 and a = 0, so that the initial logits are exactly the base model's.
+    the initialization of W3'; here W3' = W3 and a = 0, so that the initial logits are exactly the base model's.
 
     Raises:
         ValueError: The layers have no `mlp.down_proj`.

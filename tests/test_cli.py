@@ -62,9 +62,9 @@ def test_data_that_a_benchmark_makes_only_when_a_task_is_asked_for(refuse: Refus
 
 @pytest.mark.parametrize("name", ["../up", "/etc", "a/b", "..", "''", ".hidden"])
 def test_a_name_that_leads_out_of_the_folder(refuse: Refuse, name: str) -> None:
-    assert "is no plain folder name" in refuse(f"name={name}")[0]
+    assert "is not a plain folder name" in refuse(f"name={name}")[0]
     component = {"class_path": "strategies.SeqFT"}
-    assert "is no plain folder name" in refuse(strategies={name.strip("'"): component})[0]
+    assert "is not a plain folder name" in refuse(strategies={name.strip("'"): component})[0]
 
 
 def test_a_folder_for_results_below_a_file(refuse: Refuse, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_config_is_loaded_once_and_each_check_is_run_once(refuse: Refuse, monk
 
 def test_an_override_that_is_none(refuse: Refuse) -> None:
     (line,) = refuse("epochs")
-    assert line == "'epochs' is no override. Write key=value, such as trainer.max_epochs=1."
+    assert line == "'epochs' is not an override. Write key=value, such as trainer.max_epochs=1."
 
 
 # -- `lightning grow` and `lightning merge`

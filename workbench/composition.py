@@ -173,7 +173,7 @@ class CalmModel(PreTrainedModel):  # type: ignore[misc]
         self.connections.append(links.to(self.device))
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Do nothing: connections are initialised when they are created, and the models already have weights."""
+        """Do nothing: connections are initialized when they are created, and the models already have weights."""
 
     def forward(
         self, input_ids: Any, past_key_values: Any = None, use_cache: bool = False, prompt_mask: Any = None, **rest: Any
@@ -261,7 +261,7 @@ class CalmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             anchor: m_B, a causal language model.
             augmenting: Any number of m_A with the anchor's tokens; models with other tokens can be added by `join`.
             connections: Number of connections of each m_A at uniform distances, or pairs (layer of m_A, layer of m_B).
-            zero_init: Initialise W_O to zero, so that the composition starts as the anchor. Not in the paper.
+            zero_init: Initialize W_O to zero, so that the composition starts as the anchor. Not in the paper.
             encoder: Let m_A read only the prompt: the paper's weaker ablation.
 
         Raises:

@@ -89,7 +89,7 @@ def forward_transfer(R: Tensor) -> float:
     """Return forward transfer, in [-1, 1]: the change of a task's score by the tasks before it; higher is better.
 
     FWT = 1/(T-1) Σ_{i≥2} (R[i-1, i] - R[0, i])   (Lopez-Paz & Ranzato, 2017, with the zero-shot score instead of a
-    randomly initialised model's)
+    randomly initialized model's)
 
     Args:
         R: Scores, (T+1, T).

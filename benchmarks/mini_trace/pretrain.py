@@ -92,7 +92,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, sizes: Sizes) -> LlamaForCau
 def with_vocabulary(
     model: LlamaForCausalLM, known: PreTrainedTokenizerBase, wider: PreTrainedTokenizerBase
 ) -> LlamaForCausalLM:
-    """Return the model with a larger vocabulary; a new token is initialised as the mean of its former tokens."""
+    """Return the model with a larger vocabulary; a new token is initialized as the mean of its former tokens."""
     grown = build_model(wider, {name: getattr(model.config, name) for name in MINI})
     state = model.state_dict()
     rows, spell = model.get_input_embeddings().weight, known.backend_tokenizer.model.tokenize

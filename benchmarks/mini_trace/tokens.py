@@ -60,7 +60,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 def encode_episodes(tokenizer: PreTrainedTokenizerBase, episodes: list[Episode]) -> list[Encoded]:
     """Encode episodes: BOS, prompt, answer, EOS, prompt, answer, EOS, ...
 
-    Prompts and answers are tokenised separately, as the workbench does in training. Prompt tokens have a small weight:
+    Prompts and answers are tokenized separately, as the workbench does in training. Prompt tokens have a small weight:
     most of them are drawn at random and cannot be predicted.
     """
     texts = [text for episode in episodes for turn in episode for text in turn]

@@ -19,7 +19,7 @@ class Overlap:
         task: Name of the task.
         rows: Number of rows in "train", "eval" and "test", as released.
         repeated_in_train: Rows of train that repeat an earlier row of train.
-        test_in_train: Rows of test that are also in train, so that they can be memorised.
+        test_in_train: Rows of test that are also in train, so that they can be memorized.
         eval_in_test: Rows of eval that are also in test: choices made on them are choices made on the test.
         carved: Rows of train that are used for validation because all eval rows are in test. If validation rows are
             scored, they are not trained on.

@@ -43,7 +43,7 @@ class Trace:
         tasks: Names of the tasks to use. None: TRACE's tasks in the folder or, if there is none, all.
         max_new_tokens: Maximum length of an answer in tokens, in training and in generation; one number, or one per
             task. None: 512 for TRACE's tasks (a label needs two or three), 64 for others.
-        protocol: "own": prompt and answer are tokenised separately, and each task has its own optimizer.
+        protocol: "own": prompt and answer are tokenized separately, and each task has its own optimizer.
             "published": as in TRACE's code (`benchmarks.trace.protocol`). `data.tokenization` and `carry_optimizer`
             in a config take precedence.
 

@@ -86,6 +86,6 @@ def test_logits_that_are_made_in_parts_are_not_kept(monkeypatch: pytest.MonkeyPa
     backbone = tiny_backbone()
     vocabulary, labelled = backbone.model.config.vocab_size, 9 * 24
     whole = kept(backbone, 9, 64, 24)
-    monkeypatch.setattr(batch, "WHOLE_LOGITS", labelled * vocabulary - 1)
+    monkeypatch.setattr(batch, "MAX_LOGITS", labelled * vocabulary - 1)
     monkeypatch.setattr(batch, "CHUNK_LOGITS", vocabulary)
     assert whole - kept(backbone, 9, 64, 24) == pytest.approx(4 * labelled * vocabulary, rel=0.02)

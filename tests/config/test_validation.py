@@ -10,7 +10,7 @@ from helpers.configs import write_study
 
 from workbench.config import load
 from workbench.config.components import import_class
-from workbench.config.validation import check, check_limits, check_parts, check_surroundings
+from workbench.config.validation import check, check_limits, check_parts, check_surroundings, check_trainer
 
 
 @pytest.fixture
@@ -19,20 +19,29 @@ def file(tmp_path: Path, forget_imports: None) -> Path:
 
 
 def test_a_study_without_problems(file: Path) -> None:
-    assert check(load(file), trainer=import_class("methods.Trainer")) == []
+    config = load(file)
+    assert check(config) == []
+    assert check_trainer(config, import_class("methods.Trainer")) == []
 
 
 def test_each_layer_of_settings_is_checked_and_each_problem_is_reported_once(file: Path) -> None:
     keys = ["optimizer.init_args.dcay=1", "strategies.lora.init_args.rnk=8", "trainer.max_epochs=many"]
     more = ["strategies.lora.optimizer.init_args.lr=fast", "per_task.FOMC.trainer.max_step=1"]
     config = load(file, keys + more)
-    assert check(config, trainer=import_class("methods.Trainer")) == [
+    assert check(config) == [
         "optimizer.init_args.dcay: Adam has no argument 'dcay'. Did you mean 'decay'?",
-        "trainer.max_epochs: expected int or None, got 'many' (str).",
-        "per_task.FOMC.trainer.max_step: Trainer has no argument 'max_step'. Did you mean 'max_steps'?",
         "strategies.lora.init_args.rnk: LoRA has no argument 'rnk'. Did you mean 'rank'?",
         "strategies.lora.optimizer.init_args.lr: expected float, got 'fast' (str).",
     ]
+    assert check_trainer(config, import_class("methods.Trainer")) == [
+        "trainer.max_epochs: expected int or None, got 'many' (str).",
+        "per_task.FOMC.trainer.max_step: Trainer has no argument 'max_step'. Did you mean 'max_steps'?",
+    ]
+
+
+def test_trainer_arguments_are_checked_with_the_seed_put_in(file: Path) -> None:
+    config = load(file, ["seeds=[3]", 'strategies.lora.trainer.max_steps="{seed}"'])
+    assert check_trainer(config, import_class("methods.Trainer")) == []
 
 
 def test_the_members_of_a_composition_are_numbered(file: Path) -> None:
@@ -54,16 +63,19 @@ def test_the_classes_of_a_config_are_checked_although_its_keys_are_wrong(file: P
         "trainer": {"max_epochs": 0},
         "backbone": {"path": "nowhere"},
     }
-    assert check_parts(raw, trainer=import_class("methods.Trainer")) == [
+    assert check_parts(raw) == [
         "benchmark.init_args.paht: Bench has no argument 'paht'. Did you mean 'path'?",
         "benchmark.init_args.path: missing; Bench needs it.",
         "optimizer.init_args.lrr: AdamW has no argument 'lrr'. Did you mean 'lr'?",
         "strategies.lora.class_path: 'methods' has no class 'LoRa'. Did you mean 'LoRA'?",
-        "trainer.max_epochs: 0 is out of range. It has to be at least 1; or give max_steps or max_time, "
-        "with max_epochs=-1.",
         "backbone.path: nowhere: there is no such folder. Give a Hugging Face model folder, a hub id, 'mini' or "
         "'micro'.",
     ]
+    assert check_trainer(raw, import_class("methods.Trainer")) == [
+        "trainer.max_epochs: 0 is out of range. It has to be at least 1; or give max_steps or max_time, "
+        "with max_epochs=-1.",
+    ]
+    assert check_trainer({**raw, "trainer": "quick"}, import_class("methods.Trainer")) == []
 
 
 @pytest.mark.parametrize(

@@ -390,7 +390,7 @@ ENDS = [
     ),
 ]
 PLANNED = [
-    planned(NoRoom, "strategies.mine: no room for answers. Choose a smaller data.eval_batch_size"),
+    planned(NoRoom, "strategies.mine: the dry run needs more memory than there is (no room for answers."),
     planned(
         Unplain, "strategies.mine: its state cannot be saved: it holds more than tensors", "Give `get_extra_state`"
     ),

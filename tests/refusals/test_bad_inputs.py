@@ -34,8 +34,8 @@ ROWS: list[Row] = [row for table in TABLES for row in table.ROWS]
 WITHOUT_REMEDY = (Stopped, Unfinished, SystemExit, KeyboardInterrupt, ConformanceError)
 """What tells the program that something is over; and checks that failed, each of which states what has to hold."""
 VERBS = (
-    "get|add|begin|choose|combine|copy|define|delete|fold|free|give|grow|leave|list|look|make|mend|name|rename|save|set|take|"
-    "use|wait|write|download|hf download"
+    "get|add|begin|check|choose|combine|copy|define|delete|fold|free|give|grow|leave|list|look|lower|make|mend|name|rename|save|"
+    "run|set|take|use|wait|write|download|hf download"
 )
 REMEDY = re.compile(
     rf"(?:^|[.:;,?)] )(?:or )?(?:{VERBS})\b|(?:has|have) to be|did you mean|expected|needs", re.IGNORECASE

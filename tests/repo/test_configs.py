@@ -12,7 +12,7 @@ from helpers.studies import ROOT
 
 from workbench.config import dump, load
 from workbench.config.loading import shipped_configs
-from workbench.config.validation import check, check_surroundings
+from workbench.config.validation import check, check_surroundings, check_trainer
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
@@ -30,7 +30,7 @@ def test_a_shipped_config_is_clean(
     for name in re.findall(r"\$\{oc\.env:(\w+)\}", path.read_text(encoding="utf-8")):
         monkeypatch.setenv(name, "mini" if name == "WORKBENCH_MODEL" else str(task_folder))
     config = load(path)
-    assert check(config, lightning.Trainer) == []
+    assert check(config) + check_trainer(config, lightning.Trainer) == []
     assert check_surroundings(config) == []
     (tmp_path / "again.yaml").write_text(dump(config), encoding="utf-8")
     assert load(tmp_path / "again.yaml") == config
@@ -45,5 +45,5 @@ def test_every_command_of_the_page_on_trace_is_clean(task_folder: Path, monkeypa
     assert len(commands) >= 10
     for name, *overrides in commands:
         config = load(name, overrides)
-        assert check(config, lightning.Trainer) == [], (name, overrides)
+        assert check(config) + check_trainer(config, lightning.Trainer) == [], (name, overrides)
         assert config.data.batch_size * config.trainer["accumulate_grad_batches"] == 128, "rows in a step, as published"

@@ -34,7 +34,17 @@ LISTED = re.compile(r"^::: (\S+)$", re.MULTILINE)
 MODULES = {f"workbench.{name}" for name in ("composition", "depth", "metrics", "notebook", "scorers", "statistics")}
 """Public modules, which the reference lists as a whole."""
 CONTRACTS = {
-    "workbench.benchmark": {"Benchmark", "PRETRAINING", "PublishedProtocol", "Subset", "Task", "no_rows"},
+    "workbench.benchmark": {
+        "Benchmark",
+        "LazyBenchmark",
+        "PRETRAINING",
+        "PublishedProtocol",
+        "Subset",
+        "Task",
+        "dataset_of_pairs",
+        "no_rows",
+        "seeded_random",
+    },
     "workbench.strategy": {"Composition", "ContinualStrategy"},
     "workbench.report.published": {"beside", "published"},
 }

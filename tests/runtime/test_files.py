@@ -96,10 +96,11 @@ def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
 
 def test_a_lock_ends_with_its_process_and_not_with_its_children(tmp_path: Path) -> None:
     code = (
-        "import os, sys, time; from pathlib import Path; from workbench.runtime.files import let_go, only_process\n"
+        "import os, sys, time; from pathlib import Path\n"
+        "from workbench.runtime.files import close_inherited_locks, only_process\n"
         "with only_process(Path(sys.argv[1])):\n"
         "    if os.fork() == 0:\n"
-        "        let_go(0); print('child', flush=True); time.sleep(20); os._exit(0)\n"
+        "        close_inherited_locks(); print('child', flush=True); time.sleep(20); os._exit(0)\n"
         "    time.sleep(0.5); os.kill(os.getpid(), 9)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -30,12 +30,13 @@ UNFIT: dict[str, tuple[tuple[Any, ...], str]] = {
 """Arguments of a Trainer, their accepted values, and the problem of all others."""
 
 
-def check(config: StudyConfig, trainer: Callable[..., Any] | None = None) -> list[str]:
+def check(config: StudyConfig) -> list[str]:
     """Check a config's arguments against the signatures of its classes; nothing is built.
+
+    The `trainer` sections are left to `check_trainer`.
 
     Args:
         config: A config whose shape is right.
-        trainer: `lightning.Trainer`, passed in because its import is slow; None: `trainer` is not checked.
 
     Returns:
         One sentence for each problem, which starts with its key.
@@ -51,22 +52,25 @@ def check(config: StudyConfig, trainer: Callable[..., Any] | None = None) -> lis
             problems += check_component(component, joined(at, index) if composed else at)
         for task in (None, *config.tasks(name)):
             problems += _check_layers(config.layers(name, task))
-    return list(dict.fromkeys(problems + (check_trainer(config, trainer) if trainer else [])))
+    return list(dict.fromkeys(problems))
 
 
 def check_trainer(config: StudyConfig | Mapping[str, Any], trainer: Callable[..., Any]) -> list[str]:
-    """Return what `lightning.Trainer` would not take of the `trainer` sections, one sentence for each problem.
+    """Check the `trainer` sections of a study, of its strategies and of single tasks.
 
     Args:
-        config: A config, or what could be read of one whose shape is wrong.
+        config: A config, or as far as it could be read if its shape is wrong.
         trainer: `lightning.Trainer`, passed in because its import is slow.
+
+    Returns:
+        One sentence for each problem, which starts with its key.
     """
     if not isinstance(config, StudyConfig):
         section = config.get("trainer")
         if not isinstance(section, Mapping):
             return []
         return check_arguments(trainer, section, "trainer") + check_limits(section, "trainer")
-    problems: list[str] = []
+    config, problems = for_seed(config, config.seeds[0]), list[str]()
     for name in config.strategies:
         for task in (None, *config.tasks(name)):
             given: dict[str, Any] = {}
@@ -181,13 +185,17 @@ def _check_layers(layers: list[tuple[str, Changes]]) -> list[str]:
     for where, changes in layers:
         total = combined(below, changes)
         for key in ("optimizer", "scheduler"):
-            at, before, now = joined(where, key), below.get(key), total.get(key)
             if changes.get(key):
-                old = check_component(before, at, ("params",) if key == "optimizer" else _filled_in(before))
-                new = check_component(now, at, ("params",) if key == "optimizer" else _filled_in(now))
-                problems += [text for text in new if text not in old]
+                known = _check_part(key, below.get(key), joined(where, key))
+                found = _check_part(key, total.get(key), joined(where, key))
+                problems += [text for text in found if text not in known]
         below = total
     return problems
+
+
+def _check_part(key: str, component: Any, where: str) -> list[str]:
+    """Check an optimizer or a scheduler."""
+    return check_component(component, where, ("params",) if key == "optimizer" else _filled_in(component))
 
 
 def _filled_in(scheduler: Any) -> tuple[str, ...]:

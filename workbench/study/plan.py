@@ -131,7 +131,7 @@ def make_plan(assembly: Assembly, runs: Sequence[RunSpec]) -> Plan:
             except ConfigError as error:
                 problems += error.problems
             except torch.OutOfMemoryError as error:
-                message = f"strategies.{name}: the dry run needs more memory than there is ({error})"
+                message = f"strategies.{name}: the dry run needs more memory than there is ({str(error).rstrip('.')})"
                 problems.append(f"{message}. {LESS_MEMORY}")
             except Exception as error:  # a stranger's hook may raise anything
                 problems.append(f"strategies.{name}: {describe_error(error)}{remedy(error)}")

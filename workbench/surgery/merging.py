@@ -81,7 +81,7 @@ def slerp_shares(dot: float, first: float, second: float, weight: float) -> tupl
         sin((1 - weight) ω) / sin ω · A + sin(weight ω) / sin ω · B
 
     with ω the angle between the flattened tensors (Shoemake, 1985, "Animating rotation with quaternion curves"). The
-    tensors are not normalised: if both have the same norm, so has the result, unlike their average. If sin ω is below
+    tensors are not normalized: if both have the same norm, so has the result, unlike their average. If sin ω is below
     1e-6 or a tensor is zero, there is no arc, and the coefficients are those of the average.
 
     Args:

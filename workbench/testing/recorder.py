@@ -229,7 +229,7 @@ def _wrong_penalties(penalties: Any) -> list[str]:
 def _settings(backbone: Backbone) -> dict[Any, tuple[str, str]]:
     """Return the settings that no hook may change: name and state of each module, parameter and global setting.
 
-    Keys are the modules and parameters themselves, so that renamed and removed ones are recognised.
+    Keys are the modules and parameters themselves, so that renamed and removed ones are recognized.
     """
     model = backbone.model
     settings: dict[Any, tuple[str, str]] = {

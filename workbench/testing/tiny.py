@@ -74,7 +74,7 @@ def tiny_backbone(family: str = "llama", *, seed: int = 0, text: TextPolicy | No
             }
             config = AutoConfig.for_model(family, **{"vocab_size": size, **TINY, **ends, **changes})
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-            for name, parameter in model.named_parameters():  # biases are initialised to zero, which would hide errors
+            for name, parameter in model.named_parameters():  # biases are initialized to zero, which would hide errors
                 if name.endswith("bias"):
                     nn.init.normal_(parameter, std=0.2)
             return model
