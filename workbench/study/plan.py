@@ -131,8 +131,8 @@ def make_plan(assembly: Assembly, runs: Sequence[RunSpec]) -> Plan:
             except ConfigError as error:
                 problems += error.problems
             except torch.OutOfMemoryError as error:
-                message = f"strategies.{name}: the dry run needs more memory than there is ({str(error).rstrip('.')})"
-                problems.append(f"{message}. {LESS_MEMORY}")
+                reason = ". ".join(str(error).split(". ")[:2]).rstrip(".")  # the rest is advice on the allocator
+                problems.append(f"strategies.{name}: a step needs more memory than there is: {reason}. {LESS_MEMORY}")
             except Exception as error:  # a stranger's hook may raise anything
                 problems.append(f"strategies.{name}: {describe_error(error)}{remedy(error)}")
             assembly.backbone.restore()
