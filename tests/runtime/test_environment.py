@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -55,5 +56,5 @@ def test_without_a_reset_of_the_peak_nothing_is_reported(tmp_path: Path, monkeyp
 
 def test_the_environment_names_what_computes_the_numbers() -> None:
     found = describe_environment()
-    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["torch"] == version("torch")
     assert found["hardware"]["threads"] == torch.get_num_threads()

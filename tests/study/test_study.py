@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def test_what_was_done_is_written_beside_the_numbers(make: Make) -> None:
         "rouge-L": "RougeL(skip=0, words='scripts', empty=True)",
     }
     assert "answers" not in environment
-    assert environment["versions"]["torch"] == torch.__version__
+    assert environment["versions"]["torch"] == version("torch")
     assert all("lora_" in name for name in environment["trainable"]["alpha"])
     assert len(environment["trainable"]["alpha"]) == 8  # two layers, two projections, A and B
 
