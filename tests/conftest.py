@@ -18,16 +18,21 @@ from workbench.testing.tiny import tiny_backbone
 torch.set_num_threads(1)
 
 LONGEST = (
-    "executors",
-    "resume",
-    "readme",
-    "every_raise",
-    "assembly",
     "study",
+    "killing",
+    "resume",
+    "conformance",
     "trace_study",
-    "sharding",
-    "existing",
-    "itself",
+    "optimizer_state",
+    "workers",
+    "plan",
+    "run",
+    "model_loading",
+    "runs",
+    "settings",
+    "callbacks",
+    "build",
+    "activation_cache",
 )
 
 

@@ -80,10 +80,12 @@ class Picture:
 def _small(file: io.BytesIO) -> bytes:
     """Return a PNG with a palette, a third of the size: figures have few colours, and notebooks are stored in git.
 
-    `MAXCOVERAGE` keeps colours of small areas, such as a legend's markers, exact; the default blends them.
+    The palette holds the most frequent colours as they are: those of lines and of a legend's markers stay exact.
     """
-    small, image = io.BytesIO(), Image.open(file).convert("RGB")
-    image.quantize(COLORS, Image.Quantize.MAXCOVERAGE).save(small, format="png", optimize=True)
+    small, image, palette = io.BytesIO(), Image.open(file).convert("RGB"), Image.new("P", (1, 1))
+    frequent = sorted(image.getcolors(image.width * image.height) or (), reverse=True)[:COLORS]
+    palette.putpalette([value for _, color in frequent for value in color])  # type: ignore[attr-defined]
+    image.quantize(palette=palette, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
     return small.getvalue()
 
 

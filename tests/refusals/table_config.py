@@ -198,7 +198,11 @@ BUILT = [
     ),
     run("optimizer={class_path: plain.Still, init_args: {folder: a}}", "optimizer: plain.Still: ", "'params'"),
     run("optimizer.class_path=broken_parts.Broken", "optimizer: broken_parts.Broken: AttributeError: ", "(", "Mend"),
-    run("optimizer.class_path=broken_parts.Hungry", "strategies.seqft: the dry run needs more memory", "Lower"),
+    run(
+        "optimizer.class_path=broken_parts.Hungry",
+        "strategies.seqft: a step needs more memory than there is: no memory is left.",
+        "Lower",
+    ),
     run(
         "scheduler={class_path: broken_parts.Still}",
         "scheduler: broken_parts.Still makes no scheduler: it has no 'optimizer'. Give",

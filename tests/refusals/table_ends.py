@@ -390,7 +390,7 @@ ENDS = [
     ),
 ]
 PLANNED = [
-    planned(NoRoom, "strategies.mine: the dry run needs more memory than there is (no room for answers."),
+    planned(NoRoom, "strategies.mine: a step needs more memory than there is: no room for answers."),
     planned(
         Unplain, "strategies.mine: its state cannot be saved: it holds more than tensors", "Give `get_extra_state`"
     ),

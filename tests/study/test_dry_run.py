@@ -83,6 +83,17 @@ class Hungry(ContinualStrategy):
         self.rows = scores.topk(7).indices.tolist()
 
 
+class Names(ContinualStrategy):
+    """Adds each task's name to the tokens, and fails unless the rows are encoded with it."""
+
+    def before_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
+        (self.token,) = backbone.add_tokens([task.name])
+
+    def penalties(self, backbone: Backbone, batch: Batch, output: Any) -> dict[str, Tensor]:
+        assert bool((batch.input_ids == self.token).any(1).all()), "a row was encoded before the token was added"
+        return {}
+
+
 class Draws(ContinualStrategy):
     """Draws where a task ends."""
 
@@ -180,6 +191,10 @@ def test_a_hook_that_needs_more_than_a_few_rows_gets_them_all(make: Make) -> Non
     small = make(strategies={"hungry": {"class_path": "test_dry_run.Hungry"}}, data=data)
     small.run()
     assert small.failures == []
+
+
+def test_rows_are_encoded_again_where_a_hook_adds_tokens(make: Make) -> None:
+    make(strategies={"names": {"class_path": "test_dry_run.Names"}}).plan()
 
 
 def test_a_plan_changes_no_bit_of_a_run(make: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -168,8 +169,8 @@ class TooLarge(ContinualStrategy):
 
 def test_a_model_that_fits_on_several_devices_alone_is_counted_and_not_timed(make: Make) -> None:
     strategies = {"large": {"class_path": "test_plan.TooLarge"}}
-    told = r"strategies\.large: the dry run needs more memory than there is \(no room\)\. Lower data\.batch_size "
-    with pytest.raises(ConfigError, match=told):
+    message = r"strategies\.large: a step needs more memory than there is: no room\. Lower data\.batch_size "
+    with pytest.raises(ConfigError, match=message):
         make(strategies=strategies).plan()
     trainer = {"max_epochs": 1, "accelerator": "cpu", "strategy": "fsdp"}
     plan = make(strategies=strategies, trainer=trainer).plan()
@@ -186,6 +187,15 @@ def test_the_plan_says_what_memory_a_step_takes(make: Make) -> None:
     assert memory.gradients == sum(value.nbytes for value in small.assembly.backbone.parameters())
     assert f"; memory {memory}\n" in str(plan)
     assert "more than" not in str(plan)
+
+
+def test_what_a_strategy_merges_after_a_task_counts_as_trainable(make: Make) -> None:
+    init_args = {"rank": 2, "policy": "merge"}
+    plan = str(make(strategies={"lora": {"class_path": "strategies.LoRA", "init_args": init_args}}).plan())
+    continued = {"lora": {"class_path": "strategies.LoRA", "init_args": {"rank": 2}}}
+    trained = re.search(r"trains [1-9][\d,]* of", plan)
+    assert trained
+    assert trained[0] in str(make(strategies=continued).plan())
 
 
 def test_more_memory_than_is_free_is_a_warning() -> None:

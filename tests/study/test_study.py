@@ -168,7 +168,7 @@ def test_two_processes_in_other_places_give_the_same_bytes(make: Make, tmp_path:
         processes.append(subprocess.Popen(command, cwd=tmp_path / place, env=environment, stdout=subprocess.PIPE))
     texts = [process.communicate(timeout=100)[0].decode() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert "Plan: 1 runs of 2 tasks" in texts[0]
+    assert "Plan: 1 run of 2 tasks" in texts[0]
     here.run()
     run = here.results(here.runs[0]).path
     for name in ("scores.csv", "nll.csv", "train.csv", "model/model.safetensors"):

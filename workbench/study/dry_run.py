@@ -60,6 +60,9 @@ class DryRun:
         all_rows: Give the hooks all rows of an item, after they failed on a few.
 
     Attributes:
+        optimizer: Of the current item; None: nothing trains.
+        scheduler: Of the current item, if it has one.
+        warm: Whether a step has been taken.
         diverged: Whether a weight is no longer finite. A run stops there and says so; the hooks that a run would not
             reach are not called here either.
     """

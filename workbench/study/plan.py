@@ -131,8 +131,8 @@ def make_plan(assembly: Assembly, runs: Sequence[RunSpec]) -> Plan:
             except ConfigError as error:
                 problems += error.problems
             except torch.OutOfMemoryError as error:
-                message = f"strategies.{name}: the dry run needs more memory than there is ({str(error).rstrip('.')})"
-                problems.append(f"{message}. {LESS_MEMORY}")
+                reason = ". ".join(str(error).split(". ")[:2]).rstrip(".")  # the rest is advice on the allocator
+                problems.append(f"strategies.{name}: a step needs more memory than there is: {reason}. {LESS_MEMORY}")
             except Exception as error:  # a stranger's hook may raise anything
                 problems.append(f"strategies.{name}: {describe_error(error)}{remedy(error)}")
             assembly.backbone.restore()
@@ -175,13 +175,14 @@ def _dry_run(assembly: Assembly, name: str, timed: bool, all_rows: bool = False)
     items = dry_run.setup()
     free, limit = free_memory(backbone), assembly.config.data.frozen_states_gb
     steps, seconds, problems = 0, 0.0, dict[str, None]()
-    memory, states, measured = list[Memory](), [0], Measured()
+    memory, states, measured, trainable = list[Memory](), [0], Measured(), ""
     for position, task in enumerate(items):
         sample, learns = choose_sample(assembly, name, task), timed and not problems
         if learns:
             dry_run.begin(position, task, sample.texts)
         else:
             strategy.before_task(backbone, task, [])
+        trainable = describe_trainable(backbone, strategy)  # `after_task` may freeze, or merge, what was trained
         count, repeated = count_steps(assembly, name, task)
         steps += count
         states.append(frozen_states_bytes(assembly, name, task) if repeated else 0)
@@ -196,7 +197,7 @@ def _dry_run(assembly: Assembly, name: str, timed: bool, all_rows: bool = False)
             dry_run.end()
     if problems:
         raise ConfigError(problems)
-    trainable, scoring = describe_trainable(backbone, strategy), math.nan
+    trainable, scoring = trainable or describe_trainable(backbone, strategy), math.nan
     if timed:
         with dry_run.module.scoring_context():
             scoring = (len(dry_run.data.tasks) + 1) * scoring_seconds(backbone, dry_run.data.tested)
