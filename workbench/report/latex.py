@@ -39,7 +39,12 @@ def latex_table(comparison: Comparison) -> str:
     Means over seeds; "±" is the 95 % t interval from three seeds on. The strategies cite the entries of `bibtex`.
     """
     several = len(comparison.orders) > 1
-    head = ["strategy", *(["order"] if several else []), "seeds", *(SHORT.get(name, escaped(name)) for name in MEASURES)]
+    head = [
+        "strategy",
+        *(["order"] if several else []),
+        "seeds",
+        *(SHORT.get(name, escaped(name)) for name in MEASURES),
+    ]
     lines = [
         r"\begin{table}",
         r"  \centering",
