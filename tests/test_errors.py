@@ -54,6 +54,6 @@ def test_an_error_of_a_library_is_shown_with_the_line_of_the_user_s_code() -> No
     place = Path(__file__).relative_to(Path.cwd()) if Path(__file__).is_relative_to(Path.cwd()) else Path(__file__)
     assert problems == [
         "strategies.it: mine.Method: invalid literal for int() with base 10: 'ten' "
-        f"({place}, line {line}, in convert). Mend the class, or its init_args.",
+        f"({place}, line {line}, in convert). Fix the class, or its init_args.",
         "strategies.it: ten is no number. Choose one.",
     ]

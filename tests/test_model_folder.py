@@ -154,7 +154,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a layer more": (
         stored(one_more_layer),
         "9 weights are stored that config.json has no place for, the first: model.layers.4.input_layernorm.weight. "
-        "Mend config.json (num_hidden_layers, attention_bias), or copy it again.",
+        "Fix config.json (num_hidden_layers, attention_bias), or copy it again.",
     ),
     "a layer more in shards": (
         in_shards(stored(one_more_layer)),

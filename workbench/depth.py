@@ -60,7 +60,7 @@ def recorded_plan(config: Any) -> list[PlannedLayer]:
     try:
         return [PlannedLayer(int(source), bool(identity)) for source, identity in recorded]
     except (TypeError, ValueError) as error:
-        expected = "expected pairs of a layer and whether it began as the identity. Mend the model's config.json."
+        expected = "expected pairs of a layer and whether it began as the identity. Fix the model's config.json."
         raise ValueError(f"layer_plan={recorded!r}: {expected}") from error
 
 

@@ -104,7 +104,7 @@ def describe_error(error: BaseException, named: bool = False) -> str:
 
 def remedy(error: BaseException) -> str:
     """End the sentence of `describe_error` with a remedy, where the message does not contain one."""
-    return ". Mend it." if readers_line(error) else "." if not isinstance(error, ValueError) else ""
+    return ". Fix it." if readers_line(error) else "." if not isinstance(error, ValueError) else ""
 
 
 def in_words(error: Exception, where: str, who: str = "") -> list[str]:
@@ -126,7 +126,7 @@ def in_words(error: Exception, where: str, who: str = "") -> list[str]:
     telling = text and (isinstance(error, ValueError | TypeError) or type(error).__module__ != "builtins")
     kind = "" if telling else type(error).__name__
     message = ": ".join(part for part in (where, who, kind, text.rstrip(".")) if part)
-    return [f"{message} ({place}). Mend the class, or its init_args." if place else f"{message}. Mend its init_args."]
+    return [f"{message} ({place}). Fix the class, or its init_args." if place else f"{message}. Fix its init_args."]
 
 
 def readers_line(error: BaseException) -> str:

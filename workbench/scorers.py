@@ -492,5 +492,5 @@ def _checked(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"pattern={pattern!r} is no regular expression: {error}. Mend it.") from error
+        raise ValueError(f"pattern={pattern!r} is no regular expression: {error}. Fix it.") from error
     return pattern

@@ -81,7 +81,7 @@ def test_a_module_that_cannot_be_imported(folder: Path) -> None:
     assert import_problem("broken.X").startswith("class_path: importing 'broken' failed: SyntaxError: ")
     assert import_problem("needy.X") == (
         "class_path: importing 'needy' failed: ModuleNotFoundError: No module named 'some_missing_dependency'. "
-        "Mend it, or install what it needs."
+        "Fix it, or install what it needs."
     )
 
 
@@ -202,7 +202,7 @@ def test_build_reports_a_constructor_s_error_with_its_key() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(1))]
     with pytest.raises(ConfigError) as caught:
         build({"class_path": "torch.optim.SGD", "init_args": {"lr": -1}}, "optimizer", params=parameters)
-    assert caught.value.problems == ["optimizer: torch.optim.SGD: Invalid learning rate: -1. Mend its init_args."]
+    assert caught.value.problems == ["optimizer: torch.optim.SGD: Invalid learning rate: -1. Fix its init_args."]
     inner = {"class_path": "torch.nn.Linear", "init_args": {"in_features": "a", "out_features": 2}}
     with pytest.raises(ConfigError) as caught:
         build({"class_path": "methods.Open", "init_args": {"many": [1, {"one": inner}]}}, "strategies.it")

@@ -102,7 +102,7 @@ NAMES = [
         "no_such_library",
         "install",
     ),
-    run("strategies.seqft.class_path=halved.It", "importing 'halved' failed: ZeroDivisionError: halves", "Mend"),
+    run("strategies.seqft.class_path=halved.It", "importing 'halved' failed: ZeroDivisionError: halves", "Fix"),
     run("strategies.seqft.class_path=plain.Plain", "strategies.seqft: Plain is no ContinualStrategy. Give"),
     run("benchmark.class_path=benchmarks.trace.Trase", "has no class 'Trase'. Did you mean 'Trace'?"),
     run("benchmark.class_path=plain.Plain", "benchmark", "Plain", "Benchmark"),
@@ -126,7 +126,7 @@ RANGES = [
         executor={"class_path": "workbench.executors.Workers"},
     ),
     run("trainer.precision=17", "trainer.precision: expected"),
-    run("trainer.accelerator=foo", "trainer: You selected an invalid accelerator name", "foo", "auto", "Mend"),
+    run("trainer.accelerator=foo", "trainer: You selected an invalid accelerator name", "foo", "auto", "Fix"),
     run("trainer.gradient_clip_algorithm=foo", "trainer: `gradient_clip_algorithm` foo is invalid"),
     run("data.template_date=today", "data.template_date='today' is no date. Give one such as '2024-07-26'."),
     run("data.score_on=test_rows", "data.score_on: expected"),
@@ -170,7 +170,7 @@ BUILT = [
         LINE,
         strategies=one("broken_parts.Asserts", rank=4),
     ),
-    run("", "strategies.it: Bare.__init__ does not call super().__init__(). Mend", strategies=one("broken_parts.Bare")),
+    run("", "strategies.it: Bare.__init__ does not call super().__init__(). Fix", strategies=one("broken_parts.Bare")),
     run(
         "",
         "strategies.it.1: broken_parts.Fails: KeyError: 'b' (",
@@ -181,14 +181,14 @@ BUILT = [
         "executor.class_path=broken_parts.Refuses",
         "executor: broken_parts.Refuses: KeyError: 'no_such_queue' (",
         LINE,
-        "Mend",
+        "Fix",
     ),
     run(
         "benchmark={class_path: broken_parts.Refuses}",
         "benchmark: broken_parts.Refuses: KeyError: 'no_such_queue'",
-        "Mend",
+        "Fix",
     ),
-    run("benchmark={class_path: broken_parts.Absent}", "benchmark: Absent: KeyError: 'no_such_task' (", LINE, "Mend"),
+    run("benchmark={class_path: broken_parts.Absent}", "benchmark: Absent: KeyError: 'no_such_task' (", LINE, "Fix"),
     run(
         "optimizer.class_path=broken_parts.Refuses",
         "optimizer: broken_parts.Refuses: Refuses.__init__() got an unexpected",
@@ -197,7 +197,7 @@ BUILT = [
         "optimizer={class_path: broken_parts.Fails, init_args: {key: a}}", "optimizer: broken_parts.Fails: ", "'params'"
     ),
     run("optimizer={class_path: plain.Still, init_args: {folder: a}}", "optimizer: plain.Still: ", "'params'"),
-    run("optimizer.class_path=broken_parts.Broken", "optimizer: broken_parts.Broken: AttributeError: ", "(", "Mend"),
+    run("optimizer.class_path=broken_parts.Broken", "optimizer: broken_parts.Broken: AttributeError: ", "(", "Fix"),
     run(
         "optimizer.class_path=broken_parts.Hungry",
         "strategies.seqft: a step needs more memory than there is: no memory is left.",
@@ -214,7 +214,7 @@ LONG = [
         "prepare={class_path: broken_parts.Refuses}",
         "prepare: broken_parts.Refuses: KeyError: 'no_such_queue' (",
         LINE,
-        "Mend",
+        "Fix",
     ),
     run("prepare={class_path: broken_parts.Fetches}", "prepare: broken_parts.Fetches: nothing is there. Choose"),
 ]
@@ -262,7 +262,7 @@ TRAINER = [
         "trainer.callbacks=[{class_path: broken_parts.Halves, init_args: {every: 0}}]",
         "trainer.callbacks.0: broken_parts.Halves: ZeroDivisionError: integer division or modulo by zero (",
         LINE,
-        "Mend",
+        "Fix",
     ),
     run(
         "trainer.logger=[{class_path: broken_parts.number}]",

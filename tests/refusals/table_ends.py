@@ -42,7 +42,7 @@ from workbench.strategy import ContinualStrategy
 
 class It(ContinualStrategy):
     def setup(self, backbone):
-        raise LookupError("Nothing is there. Mend it.")
+        raise LookupError("Nothing is there. Fix it.")
 """
 AGAIN = "to make the run again"
 STUDY = "run small.yaml"
@@ -343,7 +343,7 @@ ENDS = [
     ),
     Row(
         "a plan that an installed strategy breaks",
-        ("strategies.it: LookupError: Nothing is there.", "Mend it."),
+        ("strategies.it: LookupError: Nothing is there.", "Fix it."),
         foreign,
         error=ConfigError,
         leaves=True,

@@ -190,7 +190,7 @@ SCORES = [
     row("bleu", lambda: Bleu(0), "max_order=0 leaves no n-gram to count. Give 1 or more."),
     row("words", lambda: RougeL(words="letters"), "words='letters' is unknown. Choose one of spaces, scripts"),  # type: ignore[arg-type]
     row("similarity", lambda: EditSimilarity("jaro"), "variant='jaro' is unknown. Choose one of levenshtein"),  # type: ignore[arg-type]
-    row("pattern", lambda: FirstLabel("["), "pattern='[' is no regular expression", "Mend"),
+    row("pattern", lambda: FirstLabel("["), "pattern='[' is no regular expression", "Fix"),
     row(
         "two shapes", lambda: metrics.general_ability_delta(torch.zeros(2), torch.zeros(3)), "(2,)", "(3,)", "Give one"
     ),

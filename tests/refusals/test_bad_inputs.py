@@ -34,7 +34,7 @@ ROWS: list[Row] = [row for table in TABLES for row in table.ROWS]
 WITHOUT_REMEDY = (Stopped, Unfinished, SystemExit, KeyboardInterrupt, ConformanceError)
 """What tells the program that something is over; and checks that failed, each of which states what has to hold."""
 VERBS = (
-    "get|add|begin|check|choose|combine|copy|define|delete|fold|free|give|grow|leave|list|look|lower|make|mend|name|rename|save|"
+    "get|add|begin|check|choose|combine|copy|define|delete|fix|fold|free|give|grow|leave|list|look|lower|make|name|rename|save|"
     "run|set|take|use|wait|write|download|hf download"
 )
 REMEDY = re.compile(

@@ -107,7 +107,7 @@ class Draws(ContinualStrategy):
     [
         (
             Fisher,
-            r"^strategies\.mine: KeyError: 'fisher' \(.*test_dry_run\.py, line \d+, in after_task\)\. Mend it\.$",
+            r"^strategies\.mine: KeyError: 'fisher' \(.*test_dry_run\.py, line \d+, in after_task\)\. Fix it\.$",
         ),
         (Anchors, r"^strategies\.mine: RuntimeError: The size of tensor .*test_dry_run\.py, line \d+, in penalties"),
         (

@@ -151,8 +151,8 @@ def test_each_tasks_optimizer_is_built_before_a_folder_is_made(make: Make) -> No
     with pytest.raises(ConfigError) as caught:
         small.run()
     assert caught.value.problems == [
-        "optimizer: torch.optim.AdamW: Invalid beta parameter at index 0: 2.0. Mend its init_args.",
-        "optimizer: torch.optim.SGD: Nesterov momentum requires a momentum and zero dampening. Mend its init_args.",
+        "optimizer: torch.optim.AdamW: Invalid beta parameter at index 0: 2.0. Fix its init_args.",
+        "optimizer: torch.optim.SGD: Nesterov momentum requires a momentum and zero dampening. Fix its init_args.",
     ]
     assert not small.folder.exists()
 

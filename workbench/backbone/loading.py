@@ -37,7 +37,7 @@ def read_config(source: str | Path) -> Any:
     Raises:
         ValueError: transformers cannot load it.
     """
-    with refusing(source, "its config.json cannot be loaded", "Mend it."):
+    with refusing(source, "its config.json cannot be loaded", "Fix it."):
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
 
 
@@ -118,7 +118,7 @@ def load_weights(source: str | Path, dtype: torch.dtype, checkpointed: bool = Fa
     if surplus := sorted(info["unexpected_keys"]):  # transformers leaves out known obsolete buffers
         raise ValueError(
             f"{len(surplus)} weights are stored that config.json has no place for, the first: {surplus[0]}. "
-            "Mend config.json (num_hidden_layers, attention_bias), or copy it again."
+            "Fix config.json (num_hidden_layers, attention_bias), or copy it again."
         )
     if model.config.tie_word_embeddings and _head(model) is not model.get_input_embeddings().weight:
         raise ValueError(

@@ -118,7 +118,7 @@ def _public_names(module: ModuleType) -> set[str]:
 
 def _import_failure(path: str, error: Exception) -> str:
     """Report a failed import with the error's own message, which contains the remedy."""
-    return f"class_path: importing '{path}' failed: {type(error).__name__}: {error}. Mend it, or install what it needs."
+    return f"class_path: importing '{path}' failed: {type(error).__name__}: {error}. Fix it, or install what it needs."
 
 
 def instantiate(component: Component | Mapping[str, Any], **extra: Any) -> Any:

@@ -343,7 +343,7 @@ class Assembly:
                 problems += error.problems
             except Exception as error:
                 text = " ".join(str(error).split()).rstrip(".")
-                problems.append(f"trainer: {text or type(error).__name__}. Mend the section `trainer`.")
+                problems.append(f"trainer: {text or type(error).__name__}. Fix the section `trainer`.")
         if len(processes) > 1:
             message = f"{' and '.join(map(str, sorted(processes)))} in one study"
             problems.append(f"trainer.devices: {message}. Give all strategies and tasks the same number.")

@@ -237,7 +237,7 @@ class DryRun:
             raise
         except Exception as error:
             message = f"strategies.{self.name}: {what}: {describe_error(error).rstrip('.')}"
-            raise ConfigError([f"{message}. Mend it: a run would fail there after its training."]) from error
+            raise ConfigError([f"{message}. Fix it: a run would fail there after its training."]) from error
 
     def _score(self, task: Task, folder: Path) -> None:
         test = task.test.select(range(min(SCORED_ROWS, len(task.test))))

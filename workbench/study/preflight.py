@@ -65,7 +65,7 @@ def _strategy(config: StudyConfig, name: str) -> ContinualStrategy:
         if not isinstance(member, ContinualStrategy):
             raise ConfigError([f"{place}: {kind} is no ContinualStrategy. Give a class that is one."])
         if "_modules" not in vars(member):
-            raise ConfigError([f"{place}: {kind}.__init__ does not call super().__init__(). Mend the class."])
+            raise ConfigError([f"{place}: {kind}.__init__ does not call super().__init__(). Fix the class."])
     try:
         return members[0] if len(members) == 1 else Composition(members)
     except ValueError as error:

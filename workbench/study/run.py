@@ -150,4 +150,4 @@ def ends_the_run(error: Exception) -> bool:
 def failure_reason(error: Exception) -> str:
     """Describe an error that ended a run; a loss that is not finite and a lack of memory describe themselves."""
     plain = isinstance(error, FloatingPointError | HookError | torch.OutOfMemoryError) and not raised_by_reader(error)
-    return str(error) if plain else f"{describe_error(error)}. Mend it; the same command resumes this run"
+    return str(error) if plain else f"{describe_error(error)}. Fix it; the same command resumes this run"
