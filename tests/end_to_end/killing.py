@@ -7,6 +7,7 @@ Each trial is a forked child, so that libraries are imported once.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import resource
@@ -79,6 +80,8 @@ class Trials:
     """
 
     def __init__(self, folder: Path, **changes: Any) -> None:
+        gc.collect()
+        gc.freeze()  # what is imported is left out of the collections in the forked children
         self.folder = folder
         tiny_backbone(num_hidden_layers=2).save(folder / "model")
         tasks = write_tasks(folder / "tasks", ("alpha", "beta", "gamma"), rows=22)
