@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis  # noqa: F401  # whose plugins look for referrers as it is imported, and find none that is frozen
 import pytest
 import torch
 from helpers.studies import study, write_tasks
