@@ -27,8 +27,7 @@ from workbench.errors import ConfigError
 from workbench.executors.workers import UNGUARDED, refuse_unguarded
 from workbench.runtime.files import write_whole
 from workbench.strategy import ContinualStrategy
-from workbench.study import Study
-from workbench.study import dry_run as rehearsal
+from workbench.study import Study, dry_run
 from workbench.testing.conformance import ConformanceError
 from workbench.testing.recorder import RecordedRun, Unfinished
 from workbench.testing.tiny import Stopped, tiny_backbone, tiny_run
@@ -127,12 +126,12 @@ def planned(kind: type[ContinualStrategy], *says: str) -> Row:
 
 def full(place: Place) -> object:
     """A study whose disk has no room for its results."""
-    usage = rehearsal.shutil.disk_usage
-    rehearsal.shutil.disk_usage = lambda path: usage(path)._replace(free=9)
+    usage = dry_run.shutil.disk_usage
+    dry_run.shutil.disk_usage = lambda path: usage(path)._replace(free=9)
     try:
         return Study(parse(study(place.model, place.tasks, place.folder / "runs"))).plan()
     finally:
-        rehearsal.shutil.disk_usage = usage
+        dry_run.shutil.disk_usage = usage
 
 
 def ends(how: str) -> Callable[[Place], None]:

@@ -23,7 +23,6 @@ WIDEST_PICTURE = 1020  # pixels: what a window of 1366 has beside JupyterLab's o
 QUESTIONS = 3
 NUMBER = re.compile(r"(?<![\w.,])-?\d+\.\d+(?![\w.]*\d)")
 PLACES = re.compile(r"(?<![\w.<~])/(?:home|root|tmp|work|Users|var|opt|mnt)/|[A-Z]:\\\\\w")
-OURS = {"workbench", "strategies", "benchmarks"}
 
 
 def read(file: Path) -> dict[str, Any]:

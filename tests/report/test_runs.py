@@ -162,7 +162,7 @@ def test_a_torn_table_beside_a_journal_is_reported_and_changes_no_number(two_str
     comparison = compared(two_strategies)
     assert comparison.estimate("lora", "1", "OP").mean == pytest.approx(0.53)
     assert comparison.problems == [
-        f"{file} is torn, missing or was changed: the journal's numbers are shown. `lightning run` mends it."
+        f"{file} is torn, missing or was changed: the journal's numbers are shown. `lightning run` repairs it."
     ]
 
 

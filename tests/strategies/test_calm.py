@@ -30,10 +30,6 @@ MICRO: dict[str, Any] = {"augmenting": "micro", "connections": 3}
 PROMPTS = ["Task 0: t1 b\nAnswer:", "once upon a time"]
 
 
-def connections_of(backbone: Backbone) -> dict[str, Tensor]:
-    return {name: value for name, value in weights(backbone).items() if name.startswith("model.connections.")}
-
-
 def small(**changes: Any) -> Backbone:
     return tiny_backbone(seed=3, num_hidden_layers=2, hidden_size=16, num_attention_heads=2, **changes)
 

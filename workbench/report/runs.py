@@ -148,7 +148,7 @@ def _complaints(run: RunFolder) -> Iterator[str]:
     file = run.path / "scores.csv"
     journal = bool(run.journal.records)
     if journal and (not file.is_file() or file.read_bytes() != run.records.text("scores.csv").encode()):
-        yield f"{file} is torn, missing or was changed: the journal's numbers are shown. `lightning run` mends it."
+        yield f"{file} is torn, missing or was changed: the journal's numbers are shown. `lightning run` repairs it."
     folder = run.path / "predictions"
     there = set(os.listdir(folder)) if folder.is_dir() else set()
     missing = set(run.records.predictions) - there
