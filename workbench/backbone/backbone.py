@@ -21,6 +21,7 @@ from workbench.backbone.batch import IGNORED, Batch, Output, collate, passes, to
 from workbench.backbone.encoding import Encoder, TextPolicy, set_end_token
 from workbench.backbone.generation import BatchLimit, greedy, has_plain_cache, option_nats
 from workbench.backbone.loading import agree_on_ends, extend_rows, load_tokenizer, load_weights
+from workbench.backbone.unpadded import allow_unpadded, lay_end_to_end, unpadded_states
 from workbench.errors import refuse_bare_strings
 from workbench.model_folder import check_folder, locate
 from workbench.runtime.files import sync_folder, sync_tree
@@ -56,7 +57,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self._reload = reload
-        self.model = reload().train()
+        self.model = allow_unpadded(reload()).train()
         self.tokenizer = tokenizer
         self.eval_batch_size, self.eval_batch_tokens = eval_batch_size, eval_batch_tokens
         self.encoder = Encoder(tokenizer, self.model.config.max_position_embeddings, text or TextPolicy())
@@ -118,7 +119,7 @@ class Backbone(nn.Module):
         """Restore the weights, the structure and the tokenizer as loaded; the model stays on its device."""
         device = self.device
         del self.model
-        self.model = self._reload().train().to(device)
+        self.model = allow_unpadded(self._reload()).train().to(device)
         self.tokenizer = self._reload_tokenizer()
         self.encoder = self._loaded_encoder
         self.encoder.restore(self.tokenizer)
@@ -257,15 +258,22 @@ class Backbone(nn.Module):
         Returns:
             An Output; its `loss_sum` and `count` add up over batches and processes.
         """
-        prompts_only = getattr(self.model.config, "encoder", False)  # in a composition, for the augmenting models
-        inputs = {"prompt_mask": batch.attention_mask * (batch.labels == IGNORED)} if prompts_only else {}
-        states = self.decoder(input_ids=batch.input_ids, use_cache=False, **inputs).last_hidden_state
         sample, position = (batch.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-        states = states[sample, position]
+        states = self._states(batch, sample, position)
         targets = batch.labels[sample, position + 1]
         head = self.model.get_output_embeddings()
         nats = token_nats(head, states, targets, self.model.get_input_embeddings().num_embeddings)
         return Output(nats, states, targets, sample, head)
+
+    def _states(self, batch: Batch, sample: Tensor, position: Tensor) -> Tensor:
+        """Return the final states at some positions of a batch, (positions, width)."""
+        if (rows := lay_end_to_end(batch, self.decoder)) is not None:
+            order = batch.attention_mask.flatten().cumsum(0) - 1  # place in the padded batch to place end to end
+            return unpadded_states(self.decoder, batch, rows)[order[sample * rows.longest + position]]
+        prompts_only = getattr(self.model.config, "encoder", False)  # in a composition, for the augmenting models
+        inputs = {"prompt_mask": batch.attention_mask * (batch.labels == IGNORED)} if prompts_only else {}
+        states: Tensor = self.decoder(input_ids=batch.input_ids, use_cache=False, **inputs).last_hidden_state
+        return states[sample, position]
 
     @torch.inference_mode()  # less overhead per kernel than no_grad
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:

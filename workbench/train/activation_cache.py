@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from workbench.backbone import Backbone, Batch
 from workbench.backbone.adapters import adapter_layers
+from workbench.backbone.unpadded import BY_POSITION
 from workbench.composition import CalmModel, visit
 
 
@@ -209,11 +210,17 @@ def _skip(states: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 def _replay(rows: Sequence[Tensor], states: Tensor, *_: Any, **__: Any) -> Tensor:
-    """Return cached states as (batch, time, width), with zeros at padding."""
+    """Return cached states as (batch, time, width), with zeros at padding; or end to end, as `states` are."""
+    if len(states) < len(rows):
+        return torch.cat([*rows])[None]
     padded = rows[0].new_zeros(len(rows), states.shape[1], rows[0].shape[1])
     for place, row in enumerate(rows):
         padded[place, : len(row)] = row
     return padded
+
+
+setattr(_skip, BY_POSITION, True)
+setattr(_replay, BY_POSITION, True)
 
 
 def _record(forward: Callable[..., Any], rows: Any, lengths: Any, states: Tensor, *args: Any, **kwargs: Any) -> Any:

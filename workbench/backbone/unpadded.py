@@ -1,0 +1,148 @@
+"""Forward passes without padding: the rows of a batch lie end to end, and only attention sees them apart.
+
+Rows of a random batch differ in length: padded to the longest, a batch of TRACE's rows is a fifth to a third padding.
+All of a transformer but its attention works on single positions, so it is given the real tokens alone, as one long
+row. Attention puts the rows side by side again, as a padded batch would have them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from workbench.backbone.batch import Batch
+
+IMPLEMENTATION = "sdpa_within_rows"
+"""Name of the attention function in transformers' registry; without `token_rows` it is "sdpa"."""
+LEAST_PADDING = 0.05
+"""Share of a batch's positions that have to be padding before it is worth the copies in attention."""
+LEAST_WIDTH = 256
+"""Width of the model from which on the copies cost less than the positions that they save."""
+BY_POSITION = "by_position"
+"""Attribute of a function that may replace a module's forward in a pass without padding."""
+KNOWN_PACKAGES = ("torch.", "transformers.", "peft.")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the tokens of a batch lie, end to end and in the padded batch.
+
+    Args:
+        count: Number of rows.
+        longest: Length of the longest row in tokens.
+        place: (tokens,), index of each token in the padded batch, seen as one row of `count * longest` positions.
+    """
+
+    count: int
+    longest: int
+    place: Tensor
+
+    def apart(self, states: Tensor) -> Tensor:
+        """Put rows side by side: (1, heads, tokens, width) to (count, heads, longest, width), padded with zeros."""
+        heads, width = states.shape[1], states.shape[3]
+        flat = states.new_zeros(self.count * self.longest, heads, width)
+        flat = flat.index_copy(0, self.place, states[0].transpose(0, 1))
+        return flat.view(self.count, self.longest, heads, width).transpose(1, 2)
+
+    def end_to_end(self, states: Tensor) -> Tensor:
+        """Undo `apart`: (count, longest, heads, width) becomes (1, tokens, heads, width)."""
+        return states.flatten(0, 1).index_select(0, self.place)[None]
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    token_rows: Rows | None = None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """Compute transformers' SDPA attention, within each row where `token_rows` is given.
+
+    Args:
+        module: The attention layer.
+        query: (batch, heads, time, width); with `token_rows` (1, heads, tokens, width), and so for the others.
+        key: The same with the number of key-value heads.
+        value: The same as `key`.
+        attention_mask: As for SDPA; not used with `token_rows`, since causality hides the padding behind each row.
+        token_rows: Where the tokens of each row lie.
+        settings: Further arguments of transformers' function.
+
+    Returns:
+        (batch, time, heads, width), and None in place of the attention weights.
+    """
+    if token_rows is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    apart = (token_rows.apart(states) for states in (query, key, value))
+    return token_rows.end_to_end(sdpa_attention_forward(module, *apart, None, **settings)[0]), None
+
+
+AttentionInterface.register(IMPLEMENTATION, attend)
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+
+
+def allow_unpadded(model: PreTrainedModel) -> PreTrainedModel:
+    """Let a model that uses SDPA attend within rows; nothing else about it changes, and nothing of it is saved."""
+    if model.config._attn_implementation == "sdpa":
+        model.config._attn_implementation = IMPLEMENTATION
+    return model
+
+
+def lay_end_to_end(batch: Batch, decoder: nn.Module) -> Rows | None:
+    """Return how a batch is laid end to end; None if it has to stay padded, or would gain nothing.
+
+    It stays padded where something other than attention may look along a row: a module of a class that neither torch,
+    transformers nor peft defines, a hook, a replaced forward; and where a layer attends to a window only.
+
+    Args:
+        batch: Rows padded on the right.
+        decoder: The model without its head.
+    """
+    count, longest = batch.input_ids.shape
+    config: Any = decoder.config
+    width = getattr(config, "hidden_size", 0)  # a composition has none of its own
+    if config._attn_implementation != IMPLEMENTATION or width < LEAST_WIDTH or count < 2:
+        return None
+    place = batch.attention_mask.flatten().nonzero().flatten()
+    if len(place) > (1 - LEAST_PADDING) * count * longest:
+        return None
+    fits = _sees_whole_rows(config, longest) and _looks_along_no_row(decoder)
+    return Rows(count, longest, place) if fits else None
+
+
+def unpadded_states(decoder: nn.Module, batch: Batch, rows: Rows) -> Tensor:
+    """Return the final states of a batch's tokens, (tokens, width), in the order of `rows.place`."""
+    tokens = batch.input_ids.flatten()[rows.place][None]
+    positions = (rows.place % rows.longest)[None]
+    unused = tokens.new_zeros(1, 1, 1, 1)  # four dimensions: transformers builds no mask of its own
+    output = decoder(
+        input_ids=tokens, position_ids=positions, attention_mask=unused, use_cache=False, token_rows=rows
+    ).last_hidden_state
+    return torch.as_tensor(output[0])
+
+
+def _looks_along_no_row(decoder: nn.Module) -> bool:
+    """Whether nothing but attention connects the positions of a row, so far as the modules' classes tell."""
+    own = {id(module) for name, module in decoder.named_modules() if "parametrizations" in name}
+    return all(_is_known(module) for module in decoder.modules() if id(module) not in own)
+
+
+def _sees_whole_rows(config: Any, longest: int) -> bool:
+    """Whether every layer attends to all tokens before, in rows of this length."""
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return (window is None or longest <= window) and kinds <= {"full_attention", "sliding_attention"}
+
+
+def _is_known(module: nn.Module) -> bool:
+    known = f"{type(module).__module__}.".startswith(KNOWN_PACKAGES)
+    replaced = vars(module).get("forward")
+    by_position = replaced is None or getattr(getattr(replaced, "func", replaced), BY_POSITION, False)
+    return known and by_position and not (module._forward_hooks or module._forward_pre_hooks)
