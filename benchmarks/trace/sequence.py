@@ -129,7 +129,11 @@ def _orders(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 def _check_rows(counts: Mapping[str, int | None]) -> None:
     """Refuse a number of rows below 1."""
-    if wrong := [f"{'validation' if name == 'eval' else name}_rows={count}" for name, count in counts.items() if count is not None and count < 1]:
+    if wrong := [
+        f"{'validation' if name == 'eval' else name}_rows={count}"
+        for name, count in counts.items()
+        if count is not None and count < 1
+    ]:
         raise ValueError(f"{', '.join(wrong)}: a split needs at least 1 row. Leave it out to use all rows.")
 
 
