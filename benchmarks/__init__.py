@@ -7,10 +7,11 @@ from importlib import import_module
 _HOMES = {
     "CipherLanguage": "cipher_language",
     "KeyValueArithmetic": "key_value_arithmetic",
+    "Lesson": "lesson",
     "MiniTrace": "mini_trace",
     "Trace": "trace",
 }
-__all__ = ["CipherLanguage", "KeyValueArithmetic", "MiniTrace", "Trace"]
+__all__ = ["CipherLanguage", "KeyValueArithmetic", "Lesson", "MiniTrace", "Trace"]
 
 
 def __getattr__(name: str) -> object:

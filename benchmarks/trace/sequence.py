@@ -46,10 +46,15 @@ class Trace:
         protocol: "own": prompt and answer are tokenized separately, and each task has its own optimizer.
             "published": as in TRACE's code (`benchmarks.trace.protocol`). `data.tokenization` and `carry_optimizer`
             in a config take precedence.
+        train_rows: Number of training rows of each task, the first ones of its file. None: all.
+        validation_rows: Number of validation rows of each task, the same way.
+        test_rows: Number of test rows of each task, the same way.
+        probes: Tasks that are tested and never trained, such as `benchmarks.everyday.questions`.
+        general: A corpus of general text, such as `benchmarks.everyday.text`.
 
     Raises:
-        ValueError: The folder, a task or a file is missing, a file has wrong contents, or `protocol` has another
-            value.
+        ValueError: The folder, a task or a file is missing, a file has wrong contents, a number of rows is below 1,
+            or `protocol` has another value.
     """
 
     def __init__(
@@ -58,14 +63,20 @@ class Trace:
         tasks: Sequence[str] | None = None,
         max_new_tokens: Mapping[str, int] | int | None = None,
         protocol: Literal["own", "published"] = "own",
+        train_rows: int | None = None,
+        validation_rows: int | None = None,
+        test_rows: int | None = None,
+        probes: Sequence[Task] = (),
+        general: Task | None = None,
     ) -> None:
         check_names("protocol", [protocol], PROTOCOLS)
+        first_rows = {"train": train_rows, "eval": validation_rows, "test": test_rows}
+        _check_rows(first_rows)
         self.protocol = PROTOCOLS[protocol]
         folder = Path(path).expanduser()
         names = _chosen(tasks_in(folder), tasks)
         self.orders: dict[str, tuple[str, ...]] = _orders(names)
-        self.probes: tuple[Task, ...] = ()
-        self.general: Task | None = None
+        self.probes, self.general = tuple(probes), general
         first = next(iter(self.orders.values()))
         longest = _longest_answers(first, max_new_tokens)
         contents = read_tasks(folder, first)
@@ -76,6 +87,9 @@ class Trace:
             if name == TESTED_BY_ITS_EVAL:
                 splits, without_validation, overlap = with_own_validation(splits, overlap)
             overlaps.append(overlap)
+            splits = {split: rows[: first_rows[split]] for split, rows in splits.items()}
+            if without_validation is not None:
+                without_validation = without_validation[:train_rows]
             built.append(_task(name, splits, without_validation, longest[name]))
         self.overlaps = tuple(overlaps)
         self._tasks = tuple(built)
@@ -111,6 +125,16 @@ def _orders(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     if len(others) == len(names):
         return {"default": others}
     return {key: tuple(name for name in order if name in names) + others for key, order in ORDERS.items()}
+
+
+def _check_rows(counts: Mapping[str, int | None]) -> None:
+    """Refuse a number of rows below 1."""
+    if wrong := [
+        f"{'validation' if name == 'eval' else name}_rows={count}"
+        for name, count in counts.items()
+        if count is not None and count < 1
+    ]:
+        raise ValueError(f"{', '.join(wrong)}: a split needs at least 1 row. Leave it out to use all rows.")
 
 
 def _longest_answers(names: Sequence[str], given: Mapping[str, int] | int | None) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from trace_folders import DATA, needs_data, row, rows, write
 
+from benchmarks.everyday import questions, text
 from benchmarks.trace import Trace
 from workbench.benchmark import Benchmark
 
@@ -229,3 +230,21 @@ def test_the_released_data() -> None:
         for name in (task.primary, *(name for name in task.scorers if name.startswith(("acc", "valid")))):
             task.scorers[name].update(task.test["prompt"], answers, answers)
             assert float(task.scorers[name].compute()) > 0.98, (task.name, name)
+
+
+def test_the_first_rows_of_each_split_and_tasks_beside_them(folder: Path) -> None:
+    whole, probe, corpus = Trace(folder), questions(), text()
+    some = Trace(folder, train_rows=2, test_rows=1, validation_rows=1, probes=[probe], general=corpus)
+    for task, part in zip(whole, some, strict=True):
+        assert part.train[:] == task.train[:2]
+        assert part.test[:] == task.test[:1]
+        assert part.validation[:] == task.validation[:1]
+    assert some.probes == (probe,)
+    assert some.general is corpus
+
+
+def test_a_split_has_at_least_one_row(folder: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"validation_rows=0, test_rows=-1: a split needs at least 1 row. Leave it out"
+    ):
+        Trace(folder, validation_rows=0, test_rows=-1)

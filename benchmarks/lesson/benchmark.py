@@ -1,0 +1,88 @@
+"""The benchmark Lesson: three generated domains, with everyday questions and plain English as probes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from benchmarks.everyday import questions, text
+from benchmarks.lesson.domains import DOMAINS
+from workbench.benchmark import LazyBenchmark, Task, dataset_of_pairs, seeded_random
+
+MOST_ROWS = 128
+"""In all splits together: the islands have 192 different questions."""
+ATTEMPTS = 50
+
+
+class Lesson(LazyBenchmark):
+    """Three small domains in plain English for a pretrained model such as SmolLM2, without any data from elsewhere.
+
+    `reviews` asks for a verdict in one letter, `islands` for invented facts that the weights have to store, `sums` for
+    a number. The formats differ, so that a model that has just learned one of them loses another's format first.
+    Everyday questions and the likelihood of plain English are tested and never trained.
+
+    All rows are determined by `seed`. No prompt occurs in two splits; every island occurs in all of them, so what is
+    tested is the fact and not the sentence that asked for it.
+
+    Args:
+        seed: Seed of the rows.
+        train_rows: Training rows of each domain.
+        test_rows: Test rows of each domain.
+        validation_rows: Validation rows of each domain.
+
+    Raises:
+        ValueError: A number of rows is below 1, or they are more than 128 together.
+    """
+
+    name = "lesson"
+    task_names = tuple(DOMAINS)
+
+    def __init__(self, seed: int = 0, train_rows: int = 80, test_rows: int = 32, validation_rows: int = 16) -> None:
+        rows = {"train_rows": train_rows, "test_rows": test_rows, "validation_rows": validation_rows}
+        if wrong := [f"{name}={count}" for name, count in rows.items() if count < 1]:
+            raise ValueError(f"{', '.join(wrong)}: every split needs at least 1 row. Give it more.")
+        if sum(rows.values()) > MOST_ROWS:
+            stated = ", ".join(f"{name}={count}" for name, count in rows.items())
+            raise ValueError(f"{stated} are {sum(rows.values())} rows together. Choose at most {MOST_ROWS} in all.")
+        self.seed = seed
+        self.train_rows, self.test_rows, self.validation_rows = train_rows, test_rows, validation_rows
+
+    @property
+    def orders(self) -> Mapping[str, Sequence[str]]:
+        """The order of the domains, and its reverse."""
+        return {"default": self.task_names, "reversed": self.task_names[::-1]}
+
+    @cached_property
+    def probes(self) -> Sequence[Task]:
+        """Questions of general knowledge."""
+        return [questions()]
+
+    @cached_property
+    def general(self) -> Task:
+        """Plain English."""
+        return text()
+
+    def build_task(self, name: str) -> Task:
+        """Build the task of one domain.
+
+        Args:
+            name: Name of the domain.
+        """
+        domain = DOMAINS[name]
+        held_out, total = self.test_rows + self.validation_rows, self.test_rows + self.validation_rows + self.train_rows
+        rng, drawn = seeded_random("lesson", self.seed, name), dict[str, str]()
+        for _ in range(ATTEMPTS * total):
+            prompt, answer = domain.make(rng)
+            drawn.setdefault(prompt, answer)
+            if len(drawn) == total:
+                break
+        rows = list(drawn.items())
+        return Task(
+            name=name,
+            test=dataset_of_pairs(rows[: self.test_rows]),
+            validation=dataset_of_pairs(rows[self.test_rows : held_out]),
+            train=dataset_of_pairs(rows[held_out:]),
+            scorers=domain.scorers(),
+            max_new_tokens=domain.max_new_tokens,
+            options=domain.options,
+        )

@@ -1,0 +1,63 @@
+"""The lesson: three domains whose right answers follow from their prompts, or from one list of invented facts."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from benchmarks.lesson import Lesson
+from benchmarks.lesson.domains import BLAME, ISLANDS, PRAISE
+from workbench.testing.conformance import check_benchmark
+
+
+@pytest.fixture(scope="module")
+def lesson() -> Lesson:
+    return Lesson()
+
+
+def rows(lesson: Lesson, index: int) -> list[dict[str, str]]:
+    task = lesson[index]
+    return [row for split in (task.train, task.validation, task.test) for row in split]
+
+
+def test_it_passes_the_suite_for_benchmarks(lesson: Lesson) -> None:
+    check_benchmark(lesson)
+    assert [(len(task.train), len(task.validation), len(task.test)) for task in lesson] == [(80, 16, 32)] * 3
+    assert [probe.name for probe in lesson.probes] == ["questions"]
+
+
+def test_a_verdict_follows_from_the_two_remarks(lesson: Lesson) -> None:
+    verdicts = set()
+    for row in rows(lesson, 0):
+        review = row["prompt"].lower()
+        praised, blamed = (sum(remark in review for remark in remarks) for remarks in (PRAISE, BLAME))
+        assert praised + blamed == 2
+        assert row["answer"] == "CBA"[praised]
+        verdicts.add(row["answer"])
+    assert verdicts == {"A", "B", "C"}
+
+
+def test_every_fact_is_taught_and_asked_in_other_words(lesson: Lesson) -> None:
+    task = lesson[1]
+    for row in rows(lesson, 1):
+        (name,) = [name for name in ISLANDS if name in row["prompt"]]
+        assert row["answer"] == f" {ISLANDS[name]}"
+    assert set(task.train["answer"]) == {f" {thing}" for thing in ISLANDS.values()}
+    assert not set(task.train["prompt"]) & set(task.test["prompt"])
+
+
+def test_a_sum_is_the_sum_of_its_numbers(lesson: Lesson) -> None:
+    assert all(int(row["answer"]) == sum(map(int, re.findall(r"\d+", row["prompt"]))) for row in rows(lesson, 2))
+
+
+def test_the_seed_decides_the_rows() -> None:
+    assert Lesson(seed=1)[0].test[:] == Lesson(seed=1)[0].test[:] != Lesson()[0].test[:]
+
+
+def test_there_are_only_so_many_rows() -> None:
+    assert len(Lesson(train_rows=90, test_rows=28, validation_rows=10)[1].train) == 90
+    with pytest.raises(ValueError, match=r"are 129 rows together. Choose at most 128"):
+        Lesson(train_rows=81)
+    with pytest.raises(ValueError, match="test_rows=0: every split needs at least 1 row"):
+        Lesson(test_rows=0)
