@@ -130,20 +130,20 @@ def run_part(part: Part, seconds: float, add: Callable[[Mapping[str, Any]], None
     """Measure a part in a process of its own, which is killed with all that it has started when its time is over."""
     command = [sys.executable, __file__, "--child", part.name, "--seconds", f"{seconds:.1f}"]
     started = time.perf_counter()
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
-        environment = os.environ | {"CUDA_VISIBLE_DEVICES": first_gpu(os.environ), "PYTHONPATH": _paths()}
-        process = subprocess.Popen(
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors, tempfile.TemporaryDirectory() as scratch:
+        environment = _environment() | {"TMPDIR": scratch}  # what a killed part leaves behind goes too
+        with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, start_new_session=True
-        )
-        late = threading.Timer(seconds, lambda: os.killpg(process.pid, signal.SIGKILL))
-        late.start()
-        try:
-            for line in process.stdout or ():
-                if line.startswith(MARK):
-                    add({"part": part.name, **json.loads(line.removeprefix(MARK))})
-            status = process.wait()
-        finally:
-            late.cancel()
+        ) as process:
+            late = threading.Timer(seconds, lambda: os.killpg(process.pid, signal.SIGKILL))
+            late.start()
+            try:
+                for line in process.stdout or ():
+                    if line.startswith(MARK):
+                        add({"part": part.name, **json.loads(line.removeprefix(MARK))})
+                status = process.wait()
+            finally:
+                late.cancel()
         if status:
             errors.seek(0)
             last = (errors.read().strip().splitlines() or ["nothing on stderr"])[-1]
@@ -156,8 +156,9 @@ def first_gpu(environment: Mapping[str, str]) -> str:
     return environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
-def _paths() -> str:
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+def _environment() -> dict[str, str]:
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"CUDA_VISIBLE_DEVICES": first_gpu(os.environ), "PYTHONPATH": paths}
 
 
 def child(name: str, seconds: float) -> None:
@@ -166,6 +167,8 @@ def child(name: str, seconds: float) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     part = next(each for each in (*PARTS, *SMALL_PARTS) if each.name == name)
+    if part in SMALL_PARTS:
+        torch.set_num_threads(1)  # a second one would only wait
     until = time.perf_counter() + 0.9 * seconds
     for result in MEASURES[part.measure](SHAPES[part.shape], until):
         print(MARK + json.dumps(result), flush=True)
@@ -187,9 +190,8 @@ def run_study(seconds: float, folder: Path, add: Callable[[Mapping[str, Any]], N
         return
     output = folder / "runs"
     command = [sys.executable, "-m", "workbench", "run", STUDY, f"output={output}"]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": first_gpu(os.environ), "PYTHONPATH": _paths()}
     started = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, env=_environment(), start_new_session=True)
     try:
         status: int | str = process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -228,5 +230,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1 if "--small" in sys.argv or "-small" in " ".join(sys.argv) else torch.get_num_threads())
     main()

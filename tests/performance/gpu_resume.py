@@ -34,8 +34,8 @@ from workbench.train.checkpoint import Intervals
 
 STRATEGIES: dict[str, Any] = {"lora": lambda: LoRA(dropout=0.1), "full": SeqFT}
 TITLES = {"lora": "LoRA with dropout", "full": "full fine-tuning"}
-STEPS, SAVE_EVERY, KILL_AFTER = 12, 4, 6
-"""Of each task; the state is saved after step 4 of the second task, and the process dies after its step 6."""
+STEPS, SAVE_EVERY, KILL_AFTER = 12, 8, 10
+"""Of each task; the state is saved after step 8 of the second task, and the process dies after its step 10."""
 ROWS, ANSWER = 8, 16
 LENGTH = {SMALL.title: 32, M135.title: 256, B1.title: 256}
 COMPARED = ("scores.csv", "nll.csv", "train.csv", "predictions/*.jsonl", "model/*.safetensors")
@@ -70,7 +70,7 @@ def learn(folder: Path, shape: Shape, method: str, step: int) -> None:
         warnings.simplefilter("always")
         intervals = Intervals(save_every_n_steps=SAVE_EVERY)
         learn_in_sequence(module, data, make_trainer, RunFolder(folder), intervals=intervals)
-    told = sorted({str(each.message).split(".")[0] for each in caught if "deterministic" in str(each.message)})
+    told = sorted({str(each.message).split(", but")[0] for each in caught if "deterministic" in str(each.message)})
     (folder / NOTES).write_text(json.dumps(told), encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from flops import B1, SMALL, Shape, peak_flops, training_flops
-from gpu_shared import Result, accelerator, backbone, device_name, is_short_of_memory, model, release, task
+from gpu_shared import Result, accelerator, backbone, device_name, model, release, survived, task
 from paired import paired, ratios
 from peft import LoraConfig, get_peft_model
 from training import own_batches, with_adapters_of
@@ -135,15 +135,13 @@ def of_method(method: str, shape: Shape, rows: Rows, until: float) -> Iterator[R
     """Yield tokens per second, utilisation and memory of each way, then their ratios; a first round is not counted."""
     title = f"{shape.title}, {TITLES[method]}"
     kept: dict[str, list[Taken]] = {}
+
+    def first(way: str) -> Iterator[Result]:
+        kept[way] = [train(way, method, shape, rows)]
+        return iter(())
+
     for way in WAYS[method]:
-        try:
-            kept[way] = [train(way, method, shape, rows)]
-            continue
-        except (RuntimeError, MemoryError) as error:
-            if not is_short_of_memory(error):
-                raise
-            problem = str(error).splitlines()[0]
-        yield {"what": f"{title}, {way}", "failed": f"out of memory: {problem}"}
+        yield from survived(f"{title}, {way}", partial(first, way))
 
     def again(way: str) -> Callable[[], float]:
         def run() -> float:

@@ -217,7 +217,10 @@ class Noting(HFTrainer):
         if self.batches is None:
             return super().get_train_dataloader()
         loader = torch.utils.data.DataLoader(
-            self.train_dataset, batch_sampler=list(self.batches), collate_fn=self.data_collator
+            self.train_dataset,
+            batch_sampler=list(self.batches),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory and not self.args.use_cpu,
         )
         return self.accelerator.prepare(loader)
 
