@@ -21,7 +21,7 @@ from workbench.runtime.seeding import seed_all
 from workbench.scorers import ExactMatch
 
 Result = dict[str, Any]
-SHORT_OF_MEMORY = ("out of memory", "can't allocate memory")
+SHORT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def device() -> torch.device:
@@ -77,7 +77,7 @@ def task(name: str, shape: Shape, lengths: Sequence[Sequence[int]], seed: int = 
 
 def is_short_of_memory(error: BaseException) -> bool:
     """Return True for what torch raises, on a GPU and on a CPU, where memory does not suffice."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in SHORT_OF_MEMORY)
+    return isinstance(error, MemoryError) or any(part in str(error) for part in SHORT_OF_MEMORY)
 
 
 def survived(what: str, work: Callable[[], Iterator[Result]]) -> Iterator[Result]:

@@ -128,7 +128,8 @@ def measure(shape: Shape, until: float) -> Iterator[Result]:
         if now > until:
             yield {"what": f"{shape.title}, {TITLES[method]}", "failed": "its time was over"}
         else:
-            yield from of_method(method, shape, rows, now + (until - now) / (len(WAYS) - place))
+            moment = now + (until - now) / (len(WAYS) - place)
+            yield from survived(f"{shape.title}, {TITLES[method]}", partial(of_method, method, shape, rows, moment))
 
 
 def of_method(method: str, shape: Shape, rows: Rows, until: float) -> Iterator[Result]:
