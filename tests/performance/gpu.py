@@ -142,8 +142,10 @@ def run_part(part: Part, seconds: float, add: Callable[[Mapping[str, Any]], None
                     if line.startswith(MARK):
                         add({"part": part.name, **json.loads(line.removeprefix(MARK))})
                 status = process.wait()
-            finally:
+            finally:  # also where this program is stopped
                 late.cancel()
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
         if status:
             errors.seek(0)
             last = (errors.read().strip().splitlines() or ["nothing on stderr"])[-1]
@@ -212,6 +214,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", help="some of: " + " ".join(part.name for part in (*PARTS, *SMALL_PARTS)))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if given.child:
         child(given.child, given.seconds)
         return
