@@ -54,6 +54,10 @@ NOT_RUN = {
         "lightning grow path/to/llama",
     ): "models of the reader's; tests/test_cli_folders.py has small ones",
     ("docs/pages/speed.md", "make bench"): "needs an idle machine",
+    (
+        "docs/pages/speed.md",
+        "python tests/performance/gpu.py",
+    ): "needs a GPU; tests/performance/test_gpu.py has it in small",
     ("docs/pages/teaching.md", "make lab"): f"{ENVIRONMENT}; tests/repo/test_notebooks.py executes the notebooks",
     ("docs/pages/tutorial.md", "make install"): ENVIRONMENT,
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -51,22 +52,30 @@ class Line:
         return f"{self.what}: {self.median:.2f} {self.unit} ({spread}{bar}{told})"
 
 
-def paired(ways: Mapping[str, Callable[[], float]], *, runs: int = RUNS, warm: bool = False) -> dict[str, list[float]]:
+def paired(
+    ways: Mapping[str, Callable[[], float]], *, runs: int = RUNS, warm: bool = False, until: float = math.inf
+) -> dict[str, list[float]]:
     """Runs all ways in turn, the first of them another one each time.
 
     Args:
         ways: Each gives the seconds that it took.
         runs: Rounds that are counted.
         warm: Whether all have run before; otherwise a round goes first that is not counted.
+        until: A moment of `time.perf_counter`; no round begins that would end after it, the last one's length assumed.
     """
     taken: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
+    longest = 0.0
     for number in range(int(warm), runs + 1):
+        started = time.perf_counter()
+        if started + longest > until:
+            break
         turned = names[number % len(names) :] + names[: number % len(names)]
         for name in turned:
             seconds = ways[name]()
             if number:
                 taken[name].append(seconds)
+        longest = max(longest, time.perf_counter() - started)
     return taken
 
 
@@ -77,9 +86,16 @@ def ratios(slow: Sequence[float], fast: Sequence[float]) -> list[float]:
 
 def timed(work: Callable[[], object]) -> float:
     """Seconds of wall-clock time."""
-    started = time.perf_counter()
+    started = now()
     work()
-    return time.perf_counter() - started
+    return now() - started
+
+
+def now() -> float:
+    """The moment at which a GPU has done all that it was given, in seconds of `time.perf_counter`."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def resident(which: str = "VmRSS") -> int:

@@ -39,7 +39,7 @@ def peak(way: str, width: int, layers: int) -> int:
         workbench(own, SeqFT(), [task], batch_size=ROWS)
     else:
         plain = model(width, layers)
-        del own.model
+        own.model.to("meta")  # without weights: it only encodes
         hf_trainer(plain, own, [task], batch_size=ROWS)
     return resident("VmHWM") - before
 

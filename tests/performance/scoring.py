@@ -66,18 +66,18 @@ def tokens_of(backbone: Backbone, task: Task, prompts: Sequence[str]) -> list[li
     return [backbone.encoder.prompt(text, limit)[0] for text in prompts]
 
 
-def file_order(backbone: Backbone, task: Task, prompts: Sequence[list[int]]) -> list[str]:
+def file_order(backbone: Backbone, task: Task, prompts: Sequence[list[int]], at_once: int = BATCH) -> list[str]:
     """Answers by transformers' `generate`, the prompts in the file's order, each batch padded to its longest."""
     new_tokens = backbone.encoder.limits(task.max_new_tokens)[1]
     pad, end = backbone.pad_id, backbone.tokenizer.eos_token_id
     backbone.model.generation_config = GenerationConfig()
     config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=end, pad_token_id=pad)
     answers = []
-    for start in range(0, len(prompts), BATCH):
-        rows = prompts[start : start + BATCH]
+    for start in range(0, len(prompts), at_once):
+        rows = prompts[start : start + at_once]
         size = max(map(len, rows))
-        tokens = torch.tensor([[pad] * (size - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (size - len(row)) + [1] * len(row) for row in rows])
+        tokens = torch.tensor([[pad] * (size - len(row)) + row for row in rows], device=backbone.device)
+        mask = torch.tensor([[0] * (size - len(row)) + [1] * len(row) for row in rows], device=backbone.device)
         made = backbone.model.generate(input_ids=tokens, attention_mask=mask, generation_config=config)
         answers += [_text(backbone, row) for row in made[:, size:].tolist()]
     return answers
@@ -97,7 +97,8 @@ def gap_where_they_part(backbone: Backbone, task: Task, prompt: str, one: str, o
     same = next(
         (place for place, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
     )
-    logits = backbone.model(input_ids=torch.tensor([start + left[:same]])).logits[0, -1].float()
+    tokens = torch.tensor([start + left[:same]], device=backbone.device)
+    logits = backbone.model(input_ids=tokens).logits[0, -1].float()
     best = logits.topk(2).values
     return float(best[0] - best[1])
 

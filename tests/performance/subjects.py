@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset
@@ -60,12 +61,12 @@ def backbone(width: int, layers: int, longest_prompt: int = 1024, longest_answer
     return Backbone(lambda: model(width, layers), tokenizer(), text=policy)
 
 
-def rows(lengths: list[list[int]], seed: int = 0) -> Dataset:
+def rows(lengths: Sequence[Sequence[int]], seed: int = 0, vocabulary: int = VOCABULARY) -> Dataset:
     """Random words: a prompt and an answer of so many tokens each, the answer's end token included."""
     drawn = random.Random(seed)
 
     def words(count: int) -> str:
-        return " ".join(str(drawn.randrange(2, VOCABULARY)) for _ in range(count))
+        return " ".join(str(drawn.randrange(2, vocabulary)) for _ in range(count))
 
     pairs = [(words(prompt), words(answer - 1)) for prompt, answer in lengths]
     return Dataset.from_dict({"prompt": [pair[0] for pair in pairs], "answer": [pair[1] for pair in pairs]})

@@ -63,13 +63,13 @@ def largest_difference(method: str, width: int, layers: int, steps: int = 20, ro
     theirs, encoder = hf_model(method, width, layers), backbone(width, layers)
     if method == "lora":
         theirs = with_adapters_of(theirs, _as_set_up(backbone(width, layers)))
-    other = hf_trainer(theirs, encoder, [task], batch_size=rows, batches=partial(_own_batches, rows, 1))
+    other = hf_trainer(theirs, encoder, [task], batch_size=rows, batches=partial(own_batches, rows, 1))
     if len(ours.losses) != steps or len(other.losses) != steps:
         raise SystemExit(f"{len(ours.losses)} and {len(other.losses)} steps were made, not {steps}")
     return max(abs(one - two) / two for one, two in zip(ours.losses, other.losses, strict=True))
 
 
-def _own_batches(rows: int, bucket: int, data: Dataset) -> Iterator[list[int]]:
+def own_batches(rows: int, bucket: int, data: Dataset) -> Iterator[list[int]]:
     """The rows of each batch as the workbench draws them."""
     lengths = [len(row) for row in data["input_ids"]]
     return iter(EpochBatches(lengths, rows, derived_seed(0, "task", 0), bucket))
@@ -119,7 +119,7 @@ def _train(name: str, method: str, size: tuple[int, int], tasks: list[Task]) -> 
     own, rows = backbone(*size, PROMPT, ANSWER), SIZES[size][1]
     if name == "workbench":
         return workbench(own, strategy(method), tasks, batch_size=rows, bucket=BUCKET)
-    batches = partial(_own_batches, rows, BUCKET) if name == "the same batches" else None
+    batches = partial(own_batches, rows, BUCKET) if name == "the same batches" else None
     return hf_trainer(hf_model(method, *size), own, tasks, batch_size=rows, batches=batches)
 
 
