@@ -79,7 +79,7 @@ def attend(
         (batch, time, heads, width), and None in place of the attention weights.
     """
     if token_rows is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)[0], None
     apart = (token_rows.apart(states) for states in (query, key, value))
     return token_rows.end_to_end(sdpa_attention_forward(module, *apart, None, **settings)[0]), None
 
