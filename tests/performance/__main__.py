@@ -17,6 +17,7 @@ import frozen_layers
 import growth
 import peak
 import scoring
+import smollm2
 import training
 import transformers
 from paired import commit, machine
@@ -28,6 +29,7 @@ PARTS = {
     "scoring50m": scoring.measure_large,
     "memory": peak.measure,
     "scoring_memory": peak.measure_scoring,
+    "smollm2": smollm2.measure,
 }
 GROWTH = "growth"
 
