@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from datasets import Dataset, concatenate_datasets
 from workbench.backbone import Backbone, Batch
 from workbench.backbone.adapters import merged_to_score
 from workbench.backbone.batch import IGNORED
-from workbench.backbone.generation import BatchLimit, greedy
+from workbench.backbone.generation import BatchLimit, common_prefix, greedy
 from workbench.backbone.loading import blocks
 from workbench.benchmark import Task
 
@@ -90,10 +89,18 @@ class Lengths(NamedTuple):
         return cls(rows or [1], labelled or [0])
 
 
-def sample(backbone: Backbone, rows: Dataset, task: Task, count: int = SAMPLED_ROWS) -> Dataset:
-    """Encode rows that are spread evenly over a task's."""
-    chosen = rows.select(range(0, len(rows), max(1, len(rows) // count)))
-    return backbone.encode(chosen, task.max_new_tokens, task.packed)
+def sample(backbone: Backbone, task: Task, count: int = SAMPLED_ROWS) -> Dataset:
+    """Encode test rows of a task, spread evenly over all of them."""
+    return backbone.encode(task.test.select(spread(len(task.test), count)), task.max_new_tokens)
+
+
+def spread(total: int, count: int) -> range:
+    """Return about `count` of the indices 0 … total − 1, evenly spaced.
+
+    >>> list(spread(9, 3)), list(spread(2, 3))
+    ([0, 3, 6], [0, 1])
+    """
+    return range(0, total, max(1, total // count))
 
 
 def expected_longest(lengths: Sequence[int], count: int) -> float:
@@ -105,6 +112,37 @@ def expected_longest(lengths: Sequence[int], count: int) -> float:
     total = len(lengths)
     steps = [((index + 1) / total) ** count - (index / total) ** count for index in range(total)]
     return sum(length * step for length, step in zip(sorted(lengths), steps, strict=True))
+
+
+class AnswerLengths(NamedTuple):
+    """Lengths in tokens of a sample of a task's test rows.
+
+    Args:
+        whole: Of the rows with their right answers.
+        prompts: Of the prompts, without their common beginning, which is read once.
+        limit: Of an answer; 0: the task is a corpus, and nothing is answered.
+        share: Rows of the task for each one of the sample.
+        batch: Rows that are answered together.
+    """
+
+    whole: Lengths
+    prompts: list[int]
+    limit: int
+    share: float
+    batch: int
+
+    @classmethod
+    def of(cls, backbone: Backbone, task: Task) -> AnswerLengths:
+        """Look at a task's test rows."""
+        encoded, count = sample(backbone, task), len(task.test)
+        whole, share = Lengths.of(encoded), count / max(1, len(spread(count, SAMPLED_ROWS)))
+        if task.is_corpus:
+            return cls(whole, [], 0, share, 1)
+        prompts = [row[:end] for row, end in zip(encoded["input_ids"][:], encoded["prompt_length"][:], strict=True)]
+        common = common_prefix(prompts)
+        rests = [len(prompt) - common for prompt in prompts]
+        limit = backbone.encoder.limits(task.max_new_tokens)[1]
+        return cls(whole, rests, limit, share, max(1, min(count, backbone.eval_batch_size)))
 
 
 class Spent(NamedTuple):
@@ -193,19 +231,21 @@ class ScoreCost:
             tested: The tasks that are scored; at least one is no corpus.
         """
         work, device = Work.of(backbone), backbone.device
-        encoded = [sample(backbone, task.test, task, backbone.eval_batch_size) for task in tested if not task.is_corpus]
+        encoded = [sample(backbone, task, backbone.eval_batch_size) for task in tested if not task.is_corpus]
         order = sorted(concatenate_datasets(encoded).to_list(), key=lambda row: len(row["input_ids"]))
-        few, spread = order[:FEW_ROWS], order[:: max(1, len(order) // backbone.eval_batch_size)]
+        few, typical = order[:FEW_ROWS], [order[row] for row in spread(len(order), backbone.eval_batch_size)]
 
         def read(rows: Sequence[Any]) -> float:
-            return work.batch(backbone.collate(rows))
+            """Return the work of rows without padding: likelihoods read them in passes of similar length."""
+            lengths = Lengths.of(Dataset.from_list(list(rows)))
+            return sum(work(1, *pair) for pair in zip(*lengths, strict=True))
 
         with merged_to_score(backbone.model), backbone.evaluating():
             backbone.nats(Dataset.from_list(few))  # the first pass is slower
             rate = _seconds(device, lambda: backbone.nats(Dataset.from_list(few))) / read(few)
-            rows = affordable_rows(spread, lambda rows: rate * read(rows))
+            rows = affordable_rows(typical, lambda rows: rate * read(rows))
             if read(rows) > read(few):
-                rate = _seconds(device, lambda: backbone.nats(Dataset.from_list(list(rows)))) / _read_apart(work, rows)
+                rate = _seconds(device, lambda: backbone.nats(Dataset.from_list(list(rows)))) / read(rows)
             prompts = [row["input_ids"][: max(1, row["prompt_length"])] for row in order[: backbone.eval_batch_size]]
             many = affordable_rows(prompts, lambda rows: rate * work(len(rows), len(rows[-1]), len(rows)))
             per_step = [_decoding(backbone, some) / work.body for some in (prompts[:FEW_ROWS], many)]
@@ -213,36 +253,25 @@ class ScoreCost:
         row = max(0.0, (per_step[1] - per_step[0]) / extra) if extra > 0 else 0.0
         return cls(rate, max(0.0, per_step[1] - row * len(many)), row)
 
-    def seconds(self, backbone: Backbone, task: Task, options: bool, learnt: bool) -> float:
+    def seconds(self, work: Work, lengths: AnswerLengths, readings: int, learnt: bool) -> float:
         """Return the seconds of scoring a task once.
 
         Args:
-            backbone: The model.
-            task: What is scored.
-            options: Whether its options are scored too.
+            work: Of the model.
+            lengths: Of the task's test rows.
+            readings: How often each prompt is read: 1, or 2 where the task's options are scored too.
             learnt: Whether answers are about as long as the right ones; otherwise they have their maximum length.
         """
-        work, count = Work.of(backbone), len(task.test)
-        encoded = sample(backbone, task.test, task)
-        lengths = Lengths.of(encoded)
-        share = count / max(1, len(range(0, count, max(1, count // SAMPLED_ROWS))))  # rows for each sampled one
-        likelihoods = share * sum(work(1, *pair) for pair in zip(*lengths, strict=True)) * self.rate
-        if task.is_corpus:
+        likelihoods = lengths.share * sum(work(1, *pair) for pair in zip(*lengths.whole, strict=True)) * self.rate
+        if not lengths.limit:
             return likelihoods
-        limit = backbone.encoder.limits(task.max_new_tokens)[1]
-        prompts = [row[:end] for row, end in zip(encoded["input_ids"][:], encoded["prompt_length"][:], strict=True)]
-        common = len(os.path.commonprefix(prompts)) if len(prompts) > 1 else 0
-        reading = share * sum(work(1, len(prompt) - common, 1) for prompt in prompts) * self.rate
-        answers = [min(limit, math.ceil(BEYOND_THE_ANSWER * tokens)) if learnt else limit for tokens in lengths.labelled]
-        tokens, rows = share * sum(answers), min(count, backbone.eval_batch_size)
-        steps = max(max(answers), tokens / rows / (FILLED if count > rows else 1))
+        reading = lengths.share * sum(work(1, prompt, 1) for prompt in lengths.prompts) * self.rate
+        right = [min(lengths.limit, math.ceil(BEYOND_THE_ANSWER * tokens)) for tokens in lengths.whole.labelled]
+        answers = right if learnt else [lengths.limit] * len(right)
+        tokens = lengths.share * sum(answers)
+        steps = max(max(answers), tokens / lengths.batch / FILLED)
         decoding = (steps * self.call + tokens * self.row) * work.body
-        return likelihoods + reading * (2 if options and task.options else 1) + decoding
-
-
-def _read_apart(work: Work, rows: Sequence[Any]) -> float:
-    """Return the work of rows of which none is padded, as likelihoods read them in passes of similar length."""
-    return sum(work(1, len(row["input_ids"]), len(row["input_ids"]) - row["prompt_length"]) for row in rows)
+        return likelihoods + readings * reading + decoding
 
 
 def _decoding(backbone: Backbone, prompts: Sequence[list[int]]) -> float:
