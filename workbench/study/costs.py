@@ -37,10 +37,14 @@ from workbench.train.module import accumulated_batches
 
 LONGEST_TEXTS = 4
 """Texts with the most characters, of which the one with the most tokens is looked for."""
-SHORT_TOKENS = 512
+SHORT_TOKENS = 256
 """Tokens above which one row is tried instead of two."""
 LOGIT_BYTES = 12
 """Of each logit in float32, its probability and its gradient."""
+APART = 1.3
+"""How many times as many tokens as the shorter one the longer of two batches has, for a line through both."""
+LEAST_SLOPE = 0.4
+"""Least bytes for each token, as a multiple of the longer batch's."""
 FREE_SHARE = 0.8
 """Share of the free memory that a measurement on a CPU may take."""
 
@@ -201,15 +205,28 @@ class Costs:
         return replace(counted, activations=self._activations[structure, tokens, labelled])
 
     def _carried(self, backbone: Backbone, structure: Structure, batch: Batch) -> int | None:
-        """Estimate the activations of a batch from the largest one that was measured: logits apart, by tokens."""
-        tokens, labelled = _load(batch)
-        measured = [(key[1], key[2], size) for key, size in self._activations.items() if key[0] == structure]
-        before, labels, size = max(measured, default=(0, 0, None), key=lambda item: item[:2])
-        if size is None:
-            return None
+        """Estimate the activations of a batch: logits apart, along a line through the two largest measured ones.
+
+        A short batch's peak holds temporary tensors as large as the gradients, which do not grow with the tokens.
+        """
         vocabulary = backbone.model.get_output_embeddings().weight.shape[0]
-        logits, more = (LOGIT_BYTES * logits_held(count, vocabulary) for count in (labels, labelled))
-        return round(max(size - logits, 0) * tokens / before + max(more, min(size, logits)))
+
+        def logits(labelled: int) -> int:
+            return LOGIT_BYTES * logits_held(labelled, vocabulary)
+
+        points = sorted(
+            (key[1], max(size - logits(key[2]), 0))
+            for key, size in self._activations.items()
+            if key[0] == structure and size is not None
+        )
+        if not points:
+            return None
+        tokens, labelled = _load(batch)
+        (less, few), (more, many) = points[-2:] if len(points) > 1 else points * 2
+        slope = many / more
+        if more > APART * less:
+            slope = min(max((many - few) / (more - less), LEAST_SLOPE * slope), slope)
+        return round(many + slope * max(0, tokens - more)) + logits(labelled)
 
     def _fits(self, backbone: Backbone, structure: Structure, batch: Batch) -> bool:
         """Return whether a step on this batch leaves the system some memory; a GPU says itself when it has none."""
