@@ -6,6 +6,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,6 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
-from workbench import __version__
 from workbench.config import Component, StudyConfig, instantiate
 from workbench.config.components import check_component
 from workbench.config.listing import first_lines
@@ -60,7 +60,7 @@ def print_version(asked: bool) -> None:
         typer.Exit: It is given.
     """
     if asked:
-        print(f"continual-workbench {__version__}")
+        print(f"continual-workbench {import_module('workbench').__version__}")
         raise typer.Exit
 
 

@@ -66,7 +66,8 @@ class Work:
 
     def batch(self, batch: Batch) -> float:
         """Return the work of a batch."""
-        return self(*batch.labels.shape, int((batch.labels != IGNORED).sum()))
+        rows, columns = batch.labels.shape
+        return self(rows, columns, int((batch.labels != IGNORED).sum()))
 
 
 class Lengths(NamedTuple):
