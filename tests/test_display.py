@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from itertools import count
 
 import pytest
@@ -65,6 +66,38 @@ def test_the_live_screen_leaves_the_score_matrix_of_each_run() -> None:
     assert ["0", "0.00", "0.25"] in rows
     assert ["1", "0.88", "0.50"] in rows
     assert "a note [not markup]" in text
+
+
+def test_a_log_names_each_stage_and_leaves_out_minor_ones_that_follow_soon(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = count(step=4)
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(seconds))
+    shown = PlainDisplay()
+    shown.stage("loading the model mini")
+    shown.stage("checking lora", 2, 4)
+    for number in (1, 2, 3, 4):  # 4, 8, 12 and 4 s after the last line
+        shown.stage("scoring alpha", number, 4, minor=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "loading the model mini …",
+        "checking lora (2 of 4) …",
+        "  scoring alpha (3 of 4) …",
+    ]
+
+
+def test_the_status_line_disappears_and_errors_stay_on_their_stream(capsys: pytest.CaptureFixture[str]) -> None:
+    file = io.StringIO()
+    with LiveDisplay(Console(file=file, force_terminal=True, width=80, color_system=None)) as shown:
+        shown.stage("checking lora", 2, 4)
+        shown.stage("scoring alpha", 1, 2, minor=True)
+        shown._live.refresh()  # type: ignore[attr-defined]
+        print("wrong", file=sys.stderr)
+    assert capsys.readouterr().err == "wrong\n"
+    text = file.getvalue()
+    assert "checking lora" in text
+    assert "1/4" in text
+    assert "scoring alpha" in text
+    assert text.rstrip().endswith("\x1b[2K")  # the last thing is that the line is erased
 
 
 def test_a_pipe_gets_plain_lines() -> None:

@@ -16,12 +16,15 @@ from safetensors import SafetensorError
 
 from workbench.config import Component, StudyConfig, instantiate
 from workbench.config.components import check_component
+from workbench.config.listing import first_lines
 from workbench.config.loading import arguments as read_arguments
 from workbench.config.loading import examine, shipped_configs
 from workbench.errors import ConfigError
+from workbench.runtime.launch import launched_rank
 from workbench.runtime.signals import raise_on_signals
 
 if TYPE_CHECKING:
+    from workbench.display import Display
     from workbench.report import Comparison
     from workbench.study import Study
 
@@ -50,19 +53,45 @@ Arguments = Annotated[
 ]
 
 
+def print_version(asked: bool) -> None:
+    """Print the version and end, if `--version` is given.
+
+    Raises:
+        typer.Exit: It is given.
+    """
+    if asked:
+        print(f"continual-workbench {import_module('workbench').__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take the one option of the program itself."""
+
+
 @app.command()
 def run(config: Config, overrides: Overrides = None) -> None:
     """Run or resume the study CONFIG: check it, show a plan, execute each run, compare the strategies.
 
     The same command resumes a study that was stopped. Finished runs are kept.
     """
-    study = open_study(config, overrides or [])
-    from workbench.display import choose_display
+    from workbench.display import Display, choose_display
 
-    with interruptible(), choose_display() as display:
-        comparisons = study.execute(display)
+    with Display() if launched_rank() else choose_display() as display:
+        display.stage(f"reading the config {config}")
+        study = open_study(config, overrides or [], display)
+        with interruptible():
+            comparisons = study.execute(display)
     if comparisons:
+        from workbench.study.next_steps import next_steps
+
         show(study.folder, comparisons)
+        for line in next_steps(config, overrides or [], study, comparisons):
+            print(line)
     if study.failures:
         print_errors(study.failures)
         raise typer.Exit(FAILED)
@@ -72,10 +101,9 @@ def run(config: Config, overrides: Overrides = None) -> None:
 def list_() -> None:
     """List the shipped strategies, benchmarks and configs, one per line."""
     for package in ("strategies", "benchmarks"):
-        module = import_module(package)
         print(f"{package}:")
-        for name in module.__all__:
-            print(f"  {package}.{name:<22} {first_line(getattr(module, name))}")
+        for name, line in first_lines(package).items():
+            print(f"  {package}.{name:<22} {line}")
     print("configs:")
     for name, path in shipped_configs().items():
         first = path.read_text(encoding="utf-8").partition("\n")[0]
@@ -191,20 +219,31 @@ def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a 
     print(f"{folder}: the model, its tokenizer and README.md, which says how it was made and how to load it.")
 
 
-def open_study(source: str, overrides: list[str]) -> Study:
+def open_study(source: str, overrides: list[str], display: Display) -> Study:
     """Read and check a config, and build its study. Each problem is printed as soon as it is found.
 
     The quick checks come first, so that a misspelt key is reported before torch and Lightning are imported.
 
+    Args:
+        source: Path or name of the config.
+        overrides: `key=value` each.
+        display: Where it is announced what takes long.
+
     Raises:
         ConfigError: There are problems; it holds those that are not printed yet.
     """
-    config, problems = examine(source, overrides, lambda problem: print_errors([problem]))
+    config, problems = examine(
+        source,
+        overrides,
+        lambda problem: print_errors([problem]),
+        lambda: display.stage("loading torch, Lightning and transformers"),
+    )
     from workbench.display import quiet
     from workbench.study import Study
     from workbench.study.study import late_problems
 
     quiet()
+    display.stage("building the benchmark and the strategies")
     late = late_problems(config, problems)
     if problems or late or not isinstance(config, StudyConfig):
         raise ConfigError(late)
@@ -260,11 +299,6 @@ def show(folder: Path, comparisons: list[Comparison]) -> None:
 def output() -> Console:
     """Return a console that, on a pipe, is wide enough for every table."""
     return Console() if sys.stdout.isatty() else Console(width=200)
-
-
-def first_line(documented: object) -> str:
-    """Return the first line of a docstring."""
-    return (documented.__doc__ or "").strip().partition("\n")[0]
 
 
 @contextmanager

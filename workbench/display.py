@@ -67,6 +67,16 @@ class Display:
     def run_ends(self, summary: Mapping[str, Any]) -> None:
         """Report the end of a run with its row of `summary.csv`."""
 
+    def stage(self, name: str, number: int = 0, total: int = 0, *, minor: bool = False) -> None:
+        """Announce what begins now and may take long; what was announced before has ended.
+
+        Args:
+            name: What begins, such as "loading the model mini".
+            number: Which of several such things it is, from 1; 0: there is only one.
+            total: How many there are.
+            minor: A log leaves it out where its last line is recent.
+        """
+
 
 class PlainDisplay(Display):
     """One line per event, for pipes and log files."""
@@ -102,6 +112,13 @@ class PlainDisplay(Display):
             self.note(f"  scores after {after}: {cells}")
             self._row = {}
 
+    def stage(self, name: str, number: int = 0, total: int = 0, *, minor: bool = False) -> None:
+        now = time.monotonic()
+        if minor and now - self._last_line < SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        self.note(f"{'  ' if minor else ''}{name}{f' ({number} of {total})' if total else ''} …")
+
 
 class LiveDisplay(Display):
     """Live screen: the current task, its progress, and the score matrix of the run."""
@@ -120,7 +137,13 @@ class LiveDisplay(Display):
         self._title = ""
         self._columns: list[str] = []
         self._matrix: dict[tuple[int, str], float] = {}
-        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
+        self._live = Live(
+            console=console,
+            refresh_per_second=4,
+            transient=True,
+            redirect_stderr=sys.stderr.isatty(),  # errors stay where a shell has sent them
+            get_renderable=self._render,
+        )
 
     def __enter__(self) -> Display:
         self._live.start()
@@ -155,6 +178,14 @@ class LiveDisplay(Display):
     def run_ends(self, summary: Mapping[str, Any]) -> None:
         self._console.print(self._table())
         self._columns = []
+
+    def stage(self, name: str, number: int = 0, total: int = 0, *, minor: bool = False) -> None:
+        if minor and self._bar is not None:
+            self._progress.update(self._bar, detail=name)
+            return
+        self._show(name, total or None, "")
+        if self._bar is not None and total:
+            self._progress.update(self._bar, completed=number - 1)
 
     def _show(self, description: str, total: int | None, detail: str) -> None:
         if self._bar is not None:

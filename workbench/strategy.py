@@ -138,7 +138,7 @@ class Composition(ContinualStrategy):
         super().__init__()
         if len(members) > 1 and (alone := [type(member).__name__ for member in members if not member.composable]):
             raise ValueError(f"{alone[0]} cannot be combined with other strategies. Give it alone.")
-        own_answer = [type(member).__name__ for member in members if _overrides(member, "answer")]
+        own_answer = [type(member).__name__ for member in members if overrides(member, "answer")]
         if len(own_answer) > 1:
             raise ValueError(f"{' and '.join(own_answer)} each answer in their own way; combine at most one.")
         self.members: Sequence[ContinualStrategy] = nn.ModuleList(members)  # type: ignore[assignment]
@@ -203,7 +203,7 @@ class Composition(ContinualStrategy):
 
     def answer(self, backbone: Backbone, task: Task, prompts: Sequence[str]) -> list[str]:
         for member in self.members:
-            if _overrides(member, "answer"):
+            if overrides(member, "answer"):
                 return checked_answers(member, task, member.answer(backbone, task, prompts), len(prompts))
         return super().answer(backbone, task, prompts)
 
@@ -233,12 +233,18 @@ def needs_task_id(strategy: ContinualStrategy) -> bool:
 
 def answers_itself(strategy: ContinualStrategy) -> bool:
     """Return True if a strategy, or a member of a composition, overrides `answer`."""
-    return _overrides(strategy, "answer")
+    return overrides(strategy, "answer")
 
 
-def _overrides(strategy: ContinualStrategy, hook: str) -> bool:
+def overrides(strategy: ContinualStrategy, hook: str) -> bool:
+    """Return whether a strategy, or a member of a composition, has a hook of its own.
+
+    Args:
+        strategy: The method.
+        hook: Name of one of its methods.
+    """
     if isinstance(strategy, Composition):
-        return any(_overrides(member, hook) for member in strategy.members)
+        return any(overrides(member, hook) for member in strategy.members)
     return getattr(type(strategy), hook) is not getattr(ContinualStrategy, hook)
 
 

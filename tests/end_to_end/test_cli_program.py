@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from helpers.studies import ROOT, study
 from omegaconf import OmegaConf
 from torch import Tensor
 
+import benchmarks
+import strategies
+from workbench import __version__
 from workbench.cli import app, guarded, main
 from workbench.config.loading import shipped_configs
 from workbench.strategy import ContinualStrategy
@@ -44,9 +48,53 @@ def test_a_config_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
         "error: there is no file 'quickstrt', nor a shipped config. Did you mean 'quickstart'?"
     )
     assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    assert done.stdout == "reading the config quickstrt …\n"
     assert list(tmp_path.iterdir()) == []
     assert seconds < 2
+
+
+def test_the_version(tmp_path: Path) -> None:
+    done, seconds = program("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"continual-workbench {__version__}\n")
+    assert seconds < 2
+
+
+WITHOUT_TORCH = (
+    "import sys\n"
+    "from workbench.cli import app, guarded\n"
+    "guarded(lambda: app(sys.argv[1:], standalone_mode=False))\n"
+    "print([name for name in ('torch', 'lightning', 'transformers', 'datasets') if name in sys.modules])\n"
+)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"], ["run", "--help"], ["run", "quickstrt"]])
+def test_what_needs_no_torch_imports_none(arguments: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_first_line_comes_before_torch_and_each_stage_as_it_begins(tmp_path: Path) -> None:
+    """Every stage is announced while what it is about is not there yet: the libraries, the model, the plan."""
+    code = (
+        "import builtins, sys\n"
+        "told = builtins.print\n"
+        "def spy(*given, **options):\n"
+        "    told(*given, **options)\n"
+        "    told('torch' in sys.modules, 'lightning.pytorch' in sys.modules, file=sys.stderr)\n"
+        "builtins.print = spy\n"
+        "from workbench.cli import app, guarded\n"
+        "guarded(lambda: app(['run', 'quickstart', 'first_tasks=0'], standalone_mode=False))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[:2] == [
+        "reading the config quickstart …",
+        "loading torch, Lightning and transformers …",
+    ]
+    assert done.stderr.splitlines()[:1] == ["False False"]
 
 
 def test_an_unknown_command_and_a_missing_argument(tmp_path: Path) -> None:
@@ -74,6 +122,10 @@ def test_the_list_names_all_that_comes_along(capsys: pytest.CaptureFixture[str])
     assert {"benchmarks.Trace", "benchmarks.MiniTrace"} <= set(entries)
     assert set(shipped_configs()) <= set(entries)
     assert all(text.strip() for text in entries.values())
+    for package in (strategies, benchmarks):
+        for name in package.__all__:
+            first = (getattr(package, name).__doc__ or "").strip().partition("\n")[0]
+            assert entries[f"{package.__name__}.{name}"].strip() == first
 
 
 class Stops(ContinualStrategy):
@@ -149,6 +201,27 @@ def test_a_pipe_gets_plain_lines(
     assert "== run 1 of 1: seqft, order default, seed 0" in lines
     assert sum(line.startswith("  scores after ") for line in lines) == 3
     assert any(line.startswith("task 2 of 2 beta: training ") for line in lines)
+    begun = [line.removesuffix(" …") for line in lines if line.endswith(" …")]
+    assert begun == [
+        "reading the config small.yaml",
+        "loading torch, Lightning and transformers",
+        "building the benchmark and the strategies",
+        f"loading the model {model_folder}",
+        "checking the scorers",
+        "checking seqft (1 of 1)",
+        "tokenising the test rows",
+        "scoring the zero-shot model",
+        "comparing the strategies",
+        "writing the report",
+    ]
+    place = lines.index("tokenising the test rows …")
+    assert lines[place + 1].startswith("Plan: 1 run of 2 tasks")
+    assert any(re.fullmatch(r"In all about .+ on \d+ cores?; done near .*\d\d:\d\d\.", line) for line in lines)
+    assert [line.split("  # ")[1] for line in lines[lines.index("Next:") + 1 :]] == [
+        "Read the report",
+        "See how soon what was forgotten is learnt again",
+        "Add seeds, for intervals; finished runs are kept",
+    ]
 
 
 DROPPED = {

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +17,10 @@ from helpers.studies import ROOT, study
 
 from strategies import BlockExpansion, LoRA, SeqFT
 from workbench.backbone import Backbone
-from workbench.benchmark import Task
 from workbench.runtime.environment import PeakMemory
 from workbench.strategy import ContinualStrategy
 from workbench.study import Study, measure
-from workbench.study.dry_run import DryRun
-from workbench.study.measure import Measured, Memory, choose_sample, counted_memory, free_memory, step_memory
+from workbench.study.measure import Memory, counted_memory, free_memory
 from workbench.testing import tiny_backbone
 
 Make = Callable[..., Study]
@@ -61,81 +58,6 @@ def test_weights_gradients_and_moments_to_the_byte(strategy: ContinualStrategy, 
 def test_the_state_is_that_of_the_real_optimizer(name: str, settings: dict[str, Any], moments: int) -> None:
     memory = counted_memory(*stepped(SeqFT(), name, **settings))
     assert memory.optimizer == moments * memory.gradients
-
-
-def begun(small: Study, strategy: str) -> tuple[DryRun, list[Task]]:
-    """A dry run before its first item, and the items."""
-    dry_run = DryRun(small.assembly, strategy)
-    return dry_run, dry_run.setup()
-
-
-def memory_of(dry_run: DryRun, position: int, task: Task, measured: Measured) -> Memory:
-    """The memory of an item's step, after one step of it."""
-    sample = choose_sample(dry_run.assembly, dry_run.name, task)
-    dry_run.begin(position, task, sample.texts)
-    assert dry_run.build_optimizer(task, 1) == []
-    assert dry_run.data.rows is not None
-    dry_run.step(dry_run.backbone.collate([dry_run.data.rows[0]]))
-    return step_memory(dry_run, measured)
-
-
-@pytest.fixture
-def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
-    """The peaks that are measured, in order; the first is 1,000 bytes above what is counted, each next one more."""
-    found: list[int | None] = []
-
-    class Peak(PeakMemory):
-        def __init__(self, device: torch.device, model_bytes: int = 0, *, collect: bool = True) -> None:
-            found.append(model_bytes + 1000 + len(found))
-
-        def bytes(self) -> int | None:
-            return found[-1]
-
-    monkeypatch.setattr(measure, "PeakMemory", Peak)
-    return found
-
-
-def longer(task: Task, length: int) -> Task:
-    """A task with one prompt of so many letters more."""
-    rows = task.train.to_list()
-    rows[-1]["prompt"] += " a" * length
-    return replace(task, train=type(task.train).from_list(rows))
-
-
-def test_activations_are_what_the_peak_has_beyond_what_is_counted(make: Make, peaks: list[int | None]) -> None:
-    dry_run, (task, *_) = begun(make(), "seqft")
-    memory = memory_of(dry_run, 0, task, {})
-    assert memory.activations == 1000
-    assert memory.gradients == sum(value.nbytes for value in dry_run.backbone.parameters())
-    assert memory.total == peaks[0]
-
-
-def test_an_item_is_measured_where_it_may_take_more_than_one_before(make: Make, peaks: list[int | None]) -> None:
-    dry_run, (task, *_) = begun(make(), "seqft")
-    measured: Measured = {}
-    activations = [
-        memory_of(dry_run, position, item, measured).activations
-        for position, item in enumerate([longer(task, 5), task, longer(task, 9), longer(task, 7)])
-    ]
-    assert activations == [1000, 1000, 1001, 1001]
-    next(dry_run.backbone.parameters()).requires_grad_(False)
-    assert memory_of(dry_run, 4, task, measured).activations == 1002  # other parameters train
-
-
-def test_the_measured_batch_is_as_long_as_the_longest_row(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The longest row is beyond the first ones, and a batch of it has as many rows as the config says."""
-    dry_run, (task, *_) = begun(make(data={"batch_size": 2, "max_length": 64}), "seqft")
-    task = longer(task, 20)
-    longest = max(map(len, dry_run.backbone.encode(task.train, task.max_new_tokens)["input_ids"]))
-    shapes = []
-    step = DryRun.step
-    monkeypatch.setattr(DryRun, "step", lambda self, batch: (shapes.append(batch.labels.shape), step(self, batch))[1])
-    memory_of(dry_run, 0, task, {})
-    assert list(shapes[-1]) == [2, longest]
-    small = make(data={"batch_size": 8, "max_length": 64, "batch_tokens": 2 * longest})
-    dry_run, _ = begun(small, "seqft")
-    memory_of(dry_run, 0, task, {})
-    assert list(shapes[-1]) == [2, longest]
 
 
 def test_where_nothing_measures_the_rest_is_not_made_up(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from helpers.studies import column, same, weights, write_tasks
+from helpers.studies import ROOT, column, same, weights, write_tasks
 
 from workbench.backbone import Backbone
 from workbench.benchmark import Task
 from workbench.errors import ConfigError
+from workbench.runtime.environment import PeakMemory
 from workbench.strategy import ContinualStrategy
-from workbench.study import Study
+from workbench.study import Study, costs
+from workbench.study import plan as plan_module
+from workbench.study.dry_run import DryRun
 from workbench.study.measure import Memory
-from workbench.study.plan import Plan, StrategyEstimate
+from workbench.study.plan import Plan, StrategyEstimate, makespan
 
 Make = Callable[..., Study]
 
@@ -213,9 +221,116 @@ def test_one_run_in_words() -> None:
     plan = Plan({"seqft": 1}, 2, 3, {"seqft": StrategyEstimate("all", 4, 60.0, 30.0)})
     assert str(plan) == (
         "Plan: 1 run of 2 tasks; 1 score matrix of 3 × 3\n"
-        "  seqft: trains all; 4 steps; about 1 min 0 s training, at most 30 s scoring\n"
-        "  in all about 1 min 0 s of training and at most 30 s of scoring"
+        "  seqft: trains all; 4 steps; about 1 min 0 s training, 30 s scoring\n"
+        "  in all about 1 min 0 s of training and 30 s of scoring"
     )
+
+
+def planned(*strategies: tuple[int, float, float], cores: int = 2) -> Plan:
+    """A plan of strategies, each with its runs and its seconds of training and of scoring; row 0 takes 20 s."""
+    costs = {
+        f"s{place}": StrategyEstimate("all", 4, train, score, zero_shot_seconds=20.0)
+        for place, (_, train, score) in enumerate(strategies)
+    }
+    return Plan({f"s{place}": runs for place, (runs, *_) in enumerate(strategies)}, 2, 3, costs, cores=cores)
+
+
+@pytest.mark.parametrize(
+    ("strategies", "cores", "workers", "sentence"),
+    [
+        ([(3, 60.0, 30.0)], 2, 1, "In all about 5 min on 2 cores; done near 14:34."),
+        ([(3, 60.0, 30.0)], 1, 2, "In all about 3 min on 1 core; done near 14:33."),
+        ([(1, 10.0, 10.0)], 0, 1, "In all about 40 s; done near 14:30."),
+        ([(2, 18_000.0, 0.0)], 2, 1, "In all about 10 h 0 min on 2 cores; done near Tuesday 00:30."),
+        ([(20, 36_000.0, 0.0)], 2, 1, "In all about 200 h 0 min on 2 cores; done near 08 December 22:30."),
+        ([(1, math.nan, 0.0)], 2, 1, "How long it takes in all is not known."),
+    ],
+)
+def test_when_a_study_is_done(
+    strategies: list[tuple[int, float, float]], cores: int, workers: int, sentence: str
+) -> None:
+    now = datetime(2026, 11, 30, 14, 30)
+    assert planned(*strategies, cores=cores).closing(now, workers) == sentence
+
+
+def test_the_longest_runs_go_first() -> None:
+    plan = planned((1, 3.0, 0.0), (2, 4.0, 3.0))
+    assert plan.seconds_on(1) == 20 + 3 + 7 + 7
+    assert plan.seconds_on(2) == 20 + 10
+    assert plan.seconds_on(9) == 20 + 7
+    assert math.isnan(makespan([1.0, math.nan], 2))
+
+
+class Counted(ContinualStrategy):
+    """Fine-tuning that counts the steps of all plans."""
+
+    steps = 0
+
+    def edit_gradients(self, backbone: Backbone) -> None:
+        type(self).steps += 1
+
+
+def test_few_steps_are_timed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2 x 2 items one is timed where nothing differs; a strategy with hooks takes one step more for each item."""
+    taken: list[str] = []
+    step = DryRun.step
+
+    def counted(dry_run: DryRun, batch: Any) -> Any:
+        taken.append(dry_run.name)
+        return step(dry_run, batch)
+
+    monkeypatch.setattr(DryRun, "step", counted)
+    plain = {"class_path": "strategies.SeqFT"}
+    one = make(strategies={"first": plain}, first_tasks=1)
+    one.plan()
+    timed = taken.count("first")
+    taken.clear()
+    make(strategies={"first": plain, "second": plain, "hooked": {"class_path": "test_plan.Counted"}}).plan()
+    assert taken.count("first") == timed  # the second task's steps cost as much by their tokens
+    assert taken.count("second") == 1  # its hooks are tried
+    assert taken.count("hooked") == timed + 1
+    assert Counted.steps == timed + 1
+
+
+def test_a_step_that_does_not_fit_is_not_taken(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with 2 MB the batch of the longest rows is estimated from a short one, and the plan warns."""
+    sizes: list[int] = []
+    step = DryRun.step
+    monkeypatch.setattr(
+        DryRun, "step", lambda dry_run, batch: (sizes.append(batch.labels.numel()), step(dry_run, batch))[1]
+    )
+    monkeypatch.setattr(PeakMemory, "bytes", lambda self: 10**7)
+    small = make(data={"batch_size": 4, "max_length": 64})
+    monkeypatch.setattr(costs, "free_memory", lambda backbone: costs.model_bytes(backbone) + 2 * 10**6)
+    monkeypatch.setattr(plan_module, "free_memory", lambda backbone: 2 * 10**6)
+    plan = small.plan()
+    memory = plan.estimates["seqft"].memory
+    assert memory is not None
+    assert memory.activations is not None
+    assert len(set(sizes)) == 1  # the two shortest rows alone
+    assert memory.activations > 9 * 10**6
+    assert "more than the 0.0 GB that are free" in str(plan)
+
+
+@pytest.mark.slow
+def test_the_plan_s_total_is_within_a_quarter_of_the_truth(tmp_path: Path) -> None:
+    """The quickstart's first three domains, in seconds of the process's own time, for others may use the machine."""
+    code = (
+        "import sys, time\n"
+        "time.monotonic = time.perf_counter = time.process_time\n"
+        "from workbench.study import Study\n"
+        "study = Study('quickstart', ['first_tasks=3', f'output={sys.argv[1]}'])\n"
+        "planned = study.plan().seconds_on(1)\n"
+        "study._show_plan = lambda *given: None\n"
+        "begun = time.process_time()\n"
+        "study.run()\n"
+        "print(planned, time.process_time() - begun)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=1800)
+    planned_seconds, taken = map(float, done.stdout.split()[-2:])
+    assert abs(planned_seconds / taken - 1) < 0.25, (planned_seconds, taken)
 
 
 @pytest.mark.parametrize(("epochs", "room", "times"), [(2, 1.0, 1), (1, 1.0, 0), (2, 0.0, 0), (2, 1e-6, 0)])

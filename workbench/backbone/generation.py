@@ -247,7 +247,7 @@ class PlainCacheReader(Reader):
         self.max_columns = max(map(len, prompts), default=0) + max_new_tokens
         self.cache = PreallocatedCache(model)
         self.shared_length, self.shared_cache = 0, None  # of the common prefix: its tokens, and a cache of one row
-        length = _common_prefix(prompts)
+        length = common_prefix(prompts)
         if length >= MIN_SHARED_TOKENS and _saved_multiplications(model, prompts, length) > 0:
             self.shared_length = length
             self.shared_cache = self._read(torch.tensor([prompts[0][:length]]), [length - 1], None)[1]
@@ -343,7 +343,7 @@ class PlainCacheReader(Reader):
             hook.remove()
 
 
-def _common_prefix(prompts: Sequence[list[int]]) -> int:
+def common_prefix(prompts: Sequence[list[int]]) -> int:
     """Return the length of the prompts' common prefix, which leaves each at least one token; 0 for a single prompt."""
     if len(prompts) < 2:
         return 0

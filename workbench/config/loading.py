@@ -68,6 +68,7 @@ def examine(
     source: StudyConfig | str | Path,
     overrides: Sequence[str] = (),
     report: Callable[[str], object] = lambda problem: None,
+    before_imports: Callable[[], object] = lambda: None,
 ) -> tuple[StudyConfig | Mapping[str, Any], list[str]]:
     """Read a study and run the checks that build nothing and need no Lightning, the quickest ones first.
 
@@ -75,6 +76,7 @@ def examine(
         source: A config, or the path or shipped name of one.
         overrides: As for `load`.
         report: Receives each problem as soon as it is found.
+        before_imports: Called before the classes that the config names are imported, which takes seconds.
 
     Returns:
         The config, or what could be read of it where its keys are wrong; and all problems, each once.
@@ -96,9 +98,11 @@ def examine(
         if not error.raw:
             raise
         add(error.problems)
+        before_imports()
         add(check_parts(error.raw))
         return error.raw, problems
     add(check_surroundings(config))
+    before_imports()
     add(check(config))
     return config, problems
 

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, distributed
 
 from workbench.errors import ConfigError
+from workbench.runtime.launch import launched_rank
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_CHECKS = 0.5
@@ -30,9 +31,7 @@ def rank() -> int:
     """Return this process's rank; before the process group is initialised, the one set by the launcher."""
     if _is_initialized():
         return distributed.get_rank()
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return 0
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    return launched_rank()
 
 
 def is_first() -> bool:

@@ -6,8 +6,10 @@ created.
 
 from __future__ import annotations
 
+import heapq
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,18 +32,25 @@ from workbench.backbone.loading import load_weights
 from workbench.benchmark import Task
 from workbench.errors import ConfigError, describe_error, in_words
 from workbench.results import RunFolder
-from workbench.strategy import OWN, checked_items, checked_penalties, checked_rows, trainable_parameters
+from workbench.strategy import OWN, checked_items, checked_penalties, checked_rows, overrides, trainable_parameters
 from workbench.study.build import Assembly, counting_arguments
+from workbench.study.timing import Spent, wait
 from workbench.train import ContinualModule, Sharded, score_task
 from workbench.train.evaluation import judge
 
-SAVED_WHOLE = 2_000_000_000
+SAVED_WHOLE = 200_000_000
 """Bytes of weights up to which the model is really written and read again."""
+SAMPLE_ROWS = 64
+"""Of these first rows of a task the shortest ones are tried."""
+STEP_HOOKS = ("penalties", "edit_gradients")
 SCORED_ROWS = 2
 SCORED_TOKENS = 2
 JUDGED_ROWS = 64
 SCHEDULER_STEPS = 10_000
 """Steps up to which a scheduler is tried: a fraction of a second."""
+
+
+Structure = tuple[Any, ...]
 
 
 class AllRowsNeeded(Exception):
@@ -62,7 +71,7 @@ class DryRun:
     Attributes:
         optimizer: Of the current item; None: nothing trains.
         scheduler: Of the current item, if it has one.
-        warm: Whether a step has been taken.
+        stepped: The optimizer of the last step, which has a state; None: there was no step.
         diverged: Whether a weight is no longer finite. A run stops there and says so; the hooks that a run would not
             reach are not called here either.
     """
@@ -76,7 +85,7 @@ class DryRun:
         self.data = assembly.data(next(iter(assembly.orders)), 0, name)
         self.optimizer: Any = None
         self.scheduler: Any = None
-        self.warm = False
+        self.stepped: Any = None
         self.diverged = False
 
     def setup(self) -> list[Task]:
@@ -148,21 +157,48 @@ class DryRun:
         """Whether the item has both something that trains and rows to train on."""
         return self.optimizer is not None and bool(self.rows)
 
-    def step(self, batch: Batch) -> None:
+    @property
+    def hooked(self) -> bool:
+        """Whether one step does not stand for those of other items: the strategy does something with each of them."""
+        return any(overrides(self.strategy, hook) for hook in (*STEP_HOOKS, "before_task", "after_task"))
+
+    def structure(self, task: Task) -> Structure:
+        """Return what the seconds and the memory of an item's steps depend on, beside the length of its rows.
+
+        Strategies share it where they change nothing within a step.
+
+        Args:
+            task: The item, after its `before_task`.
+        """
+        chosen = self.assembly.config.settings(self.name, task.name).optimizer
+        trained = trainable_parameters(self.backbone, self.strategy)
+        shapes = frozenset((name, tuple(value.shape), str(value.dtype)) for name, value in trained.items())
+        own = self.name if any(overrides(self.strategy, hook) for hook in STEP_HOOKS) else ""
+        arguments = sorted((key, repr(value)) for key, value in chosen.init_args.items() if key != "lr")
+        precision = str(self.assembly.trainer(self.name, task).precision)
+        return shapes, size_of(self.backbone.parameters()), own, chosen.class_path, precision, tuple(arguments)
+
+    def step(self, batch: Batch) -> Spent:
         """Take one optimizer step, with the strategy's penalties and its edits of the gradients.
 
         As in Lightning, the gradients of the step before are cleared after the forward.
 
+        Returns:
+            The seconds that it took.
+
         Raises:
             ConfigError: The optimizer fails, for another reason than memory.
         """
+        started = time.monotonic()
         with self.module.scoring_context():  # the precision of training
             output = self.backbone(batch)
             penalties = checked_penalties(self.strategy, self.strategy.penalties(self.backbone, batch, output))
             loss = sum(penalties.values(), output.loss)
-        self.warm = True
+        self.stepped = self.optimizer
         self.optimizer.zero_grad()
         loss.backward()
+        wait(self.backbone.device)
+        passed = time.monotonic()
         self.strategy.edit_gradients(self.backbone)
         try:
             self.optimizer.step()
@@ -171,6 +207,8 @@ class DryRun:
         except Exception as error:
             class_path = self.assembly.config.settings(self.name, self.task.name).optimizer.class_path
             raise ConfigError(in_words(error, "optimizer", class_path)) from error
+        wait(self.backbone.device)
+        return Spent(passed - started, time.monotonic() - passed)
 
     def try_scheduler(self, task: Task, steps: int) -> list[str]:
         """Step the item's scheduler as often as the item will; a sentence if it raises."""
@@ -192,8 +230,12 @@ class DryRun:
             with self._on_few_rows():
                 self.strategy.after_task(self.backbone, self.task, self.data.batches())
 
-    def finish(self) -> None:
+    def finish(self, everything: bool = True) -> None:
         """Score a few rows of everything that is tested, and write model and state to the disk of the results.
+
+        Args:
+            everything: Score each task, and not the first one alone, which stands for the others if a strategy before
+                has scored each and this one does not answer in its own way.
 
         Raises:
             ConfigError: What failed. A loss that is not finite is no failure here: the run reports it.
@@ -202,8 +244,9 @@ class DryRun:
             return
         with TemporaryDirectory(dir=disk_of(self.assembly.config.output), prefix=".workbench-") as folder:
             with self._failure("its state cannot be saved"):
-                check_state(self.module, self.optimizer, self.scheduler, Path(folder))
-            for task in self.data.tested:
+                check_state(self.module, self.stepped or self.optimizer, self.scheduler, Path(folder))
+            everything = everything or overrides(self.strategy, "answer")
+            for task in self.data.tested if everything else self.data.tested[:1]:
                 with self._failure(f"scoring {task.name} failed"):
                     self._score(task, Path(folder))
             with self._failure("its model cannot be saved"):
@@ -240,7 +283,7 @@ class DryRun:
             raise ConfigError([f"{message}. Fix it: a run would fail there after its training."]) from error
 
     def _score(self, task: Task, folder: Path) -> None:
-        test = task.test.select(range(min(SCORED_ROWS, len(task.test))))
+        test = task.test.select(shortest(task.test, SCORED_ROWS))
         few = replace(task, test=test, max_new_tokens=min(task.max_new_tokens, SCORED_TOKENS))
         with self.module.scoring_context():
             score = score_task(self.backbone, self.strategy, few, options=self.data.score_options)
@@ -248,13 +291,22 @@ class DryRun:
 
     def _check_room(self) -> None:
         trained = trainable_parameters(self.backbone, self.strategy).values()
-        state = size_of(trained) + (size_of(state_tensors(self.optimizer)) if self.optimizer else 0)
+        state = size_of(trained) + (size_of(state_tensors(self.stepped)) if self.stepped else 0)
         model = size_of(plain_state_dict(self.backbone.model).values())
         free = shutil.disk_usage(disk_of(self.assembly.config.output)).free
         needed = model + 2 * state  # a new state is written beside the old one
         if needed > free:
             message = f"a run needs about {needed / 1e9:.1f} GB of disk for its model and its last state"
             raise ConfigError([f"output: {message}; {free / 1e9:.1f} GB are free. Make room, or choose another disk."])
+
+
+def shortest(rows: Dataset, count: int) -> list[int]:
+    """Return the indices of the shortest of a task's first rows, in their order: they are tried in no time."""
+    columns = [
+        rows[: min(SAMPLE_ROWS, len(rows))][name] for name in ("text", "prompt", "answer") if name in rows.features
+    ]
+    characters = [sum(map(len, texts)) for texts in zip(*columns, strict=True)]
+    return sorted(heapq.nsmallest(count, range(len(characters)), key=characters.__getitem__))
 
 
 def check_state(module: nn.Module, optimizer: Optimizer | None, scheduler: Any, folder: Path) -> None:

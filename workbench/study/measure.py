@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,26 +11,21 @@ import torch
 from datasets import Dataset
 from torch.optim import Optimizer
 
-from workbench.backbone import Backbone, Batch
-from workbench.backbone.adapters import merged_to_score
-from workbench.backbone.batch import IGNORED
+from workbench.backbone import Backbone
 from workbench.benchmark import Task
 from workbench.errors import ConfigError
-from workbench.runtime.environment import PeakMemory
-from workbench.strategy import trainable_parameters
 from workbench.study.build import Assembly
-from workbench.study.dry_run import DryRun, size_of, state_tensors
+from workbench.study.dry_run import SAMPLE_ROWS, shortest, size_of, state_tensors
 from workbench.train import Sharded
 from workbench.train.activation_cache import constant_parts, states_size
 from workbench.train.data import EpochBatches
 from workbench.train.module import accumulated_batches
 
 MEMORY = Path("/proc/meminfo")
-WARM_UP_STEPS = 1
-CALIBRATION_TOKENS = 8
-SAMPLE_ROWS = 64
-FEWEST_TEXTS = 4
-LONGEST_TEXTS = 4
+FEW_TEXTS = 6
+"""Rows that the hooks get."""
+CHARACTERS = 6
+"""Of a token, at most, where texts are packed."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +139,7 @@ class Sample(NamedTuple):
     """What the dry run uses of an item.
 
     Args:
-        texts: Indices of the training rows: the first ones, and the longest ones.
+        texts: Indices of the training rows that the hooks get: a few short ones.
         rows: Rows of the batch whose step is timed.
         share: One device's rows of a whole batch.
     """
@@ -157,33 +150,15 @@ class Sample(NamedTuple):
 
 
 def choose_sample(assembly: Assembly, name: str, task: Task) -> Sample:
-    """Choose rows of an item whose steps cost as much as those of a run, and which hold its longest ones."""
+    """Choose a few short rows of an item, and say how many rows one device's share of a batch has."""
     share = -(-_batches(assembly, task)[1] // assembly.trainer(name).world_size)
-    rows = min(share, SAMPLE_ROWS)
-    count = SAMPLE_ROWS * rows if task.packed else max(rows, FEWEST_TEXTS)  # a packed row may hold many texts
-    columns = [task.train[name] for name in (("text",) if task.is_corpus else ("prompt", "answer"))]
-    characters = [sum(map(len, texts)) for texts in zip(*columns, strict=True)]
-    longest = heapq.nlargest(LONGEST_TEXTS, range(len(characters)), key=characters.__getitem__)
-    first = range(min(count, len(characters)))
-    return Sample([*first, *sorted(set(longest) - set(first))], rows, share)
-
-
-def step_seconds(dry_run: DryRun, task: Task, sample: Sample) -> float:
-    """Time an optimizer step on an item's first rows.
-
-    A step has as many batches as gradients are accumulated over. One device's share of a batch is timed; of a large
-    one a part is timed, and the seconds are in proportion to its rows.
-    """
-    backbone = dry_run.backbone
-    batch = backbone.collate(dry_run.rows[: sample.rows]).to(backbone.device)
-    for _ in range(0 if dry_run.warm else WARM_UP_STEPS):
-        dry_run.step(batch)
-    started = time.monotonic()
-    dry_run.step(batch)
-    _wait(backbone.device)
-    spent = time.monotonic() - started
-    accumulated = accumulated_batches(dry_run.assembly.trainer(dry_run.name, task), 0)
-    return spent * accumulated * sample.share / sample.rows
+    texts = shortest(task.train, FEW_TEXTS)
+    if task.packed:  # several texts make a row
+        encoder = assembly.backbone.encoder
+        wanted = FEW_TEXTS * CHARACTERS * (encoder.policy.max_length or encoder.positions)
+        ends = accumulate(map(len, task.train["text"][:]))
+        texts = list(range(1 + sum(1 for _ in takewhile(lambda end: end < wanted, ends))))[: len(task.train)]
+    return Sample(texts, min(share, SAMPLE_ROWS), share)
 
 
 def counted_memory(backbone: Backbone, optimizer: Optimizer) -> Memory:
@@ -194,50 +169,12 @@ def counted_memory(backbone: Backbone, optimizer: Optimizer) -> Memory:
         optimizer: After a step, so that its state exists.
     """
     trained = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    return Memory(_model_bytes(backbone), size_of(trained), size_of(state_tensors(optimizer)))
+    return Memory(model_bytes(backbone), size_of(trained), size_of(state_tensors(optimizer)))
 
 
-Measured = dict[tuple[frozenset[str], int, int], int | None]
-"""Activations of the items measured so far, by names of trainable parameters, tokens and labelled tokens."""
-
-
-def step_memory(dry_run: DryRun, measured: Measured) -> Memory:
-    """Return the memory of a step on a batch of rows as long as the item's longest.
-
-    Weights, gradients and optimizer state are counted. The rest of the peak is measured in a real step, unless an item
-    was measured before that trains the same parameters on at least as many tokens, labelled or not.
-
-    Args:
-        dry_run: After a step of the item, so that gradients and optimizer state exist.
-        measured: Earlier items of the strategy; this one is added.
-    """
-    backbone, counted = dry_run.backbone, counted_memory(dry_run.backbone, dry_run.optimizer)
-    batch, names = _longest_batch(dry_run), frozenset(trainable_parameters(backbone, dry_run.strategy))
-    load = names, batch.labels.numel(), int((batch.labels != IGNORED).sum())
-    covering = [item for item in measured if item[0] == names and item[1] >= load[1] and item[2] >= load[2]]
-    if not covering:
-        peak = PeakMemory(backbone.device, counted.total, collect=False)
-        dry_run.step(batch)
-        size = peak.bytes()
-        measured[load] = None if size is None else max(0, size - counted.total)
-    trainer = dry_run.assembly.trainer(dry_run.name)
-    share = counted.on_one_of(trainer.world_size, isinstance(trainer.strategy, Sharded))
-    return replace(share, activations=measured[covering[0] if covering else load])
-
-
-def _model_bytes(backbone: Backbone) -> int:
+def model_bytes(backbone: Backbone) -> int:
+    """Bytes of the model's parameters and buffers, tied ones once."""
     return size_of([*backbone.parameters(), *backbone.buffers()])
-
-
-def _longest_batch(dry_run: DryRun) -> Batch:
-    """One device's share of a batch, all of whose rows are the longest one that the dry run has."""
-    data, backbone = dry_run.assembly.config.data, dry_run.backbone
-    longest = max(dry_run.rows, key=lambda row: (len(row["input_ids"]), -row["prompt_length"]))
-    count = data.batch_size
-    if data.batch_tokens is not None:
-        count = min(count, -(-data.batch_tokens // len(longest["input_ids"])))
-    share = -(-count // dry_run.assembly.trainer(dry_run.name).world_size)
-    return backbone.collate([longest] * share).to(backbone.device)
 
 
 def free_memory(backbone: Backbone) -> int | None:
@@ -245,37 +182,10 @@ def free_memory(backbone: Backbone) -> int | None:
     device = backbone.device
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused + _model_bytes(backbone)
+        return torch.cuda.mem_get_info(device)[0] + unused + model_bytes(backbone)
     try:
         lines = MEMORY.read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-    return None if free is None else free + _model_bytes(backbone)
-
-
-def scoring_seconds(backbone: Backbone, tested: Sequence[Task]) -> float:
-    """Time a batch of answers, one token each and several, and extend it to all prompts at their longest answers."""
-    generated = [task for task in tested if not task.is_corpus]
-    if not generated:
-        return 0.0
-    limits = {task.name: backbone.encoder.limits(task.max_new_tokens)[1] for task in generated}
-    prompts = generated[0].test["prompt"][: backbone.eval_batch_size]
-    most = min(1 + CALIBRATION_TOKENS, limits[generated[0].name])
-    seconds = []
-    with merged_to_score(backbone.model):
-        for tokens in (1, most):
-            started = time.monotonic()
-            backbone.generate(prompts, tokens)
-            _wait(backbone.device)
-            seconds.append(time.monotonic() - started)
-    first, all_tokens = seconds
-    per_token = max(0.0, all_tokens - first) / max(1, most - 1)
-    batches = [(-(-len(task.test) // backbone.eval_batch_size), limits[task.name]) for task in generated]
-    # one pass for the first token, one for the likelihood of the right answer, and one for each further token
-    return sum(count * (2 * first + tokens * per_token) for count, tokens in batches)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return None if free is None else free + model_bytes(backbone)

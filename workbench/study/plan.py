@@ -6,25 +6,24 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 import torch
 
+from workbench.display import Display
 from workbench.errors import ConfigError, describe_error, remedy
 from workbench.executors import RunSpec
 from workbench.formatting import duration
 from workbench.runtime.seeding import preserved_random_state, seed_all
 from workbench.study.build import Assembly
+from workbench.study.costs import Costs
 from workbench.study.dry_run import AllRowsNeeded, DryRun, scorer_problems
 from workbench.study.measure import (
-    Measured,
     Memory,
     choose_sample,
     count_steps,
     free_memory,
     frozen_states_bytes,
-    scoring_seconds,
-    step_memory,
-    step_seconds,
 )
 from workbench.train import Sharded
 from workbench.train.activation_cache import too_large
@@ -44,10 +43,13 @@ class StrategyEstimate:
         trainable: What trains, in words.
         steps: Optimizer steps, without those on rows that the strategy mixes in.
         train_seconds: Seconds of training; NaN: not measured.
-        score_seconds: Seconds of scoring, if every answer were as long as it may be; NaN: not measured.
+        score_seconds: Seconds of scoring after each task, if answers are about as long as the right ones; NaN: not
+            measured.
         memory: Of one device, at the item that takes most; None: nothing trains, or it was not measured.
         free: Bytes that the device has for it; None: the system does not say.
         too_large: Message about states of frozen layers that are not kept; "" if they are.
+        zero_shot_seconds: Seconds of scoring the model as loaded, which all runs share, if every answer is as long as
+            it may be.
     """
 
     trainable: str
@@ -57,10 +59,16 @@ class StrategyEstimate:
     memory: Memory | None = None
     free: int | None = None
     too_large: str = ""
+    zero_shot_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of one run; NaN: not measured."""
+        return self.train_seconds + self.score_seconds
 
     def __str__(self) -> str:
         train, score = duration(self.train_seconds), duration(self.score_seconds)
-        text = f"trains {self.trainable}; {self.steps} steps; about {train} training, at most {score} scoring"
+        text = f"trains {self.trainable}; {self.steps} steps; about {train} training, {score} scoring"
         if self.memory is None:
             return text
         text += f"; memory {self.memory}" + (f"; {self.too_large}" if self.too_large else "")
@@ -79,6 +87,7 @@ class Plan:
         columns: Number of tasks, probes and corpora that are scored.
         estimates: Cost of a run, by strategy.
         reaches: The tasks of which some right answers cannot be produced, or are compared as the tokenizer writes them.
+        cores: Threads that compute; 0: a GPU does.
     """
 
     runs: dict[str, int]
@@ -86,13 +95,43 @@ class Plan:
     columns: int
     estimates: dict[str, StrategyEstimate]
     reaches: Sequence[Reach] = ()
+    cores: int = 0
+
+    @property
+    def zero_shot_seconds(self) -> float:
+        """Seconds of scoring the model as loaded, once."""
+        return max((estimate.zero_shot_seconds for estimate in self.estimates.values()), default=0.0)
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Seconds of training, and at most of scoring, of the whole study."""
+        """Seconds of training, and of scoring, of the whole study."""
         train = sum(self.runs[name] * estimate.train_seconds for name, estimate in self.estimates.items())
         score = sum(self.runs[name] * estimate.score_seconds for name, estimate in self.estimates.items())
-        return train, score
+        return train, self.zero_shot_seconds + score
+
+    def seconds_on(self, workers: int) -> float:
+        """Return the seconds until all runs are finished, if so many are executed side by side; NaN: not known.
+
+        Args:
+            workers: Number of runs at a time, each as fast as alone.
+        """
+        each = [self.estimates[name].seconds for name, count in self.runs.items() for _ in range(count)]
+        return self.zero_shot_seconds + makespan(each, workers)
+
+    def closing(self, now: datetime, workers: int = 1) -> str:
+        """Return the sentence that says how long the study takes, and when it is done.
+
+        Args:
+            now: The time of day.
+            workers: Number of runs at a time.
+        """
+        seconds = self.seconds_on(workers)
+        if math.isnan(seconds):
+            return "How long it takes in all is not known."
+        place = f" on {self.cores} {'core' if self.cores == 1 else 'cores'}" if self.cores else ""
+        done = now + timedelta(seconds=seconds)
+        day = "" if done.date() == now.date() else f"{done:%A} " if done - now < timedelta(days=6) else f"{done:%d %B} "
+        return f"In all about {rough(seconds)}{place}; done near {day}{done:%H:%M}."
 
     def __str__(self) -> str:
         total, shape = sum(self.runs.values()), f"{self.tasks + 1} × {self.columns}"
@@ -102,32 +141,68 @@ class Plan:
             [
                 f"Plan: {total} {runs} of {self.tasks} tasks; {total} {matrices} of {shape}",
                 *(f"  {name}: {estimate}" for name, estimate in self.estimates.items()),
-                f"  in all about {train} of training and at most {score} of scoring",
+                f"  in all about {train} of training and {score} of scoring",
                 *(f"  {reach}" for reach in self.reaches),
             ]
         )
 
 
-def make_plan(assembly: Assembly, runs: Sequence[RunSpec]) -> Plan:
+def rough(seconds: float) -> str:
+    """Format seconds of an estimate: whole minutes, or hours and tens of minutes.
+
+    >>> rough(8.2), rough(95), rough(7500)
+    ('8 s', '2 min', '2 h 10 min')
+    """
+    if seconds < 60:
+        return duration(seconds)
+    if seconds < 3600:
+        return f"{round(seconds / 60)} min"
+    return duration(600 * round(seconds / 600))
+
+
+def makespan(seconds: Sequence[float], workers: int) -> float:
+    """Return the seconds until all runs are finished, where each free worker takes the longest run that is left.
+
+    Args:
+        seconds: Of each run.
+        workers: Number of runs at a time, at least 1.
+
+    >>> makespan([5, 4, 3, 3, 3], 2), makespan([5, 4], 1), makespan([], 3)
+    (10, 9, 0)
+    """
+    if any(map(math.isnan, seconds)):
+        return math.nan
+    busy: list[float] = [0] * workers
+    for run in sorted(seconds, reverse=True):
+        busy[busy.index(min(busy))] += run
+    return max(busy)
+
+
+def make_plan(assembly: Assembly, runs: Sequence[RunSpec], display: Display | None = None) -> Plan:
     """Take every strategy through a dry run on the real model, and put the model back.
 
     Args:
         assembly: Objects of the study.
         runs: The runs that are not finished.
+        display: Where it is shown what is tried; None: nowhere.
 
     Raises:
         ConfigError: All that the strategies and optimizers refuse, and all that would fail later in a run.
     """
+    display = display or Display()
+    display.stage(f"loading the model {assembly.config.backbone.path}")
     data = assembly.data(next(iter(assembly.orders)), 0)
     estimates, problems = {}, assembly.length_problems()
     if refused := assembly.trainer_problems():
         raise ConfigError([*problems, *refused])
-    timed = not problems
+    timed, costs, names = not problems, Costs(), list(assembly.config.strategies)
     with preserved_random_state():
+        display.stage("checking the scorers")
         problems += scorer_problems(data.tested)
-        for name in assembly.config.strategies:
+        for number, name in enumerate(names, 1):
+            display.stage(f"checking {name}", number, len(names))
             try:
-                estimates[name] = _estimate(assembly, name, timed)
+                estimates[name] = _estimate(assembly, name, timed, costs)
             except ConfigError as error:
                 problems += error.problems
             except torch.OutOfMemoryError as error:
@@ -138,12 +213,14 @@ def make_plan(assembly: Assembly, runs: Sequence[RunSpec]) -> Plan:
             assembly.backbone.restore()
     if problems:
         raise ConfigError(dict.fromkeys(problems))
+    display.stage("tokenising the test rows")
     counts = Counter(run.strategy for run in runs)
     estimates = {name: estimate for name, estimate in estimates.items() if name in counts}
-    return Plan(dict(counts), len(data.tasks), len(data.tested), estimates, assembly.reaches)
+    cores = torch.get_num_threads() if assembly.device.type == "cpu" else 0
+    return Plan(dict(counts), len(data.tasks), len(data.tested), estimates, assembly.reaches, cores)
 
 
-def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
+def _estimate(assembly: Assembly, name: str, timed: bool, costs: Costs) -> StrategyEstimate:
     """Estimate a strategy's cost from a dry run.
 
     A hook that fails on a few rows of an item gets them all before the strategy is refused. A model that is to be
@@ -151,22 +228,23 @@ def _estimate(assembly: Assembly, name: str, timed: bool) -> StrategyEstimate:
     """
     lenient = (torch.OutOfMemoryError,) if isinstance(assembly.trainer(name).strategy, Sharded) else ()
     try:
-        return _dry_run(assembly, name, timed)
+        return _dry_run(assembly, name, timed, costs)
     except AllRowsNeeded:
         assembly.backbone.restore()
-        return _dry_run(assembly, name, timed, all_rows=True)
+        return _dry_run(assembly, name, timed, costs, all_rows=True)
     except lenient:
         assembly.backbone.restore()
-        return _dry_run(assembly, name, timed=False)
+        return _dry_run(assembly, name, False, costs)
 
 
-def _dry_run(assembly: Assembly, name: str, timed: bool, all_rows: bool = False) -> StrategyEstimate:
+def _dry_run(assembly: Assembly, name: str, timed: bool, costs: Costs, all_rows: bool = False) -> StrategyEstimate:
     """Take a strategy through its curriculum.
 
     Args:
         assembly: Objects of the study.
         name: Of the strategy.
         timed: Call the hooks with rows and take steps; otherwise only structure and settings are tried.
+        costs: What was measured before; what is measured here is added.
         all_rows: Give the hooks all rows of each item.
     """
     seed_all(0, "plan")
@@ -175,7 +253,7 @@ def _dry_run(assembly: Assembly, name: str, timed: bool, all_rows: bool = False)
     items = dry_run.setup()
     free, limit = free_memory(backbone), assembly.config.data.frozen_states_gb
     steps, seconds, problems = 0, 0.0, dict[str, None]()
-    memory, states, measured, trainable = list[Memory](), [0], Measured(), ""
+    memory, states, trainable = list[Memory](), [0], ""
     for position, task in enumerate(items):
         sample, learns = choose_sample(assembly, name, task), timed and not problems
         if learns:
@@ -189,19 +267,23 @@ def _dry_run(assembly: Assembly, name: str, timed: bool, all_rows: bool = False)
         problems |= dict.fromkeys(dry_run.build_optimizer(task, count))
         learns = learns and not problems
         if learns and dry_run.trains:
-            seconds += count * step_seconds(dry_run, task, sample)
+            step_seconds, step_memory = costs.train(dry_run, task, sample)
+            seconds += count * step_seconds
             kept = states[-1] if states[-1] <= limit * 1e9 else 0
-            memory.append(replace(step_memory(dry_run, measured), frozen_states=kept))
+            memory.append(replace(step_memory, frozen_states=kept))
         problems |= dict.fromkeys(dry_run.try_scheduler(task, count))
         if learns and not problems:
             dry_run.end()
     if problems:
         raise ConfigError(problems)
-    trainable, scoring = trainable or describe_trainable(backbone, strategy), math.nan
-    if timed:
-        with dry_run.module.scoring_context():
-            scoring = (len(dry_run.data.tasks) + 1) * scoring_seconds(backbone, dry_run.data.tested)
-        dry_run.finish()
+    trainable = trainable or describe_trainable(backbone, strategy)
     most = max(memory, key=lambda item: item.total, default=None)
     message = too_large(max(states), limit) if max(states) > limit * 1e9 else ""
-    return StrategyEstimate(trainable, steps, seconds if timed else math.nan, scoring, most, free, message)
+    if not timed:
+        return StrategyEstimate(trainable, steps, math.nan, math.nan, most, free, message)
+    with dry_run.module.scoring_context():
+        zero_shot, row = (costs.score(dry_run, learnt) for learnt in (False, True))
+    dry_run.finish(not costs.finished)
+    costs.finished = True
+    rows = len(dry_run.data.tasks) * row
+    return StrategyEstimate(trainable, steps, seconds, rows, most, free, message, zero_shot)

@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
@@ -156,7 +157,11 @@ class Study:
             if not is_new and not all(self.results(run).finished for run in self.runs):
                 self._show_plan(display, log)
             self._execute_runs(display)
-            comparisons = compare([self.folder]) if any(self.results(run).finished for run in self.runs) else []
+            if not any(self.results(run).finished for run in self.runs):
+                return []
+            display.stage("comparing the strategies")
+            comparisons = compare([self.folder])
+            display.stage("writing the report")
             if comparisons and (trouble := report_trouble(self.folder, comparisons)):
                 display.note(trouble)
         return comparisons
@@ -178,20 +183,24 @@ class Study:
 
     def _show_plan(self, display: Display, log: Callable[[object], None]) -> None:
         """Show the plan before anything is learnt."""
-        plan = self.plan()
-        display.note(str(plan))
+        plan = self.plan(display)
+        display.note(f"{plan}\n{plan.closing(datetime.now())}")
         for reach in plan.reaches:
             log(reach)
 
     @preserved_kernel_settings()
-    def plan(self) -> Plan:
+    def plan(self, display: Display | None = None) -> Plan:
         """Build every strategy once in a dry run, and estimate what the study costs; nothing is written.
+
+        Args:
+            display: Where it is shown what is tried; None: nowhere.
 
         Raises:
             ConfigError: A strategy does not fit the model, or a task its positions.
         """
         kept = self.config.existing != "replace"
-        return make_plan(self.assembly, [run for run in self.runs if not (kept and self.results(run).finished)])
+        waiting = [run for run in self.runs if not (kept and self.results(run).finished)]
+        return make_plan(self.assembly, waiting, display)
 
     def _checked_trainer(self) -> Trainer:
         """Build a Trainer, which knows how many processes execute a run together.

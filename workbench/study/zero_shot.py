@@ -54,6 +54,8 @@ def zero_shot_row(
     if _without_path(results.environment().get("scored from", {}).get("key", "{}")) != _without_path(key):
         results.clear()
         results.add_to_environment("scored from", {"key": key})
+    if not all(results.has_cell(0, task.name) for task in data.tested):
+        display.stage("scoring the zero-shot model")
     for task in data.tested:
         if results.has_cell(0, task.name):
             display.scored(0, task.name, results.value(0, task.name, task.primary))

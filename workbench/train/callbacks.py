@@ -345,7 +345,8 @@ class ForgettingMonitor(Callback):
         self._score(module, waiting, lambda score, seconds: self.results.add_within(step, name, score, seconds))
 
     def _score(self, module: ContinualModule, tasks: Sequence[Task], write: Callable[[TaskScore, float], None]) -> None:
-        for task in tasks:
+        for number, task in enumerate(tasks, 1):
+            self.display.stage(f"scoring {task.name}", number, len(tasks), minor=True)
             started = time.monotonic()
             with preserved_random_state(), module.scoring_context():
                 seed_all(self.data.seed, "score", task.name)

@@ -1,0 +1,139 @@
+"""What a plan measures and what it carries over: activations of an item's longest rows, and seconds of all steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from workbench.benchmark import Task
+from workbench.runtime.environment import PeakMemory
+from workbench.study import Study, costs
+from workbench.study.costs import Costs, TrainRows
+from workbench.study.dry_run import DryRun
+from workbench.study.measure import Memory, choose_sample
+
+Make = Callable[..., Study]
+
+
+def begun(small: Study, strategy: str) -> tuple[DryRun, list[Task]]:
+    """A dry run before its first item, and the items."""
+    dry_run = DryRun(small.assembly, strategy)
+    return dry_run, dry_run.setup()
+
+
+def memory_of(dry_run: DryRun, position: int, task: Task, measured: Costs) -> Memory:
+    """The memory of an item's step."""
+    sample = choose_sample(dry_run.assembly, dry_run.name, task)
+    dry_run.begin(position, task, sample.texts)
+    assert dry_run.build_optimizer(task, 1) == []
+    return measured.train(dry_run, task, sample)[1]
+
+
+@pytest.fixture
+def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The peaks that are measured, in order; the first is 1,000 bytes above what is counted, each next one more."""
+    found: list[int] = []
+
+    class Peak(PeakMemory):
+        def __init__(self, device: torch.device, model_bytes: int = 0, *, collect: bool = True) -> None:
+            found.append(model_bytes + 1000 + len(found))
+
+        def bytes(self) -> int | None:
+            return found[-1]
+
+    monkeypatch.setattr(costs, "PeakMemory", Peak)
+    return found
+
+
+def longer(task: Task, length: int) -> Task:
+    """A task with one prompt of so many letters more."""
+    rows = task.train.to_list()
+    rows[-1]["prompt"] += " a" * length
+    return replace(task, train=type(task.train).from_list(rows))
+
+
+def test_activations_are_what_the_peak_has_beyond_what_is_counted(make: Make, peaks: list[int]) -> None:
+    dry_run, (task, *_) = begun(make(), "seqft")
+    memory = memory_of(dry_run, 0, longer(task, 5), Costs())
+    assert memory.activations == 1000 + len(peaks) - 1  # the last one is that of the longest rows
+    assert memory.gradients == sum(value.nbytes for value in dry_run.backbone.parameters())
+    assert memory.total == peaks[-1]
+
+
+def test_an_item_is_measured_where_it_may_take_more_than_one_before(make: Make, peaks: list[int]) -> None:
+    dry_run, (task, *_) = begun(make(), "seqft")
+    measured, counts = Costs(), []
+    for position, item in enumerate([longer(task, 5), task, longer(task, 9), longer(task, 7)]):
+        memory_of(dry_run, position, item, measured)
+        counts.append(len(peaks))
+    assert counts == [counts[0], counts[0], counts[0] + 1, counts[0] + 1]
+    next(dry_run.backbone.parameters()).requires_grad_(False)
+    memory_of(dry_run, 4, task, measured)
+    assert len(peaks) > counts[-1]  # other parameters train
+
+
+def test_the_measured_batch_is_as_long_as_the_longest_row(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest row is beyond those that the hooks get, and a batch of it has as many rows as the config says."""
+    dry_run, (task, *_) = begun(make(data={"batch_size": 2, "max_length": 64}), "seqft")
+    task = longer(task, 20)
+    longest = max(map(len, dry_run.backbone.encode(task.train, task.max_new_tokens)["input_ids"]))
+    shapes: list[list[int]] = []
+    step = DryRun.step
+    monkeypatch.setattr(
+        DryRun, "step", lambda self, batch: (shapes.append(list(batch.labels.shape)), step(self, batch))[1]
+    )
+    memory_of(dry_run, 0, task, Costs())
+    assert max(shapes, key=lambda shape: shape[0] * shape[1]) == [2, longest]
+    shapes.clear()
+    dry_run, _ = begun(make(data={"batch_size": 8, "max_length": 64, "batch_tokens": 2 * longest}), "seqft")
+    memory_of(dry_run, 0, task, Costs())
+    assert [2, longest] in shapes
+    assert all(rows * columns <= 2 * longest for rows, columns in shapes[-3:])
+
+
+def test_a_long_step_is_carried_over_from_a_shorter_one(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a step of the longest rows would take long it is not taken: activations grow with the tokens."""
+    sizes: list[int] = []
+
+    class Peak(PeakMemory):
+        """100 bytes for each token, the logits of the labelled ones among them."""
+
+        def __init__(self, device: torch.device, model_bytes: int = 0, *, collect: bool = True) -> None:
+            self.counted = model_bytes
+
+        def bytes(self) -> int | None:
+            return self.counted + 10**6 * sizes[-1]
+
+    step = DryRun.step
+    monkeypatch.setattr(costs, "PeakMemory", Peak)
+    monkeypatch.setattr(costs, "AFFORDABLE_SECONDS", 0.0)
+    monkeypatch.setattr(DryRun, "step", lambda self, batch: (sizes.append(batch.labels.numel()), step(self, batch))[1])
+    dry_run, (task, *_) = begun(make(data={"batch_size": 4, "max_length": 64}), "seqft")
+    task = longer(task, 20)
+    memory = memory_of(dry_run, 0, task, Costs())
+    longest = len(TrainRows.of(dry_run.backbone, task).longest["input_ids"])
+    assert max(sizes) < 4 * longest
+    assert memory.activations == pytest.approx(10**6 * 4 * longest, rel=0.1)
+
+
+def test_seconds_grow_with_the_rows_of_a_batch(make: Make) -> None:
+    """The same item in batches of one device, of two: half the rows take less, and no step is taken again."""
+    dry_run, (task, *_) = begun(make(data={"batch_size": 8, "max_length": 64}), "seqft")
+    measured, sample = Costs(), choose_sample(dry_run.assembly, "seqft", task)
+    dry_run.begin(0, task, sample.texts)
+    assert dry_run.build_optimizer(task, 1) == []
+    whole, _ = measured.train(dry_run, task, sample)
+    half, _ = measured.train(dry_run, task, sample._replace(share=4))
+    many, _ = measured.train(dry_run, task, sample._replace(share=800))
+    assert half < whole < many
+
+
+def test_answers_that_are_learnt_are_shorter(make: Make) -> None:
+    small = make()
+    dry_run, _ = begun(small, "seqft")
+    measured = Costs()
+    dry_run.data.tasks = [replace(task, max_new_tokens=30) for task in dry_run.data.tasks]
+    assert 0 < measured.score(dry_run, learnt=True) < measured.score(dry_run, learnt=False)

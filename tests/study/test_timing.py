@@ -1,0 +1,99 @@
+"""Seconds that are carried over: lines through two measurements, work by tokens, and rows that can be afforded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from workbench.benchmark import Task
+from workbench.study.timing import (
+    AFFORDABLE_SECONDS,
+    AnswerLengths,
+    Lengths,
+    ScoreCost,
+    Spent,
+    StepCost,
+    Work,
+    affordable_rows,
+    expected_longest,
+    fit_step,
+)
+from workbench.testing.tiny import tiny_backbone, tiny_tasks
+
+
+def test_the_work_of_a_model_by_hand() -> None:
+    backbone = tiny_backbone(num_hidden_layers=2)
+    config = backbone.model.config
+    work = Work.of(backbone)
+    assert work.body == sum(value.numel() for layer in backbone.model.model.layers for value in layer.parameters())
+    assert work.attention == 2 * config.hidden_size
+    assert work.head == config.vocab_size * config.hidden_size
+    batch = backbone.collate([{"input_ids": [3, 4, 5, 6], "prompt_length": 2, "row": 0}] * 3)
+    assert work.batch(batch) == 3 * 4 * (work.body + 4 * work.attention) + 6 * work.head
+
+
+def test_the_longest_of_some_rows_by_drawing() -> None:
+    lengths = [3, 8, 8, 21, 40]
+    drawn = torch.tensor(lengths)[torch.randint(5, (20_000, 4), generator=torch.Generator().manual_seed(0))]
+    assert expected_longest(lengths, 4) == pytest.approx(drawn.max(1).values.float().mean().item(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "cost"),
+    [
+        ((10, Spent(2.0, 0.5)), (30, Spent(5.0, 0.5)), StepCost(0.5, 0.5, 0.15)),
+        ((10, Spent(5.0, 0.5)), (30, Spent(5.0, 0.5)), StepCost(0.5, 1.5, 0.7 * 5 / 30)),  # noise: a flat line
+        ((10, Spent(0.1, 0.5)), (30, Spent(5.0, 0.5)), StepCost(0.5, 0.0, 5 / 30)),  # noise: too steep a one
+        ((10, Spent(2.0, 0.5)), (10, Spent(2.0, 0.5)), StepCost(0.5, 0.0, 0.2)),  # one batch alone
+    ],
+)
+def test_a_line_through_two_steps(small: tuple[float, Spent], large: tuple[float, Spent], cost: StepCost) -> None:
+    fitted = fit_step(small, large)
+    assert vars(fitted) == pytest.approx(vars(cost))
+    assert fitted(large[0]) == pytest.approx(sum(large[1]))
+
+
+@pytest.mark.parametrize(("each", "count"), [(0.0, 9), (AFFORDABLE_SECONDS / 4, 4), (2 * AFFORDABLE_SECONDS, 1)])
+def test_as_many_rows_as_can_be_afforded(each: float, count: int) -> None:
+    def seconds(rows: Sequence[int]) -> float:
+        return each * len(rows)
+
+    assert affordable_rows(range(9), seconds) == range(count)
+
+
+def test_seconds_of_scoring_by_hand() -> None:
+    """Four rows of 6 tokens, of which 2 are the answer; 1 token of the prompts is common; two are answered at once."""
+    lengths = AnswerLengths(Lengths([6] * 4, [2] * 4), [3] * 4, limit=8, share=1.0, batch=2)
+    cost, work = ScoreCost(rate=0.5, call=0.1, row=0.01), Work(10, 0, 5)
+    likelihoods, reading = 4 * (60 + 10) * 0.5, 4 * (30 + 5) * 0.5
+    learnt = (max(3, 12 / 2 / 0.85) * 0.1 + 12 * 0.01) * 10
+    longest = (max(8, 32 / 2 / 0.85) * 0.1 + 32 * 0.01) * 10
+    assert cost.seconds(work, lengths, 1, learnt=True) == pytest.approx(likelihoods + reading + learnt)
+    assert cost.seconds(work, lengths, 1, learnt=False) == pytest.approx(likelihoods + reading + longest)
+    assert cost.seconds(work, lengths, 2, learnt=True) == pytest.approx(likelihoods + 2 * reading + learnt)
+    corpus = AnswerLengths(Lengths([6] * 4, [5] * 4), [], limit=0, share=3.0, batch=1)
+    assert cost.seconds(work, corpus, 1, learnt=True) == pytest.approx(3 * 4 * (60 + 25) * 0.5)
+
+
+def test_a_measured_model_is_unchanged_and_takes_some_time() -> None:
+    backbone, tasks = tiny_backbone(), tiny_tasks()
+    before = [value.clone() for value in backbone.parameters()]
+    cost = ScoreCost.measure(backbone, tasks)
+    assert cost.rate > 0
+    assert cost.call > 0
+    assert cost.row >= 0
+    assert all(map(torch.equal, before, backbone.parameters()))
+    assert backbone.training
+
+
+def test_lengths_of_answers() -> None:
+    backbone, (task, *_) = tiny_backbone(), tiny_tasks()
+    lengths = AnswerLengths.of(backbone, task)
+    encoded = backbone.encode(task.test, task.max_new_tokens)
+    assert lengths.whole.rows == list(map(len, encoded["input_ids"]))
+    assert lengths.limit == task.max_new_tokens
+    assert (lengths.share, lengths.batch) == (1.0, len(task.test))
+    corpus = Task("corpus", test=type(task.test).from_list([{"text": "a b c"}]))
+    assert AnswerLengths.of(backbone, corpus).limit == 0
