@@ -1,7 +1,7 @@
 """SmolLM2-135M on TRACE's rows beside HF Trainer (with peft) and `generate`: the same losses and texts first.
 
-Needs the model (`make smollm2`) and TRACE's data (WORKBENCH_TRACE). `python tests/performance/smollm2.py workbench full`
-prints the peak of memory of one way in a process of its own, above what the imports and the model's file take.
+Needs the model (`make smollm2`) and TRACE's data (WORKBENCH_TRACE). `python tests/performance/smollm2.py workbench
+full` prints the peak of memory of one way in a process of its own, above what the imports take.
 """
 
 from __future__ import annotations

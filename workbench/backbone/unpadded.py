@@ -106,15 +106,21 @@ def lay_end_to_end(batch: Batch, decoder: nn.Module) -> Rows | None:
         decoder: The model without its head.
     """
     count, longest = batch.input_ids.shape
-    config: Any = decoder.config
-    width = getattr(config, "hidden_size", 0)  # a composition has none of its own
-    if config._attn_implementation != IMPLEMENTATION or width < LEAST_WIDTH or count < 2:
+    if count < 2 or not _is_wide(decoder.config):
         return None
     place = batch.attention_mask.flatten().nonzero().flatten()
-    if len(place) > (1 - LEAST_PADDING) * count * longest:
+    if len(place) > (1 - LEAST_PADDING) * count * longest or not _sees_whole_rows(decoder.config, longest):
         return None
-    fits = _sees_whole_rows(config, longest) and _looks_along_no_row(decoder)
-    return Rows(count, longest, place) if fits else None
+    return Rows(count, longest, place) if _looks_along_no_row(decoder) else None
+
+
+def skips_padding(decoder: nn.Module) -> bool:
+    """Return whether batches of short rows that differ in length are computed without their padding.
+
+    Args:
+        decoder: The model without its head.
+    """
+    return _is_wide(decoder.config) and _sees_whole_rows(decoder.config, 1) and _looks_along_no_row(decoder)
 
 
 def unpadded_states(decoder: nn.Module, batch: Batch, rows: Rows) -> Tensor:
@@ -126,6 +132,11 @@ def unpadded_states(decoder: nn.Module, batch: Batch, rows: Rows) -> Tensor:
         input_ids=tokens, position_ids=positions, attention_mask=unused, use_cache=False, token_rows=rows
     ).last_hidden_state
     return torch.as_tensor(output[0])
+
+
+def _is_wide(config: Any) -> bool:
+    """Whether a model attends by `attend`, and is wide enough to gain from it; a composition has no width."""
+    return config._attn_implementation == IMPLEMENTATION and getattr(config, "hidden_size", 0) >= LEAST_WIDTH
 
 
 def _looks_along_no_row(decoder: nn.Module) -> bool:

@@ -172,10 +172,11 @@ class Costs:
         """Return the seconds of a step of an item, from the lengths of its rows."""
         data, count = dry_run.assembly.config.data, sample.share
         sorted_rows = data.bucket > 1 or data.batch_tokens is not None  # rows of a batch are about equally long
-        columns = fmean(lengths.rows) if sorted_rows else expected_longest(lengths.rows, count)
+        work = Work.of(dry_run.backbone)
+        unpadded = sorted_rows or not work.padded
+        columns = fmean(lengths.rows) if unpadded else expected_longest(lengths.rows, count)
         batches = accumulated_batches(dry_run.assembly.trainer(dry_run.name, task), 0)
-        work = Work.of(dry_run.backbone)(count, columns, count * fmean(lengths.labelled))
-        return self._steps[structure](work, batches)
+        return self._steps[structure](work(count, columns, count * fmean(lengths.labelled)), batches)
 
     def _memory(self, dry_run: DryRun, structure: Structure, rows: TrainRows) -> Memory:
         """Return the memory of a step on a batch of rows as long as the item's longest.

@@ -16,6 +16,7 @@ from workbench.backbone.adapters import merged_to_score
 from workbench.backbone.batch import IGNORED
 from workbench.backbone.generation import BatchLimit, common_prefix, greedy
 from workbench.backbone.loading import blocks
+from workbench.backbone.unpadded import skips_padding
 from workbench.benchmark import Task
 
 AFFORDABLE_SECONDS = 2.0
@@ -41,11 +42,13 @@ class Work:
         body: Weights of the blocks, each of which every token is multiplied with.
         attention: Layers x width, multiplied with as many tokens as a row has.
         head: Vocabulary x width, for each labelled token.
+        padded: Whether padding is computed too.
     """
 
     body: float
     attention: float
     head: float
+    padded: bool = True
 
     @classmethod
     def of(cls, backbone: Backbone) -> Work:
@@ -54,10 +57,11 @@ class Work:
         weights = {id(weight): weight.numel() for layer in layers for weight in layer.parameters()}
         width = backbone.model.get_input_embeddings().weight.shape[1]
         vocabulary = backbone.model.get_output_embeddings().weight.shape[0]
-        return cls(sum(weights.values()), len(layers) * width, vocabulary * width)
+        padded = not skips_padding(backbone.decoder)
+        return cls(sum(weights.values()), len(layers) * width, vocabulary * width, padded)
 
     def __call__(self, rows: float, columns: float, labelled: float) -> float:
-        """Return the work of a batch of rows that are padded to `columns` tokens.
+        """Return the work of a batch of rows of `columns` tokens.
 
         >>> Work(10, 1, 100)(2, 5, 3)
         450
@@ -67,6 +71,7 @@ class Work:
     def batch(self, batch: Batch) -> float:
         """Return the work of a batch."""
         rows, columns = batch.labels.shape
+        columns = columns if self.padded else float(batch.attention_mask.sum()) / rows
         return self(rows, columns, int((batch.labels != IGNORED).sum()))
 
 
