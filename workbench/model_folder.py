@@ -39,6 +39,8 @@ GGUF, GGUF_MAGIC, GGUF_VERSIONS = ".gguf", b"GGUF", (2, 3)
 GGUF_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Value types of a GGUF header by number, as `struct` writes them; 8 is a text and 9 an array."""
 GGUF_TEXT, GGUF_ARRAY = 8, 9
+GGUF_FAMILIES = ("llama", "qwen2", "qwen3")
+"""Architectures of GGUF files that are read; files of Mistral models say "llama"."""
 GGUF_SPLITS = {"gpt-2", "smollm", "starcoder", "refact", "llama3", "llama-v3", "llama-bpe", "qwen2"}
 """Values of `tokenizer.ggml.pre` that say exactly how text is split before the merges."""
 UNQUANTISED = "Take the model's Hugging Face folder."
@@ -402,8 +404,8 @@ def _check_gguf(file: Path) -> list[str]:
 
 def _gguf_architecture_problem(header: GgufHeader) -> str | None:
     """Say what in the architecture would be read otherwise than it is meant."""
-    if header.family not in FAMILIES:
-        return f"its architecture is {header.family!r}; expected one of {', '.join(FAMILIES)}."
+    if header.family not in GGUF_FAMILIES:
+        return f"its architecture is {header.family!r}; expected one of {', '.join(GGUF_FAMILIES)}."
     scaled = header.of_model("rope.scaling.type", "none") != "none" or header.of_model("rope.scale_linear", 1) != 1
     if scaled or any(one.name.startswith("rope_f") for one in header.tensors):
         return "its rotary frequencies are scaled for long texts, which is not read from GGUF."

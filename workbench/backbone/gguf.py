@@ -7,6 +7,7 @@ in which 2 are needed; every run of a study begins with the model as loaded.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.integrations import GGUF_CONFIG_MAPPING
@@ -128,7 +129,7 @@ def read_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     values = read_gguf_header(file).values
     split = values["tokenizer.ggml.pre"]
     read = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
-    backend = read.backend_tokenizer
+    backend = _without_surplus(read.backend_tokenizer, len(values["tokenizer.ggml.tokens"]))
     backend.pre_tokenizer = _pre_tokenizer(split)
     backend.normalizer = normalizers.NFC() if split == "qwen2" else None
     if split in BEGIN_TOKEN:
@@ -143,6 +144,13 @@ def read_tokenizer(file: Path) -> PreTrainedTokenizerBase:
         clean_up_tokenization_spaces=False,
         **{token: backend.id_to_token(number) for token, number in ids.items() if number is not None},
     )
+
+
+def _without_surplus(backend: Tokenizer, tokens: int) -> Tokenizer:
+    """Take out GPT-2's own tokens, which transformers adds where the file has no such tokens."""
+    state = json.loads(backend.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < tokens]
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def _pre_tokenizer(split: str) -> Any:

@@ -145,7 +145,7 @@ def _peft(names: Sequence[str], protocol: Protocol) -> str:
     needed = "from workbench import Backbone" if is_gguf(Path(protocol.backbone)) else ""
     needed = needed or ("" if base else "from workbench.model_folder import locate")
     loaded = f'AutoModelForCausalLM.from_pretrained({place}, dtype="{protocol.dtype}")'
-    if is_gguf(Path(protocol.backbone)):  # which plain transformers would load without un-quantising what peft needs
+    if is_gguf(Path(protocol.backbone)):  # plain transformers reads it slowly, and its tokenizer otherwise
         loaded = f'Backbone.load("{protocol.backbone}", dtype="{protocol.dtype}").model'
     lines = ["from peft import PeftModel", *filter(None, [needed])]
     lines += [

