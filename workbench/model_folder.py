@@ -72,7 +72,7 @@ def cache_folder() -> Path:
 
 def is_gguf(source: Path | str) -> bool:
     """Return True if a model is a GGUF file, by its name."""
-    return isinstance(source, Path) and source.suffix.lower() == GGUF
+    return isinstance(source, Path) and source.suffix.lower() == GGUF and not source.is_dir()
 
 
 def check_folder(path: str | Path) -> list[str]:
@@ -89,7 +89,7 @@ def check_folder(path: str | Path) -> list[str]:
     folder = locate(path)
     if isinstance(folder, str):
         return _check_hub(folder)
-    if is_gguf(folder) and not folder.is_dir():
+    if is_gguf(folder):
         return _check_gguf(folder)
     if not folder.is_dir():
         return [_no_folder(path, folder)]

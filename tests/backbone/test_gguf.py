@@ -86,6 +86,17 @@ def test_the_tokens_are_those_of_the_tokenizer(split: str, tmp_path: Path) -> No
     assert (read("a").input_ids[0] == 0) is (split == "llama-bpe")
 
 
+def test_a_tokenizer_beside_the_file_is_not_taken(file: Path) -> None:
+    tokenizer_of("gpt-2").save_pretrained(file.parent)
+    read = Backbone.load(file).tokenizer
+    assert read("a  12").input_ids == tokenizer_of("smollm")("a  12").input_ids
+
+
+def test_a_folder_may_be_named_like_a_file(file: Path, tmp_path: Path) -> None:
+    Backbone.load(file).save(tmp_path / "folder.gguf")
+    assert same(weights(Backbone.load(tmp_path / "folder.gguf")), weights(Backbone.load(file)))
+
+
 def test_the_splits_differ_in_their_tokens() -> None:
     """Otherwise the test above would pass with any of them."""
     tokens = {split: tuple(tokenizer_of(split)(TEXTS[0], add_special_tokens=False).input_ids) for split in SPLITS}

@@ -1,8 +1,8 @@
 """Read a model of the LLaMA family and its tokenizer from a GGUF file, with its weights dequantised.
 
-The metadata's meaning, the dequantisation and the tensors' names are those of transformers and gguf. Their readers are
-not used: `load_gguf_checkpoint` leaves out tensors that it has no place for, and takes 16 seconds for a model of 135M,
-in which 2 are needed; every run of a study begins with the model as loaded.
+The metadata's meaning comes from transformers, the dequantisation and the tensors' names from gguf. Their readers are not
+used: transformers' `load_gguf_checkpoint` leaves out tensors that it has no place for, and takes 16 seconds for a model
+of 135M that is read in 2; every run of a study begins with the model as loaded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.integrations import GGUF_CONFIG_MAPPING
-from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 from transformers.utils import logging
 
 from workbench.model_folder import GgufHeader, read_gguf_header
@@ -106,18 +105,29 @@ def _names(header: GgufHeader, config: Any) -> dict[str, str]:
 
 
 def _dequantised(file: Path, header: GgufHeader, config: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield each tensor in float32; the rows of LLaMA's queries and keys in transformers' order."""
+    """Yield each tensor in float32."""
     gguf = import_module("gguf")
     content = np.memmap(file, mode="r")
-    heads = {key: getattr(config, key) for key in ("num_attention_heads", "num_key_value_heads")}
-    reorder = LlamaTensorProcessor(config=heads).process
+    paired = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     for name, shape, number, start, size in logging.tqdm(header.tensors, desc="Dequantising"):
         kind = gguf.GGMLQuantizationType(number)
         stored = content[start : start + size].reshape(gguf.quant_shape_to_byte_shape(shape, kind))
         weights = gguf.dequantize(stored, kind)
-        if header.family == "llama":
-            weights = reorder(weights, name).weights
+        if header.family == "llama" and (heads := paired.get(name.split(".")[-2])):
+            weights = _halved(weights, heads)
         yield name, torch.from_numpy(np.array(weights, dtype=np.float32))
+
+
+def _halved(weights: np.ndarray, heads: int) -> np.ndarray:
+    """Return the rows of queries or keys in transformers' order.
+
+    A head's rows rotate in pairs: llama.cpp has the two of a pair beside each other, transformers half a head apart.
+
+    >>> _halved(np.arange(8).reshape(8, 1), heads=2)[:, 0].tolist()
+    [0, 2, 1, 3, 4, 6, 5, 7]
+    """
+    pairs = weights.reshape(heads, -1, 2, weights.shape[-1])
+    return pairs.swapaxes(1, 2).reshape(weights.shape)
 
 
 def read_tokenizer(file: Path) -> PreTrainedTokenizerBase:
@@ -128,7 +138,8 @@ def read_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     """
     values = read_gguf_header(file).values
     split = values["tokenizer.ggml.pre"]
-    read = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
+    # Not by from_pretrained, which would prefer a tokenizer.json that lies beside the file.
+    read = PreTrainedTokenizerFast(name_or_path=str(file.absolute().parent), gguf_file=file.name)
     backend = _without_surplus(read.backend_tokenizer, len(values["tokenizer.ggml.tokens"]))
     backend.pre_tokenizer = _pre_tokenizer(split)
     backend.normalizer = normalizers.NFC() if split == "qwen2" else None
