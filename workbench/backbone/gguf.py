@@ -1,8 +1,8 @@
 """Read a model of the LLaMA family and its tokenizer from a GGUF file, with its weights dequantised.
 
-The metadata's meaning comes from transformers, the dequantisation and the tensors' names from gguf. Their readers are not
-used: transformers' `load_gguf_checkpoint` leaves out tensors that it has no place for, and takes 16 seconds for a model
-of 135M that is read in 2; every run of a study begins with the model as loaded.
+The metadata's meaning comes from transformers, the dequantisation and the tensors' names from gguf. Their readers are
+not used: transformers' `load_gguf_checkpoint` leaves out tensors that it has no place for, without a word, and takes
+several times as long (it builds the table of names for each module), while every run of a study reads the model again.
 """
 
 from __future__ import annotations
