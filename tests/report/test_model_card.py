@@ -78,7 +78,7 @@ def cells(card: str, heading: str) -> list[list[str]]:
     """The rows of the table whose head begins with a cell, without the head."""
     table = re.search(rf"^\| {heading} \|.*\n\|[- |]+\n((?:\|.*\n)*)", card, flags=re.MULTILINE)
     assert table
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.group(1).splitlines()]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in table.group(1).splitlines()]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -119,6 +119,7 @@ def test_a_base_that_is_a_gguf_file_is_loaded_as_the_card_says(task_folder: Path
     folder = export(tmp_path / "runs" / "small" / "lora", tmp_path / "out")
     facts = dict(cells((folder / "README.md").read_text(encoding="utf-8"), ""))
     assert facts["backbone"] == f"`{file}`, loaded as float32, dequantised from `tiny.gguf` (21 tensors F32)"
+    assert facts["end token"] == r"`<\|end\|>`"  # a bar would begin a new cell
     peft = loaded_as_the_card_says(folder, upto=2)["model"]
     assert isinstance(peft, PeftModel)
     assert (logits(peft) - logits(AutoModelForCausalLM.from_pretrained(folder))).abs().max() < 1e-5
