@@ -109,7 +109,9 @@ def load_weights(source: str | Path, dtype: torch.dtype, checkpointed: bool = Fa
     """
     config = read_config(source)
     with refusing(source, "it cannot be loaded", "Copy it again."):
-        loader, place, given = AutoModelForCausalLM, source, {"use_safetensors": True, "trust_remote_code": False}
+        loader: Any = AutoModelForCausalLM
+        place: str | Path | None = source
+        given: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
         if is_gguf(source):
             given = {"state_dict": gguf.read_tensors(Path(source), config, dtype)}
             loader, place = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], None
