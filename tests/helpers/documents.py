@@ -62,6 +62,10 @@ NOT_RUN = {
     ("docs/pages/tutorial.md", "make install"): ENVIRONMENT,
     (
         "docs/pages/your-model.md",
+        "lightning fetch smollm2",
+    ): "a download, and hours of training; tests/surgery/test_fetching.py fetches it with -m slow",
+    (
+        "docs/pages/your-model.md",
         "export WORKBENCH_MODEL",
     ): "needs a model and TRACE; tests/benchmarks/test_trace_study.py has small ones",
 }

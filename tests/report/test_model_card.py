@@ -7,6 +7,7 @@ import math
 import re
 import runpy
 import shutil
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def cells(card: str, heading: str) -> list[list[str]]:
     """The rows of the table whose head begins with a cell, without the head."""
     table = re.search(rf"^\| {heading} \|.*\n\|[- |]+\n((?:\|.*\n)*)", card, flags=re.MULTILINE)
     assert table
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.group(1).splitlines()]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in table.group(1).splitlines()]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -106,6 +107,22 @@ def test_plain_peft_loads_the_adapters_over_the_base(
     peft = loaded_as_the_card_says(folder, upto=2)["model"]
     assert isinstance(peft, PeftModel)
     assert (logits(peft) - folded).abs().max() < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own use
+def test_a_base_that_is_a_gguf_file_is_loaded_as_the_card_says(task_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    helpers = import_module("helpers.gguf_files")
+    tokenizer = helpers.tokenizer_of("smollm")
+    file = helpers.write_gguf(tmp_path / "tiny.gguf", helpers.model_of("llama", len(tokenizer)), tokenizer, "smollm")
+    Study(parse(study(file, task_folder, tmp_path / "runs", strategies={"lora": STRATEGIES["lora"]}))).run()
+    folder = export(tmp_path / "runs" / "small" / "lora", tmp_path / "out")
+    facts = dict(cells((folder / "README.md").read_text(encoding="utf-8"), ""))
+    assert facts["backbone"] == f"`{file}`, loaded as float32, dequantised from `tiny.gguf` (21 tensors F32)"
+    assert facts["end token"] == r"`<\|end\|>`"  # a bar would begin a new cell
+    peft = loaded_as_the_card_says(folder, upto=2)["model"]
+    assert isinstance(peft, PeftModel)
+    assert (logits(peft) - logits(AutoModelForCausalLM.from_pretrained(folder))).abs().max() < 1e-5
 
 
 def test_adapters_of_a_grown_model_name_no_base(runs: Path, tmp_path: Path) -> None:

@@ -77,13 +77,14 @@ class Backbone(nn.Module):
         eval_batch_size: int = 64,
         eval_batch_tokens: int | None = None,
     ) -> Backbone:
-        """Load a model of the LLaMA family from a folder or the hub; "mini" and "micro" are shipped.
+        """Load a model of the LLaMA family from a folder, a GGUF file or the hub; "mini" and "micro" are shipped.
 
-        Only safetensors are read, no remote code is executed, and no weight may be missing: transformers would
+        Only safetensors and GGUF are read, no remote code is executed, and no weight may be missing: transformers would
         initialise a missing weight at random without an error.
 
         Args:
-            path: A folder, a hub id, "mini" or "micro".
+            path: A folder, a GGUF file, whose weights are dequantised, a hub id, "mini", "micro", or "smollm2" after
+                `lightning fetch smollm2`.
             dtype: Precision of the weights, such as "bfloat16". None: float32, whatever the files hold, because small
                 optimizer steps are lost in half precision.
             end_token: The token that ends an answer, in place of the tokenizer's own end token.

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -23,7 +24,8 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from workbench.model_folder import ADAPTER, sentencepiece_alone
+from workbench.backbone import gguf
+from workbench.model_folder import ADAPTER, is_gguf, sentencepiece_alone
 
 PROBE = "The cat  sat on 3.14 mats, wasn't it?"
 """Text with which two tokenizers are compared: words, digits, and two spaces in a row, which not every one keeps."""
@@ -32,17 +34,20 @@ NOISE = 0.01
 
 
 def read_config(source: str | Path) -> Any:
-    """Return transformers' config of a folder or hub id, with all defaults.
+    """Return transformers' config of a folder, GGUF file or hub id, with all defaults.
 
     Raises:
         ValueError: transformers cannot load it.
     """
+    if is_gguf(source):
+        with refusing(source, "its header cannot be read as a config", "Take the model's Hugging Face folder."):
+            return gguf.read_config(Path(source))
     with refusing(source, "its config.json cannot be loaded", "Fix it."):
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder or hub id, without remote code.
+    """Load the tokenizer of a folder, GGUF file or hub id, without remote code.
 
     Raises:
         ValueError: It cannot be loaded, or splits text otherwise than its sentencepiece model.
@@ -50,6 +55,8 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     read_config(source)  # the tokenizer's class depends on it
     only_sentencepiece = isinstance(source, Path) and sentencepiece_alone(source)
     with refusing(source, "its tokenizer cannot be loaded", "Copy its tokenizer's files again."):
+        if is_gguf(source):
+            return gguf.read_tokenizer(Path(source))
         if not only_sentencepiece:
             return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
         tokenizer, encode = _from_sentencepiece(Path(source))
@@ -89,8 +96,10 @@ def refuse_other_tokens(tokenizer: PreTrainedTokenizerBase, encode: Callable[[st
 def load_weights(source: str | Path, dtype: torch.dtype, checkpointed: bool = False) -> PreTrainedModel:
     """Load the model of a folder or hub id: safetensors only, no remote code, every weight in its place.
 
+    The weights of a GGUF file are dequantised.
+
     Args:
-        source: Folder or hub id.
+        source: Folder, GGUF file or hub id.
         dtype: Precision of the weights.
         checkpointed: Whether to turn on activation checkpointing (`checkpoint_blocks`).
 
@@ -100,14 +109,19 @@ def load_weights(source: str | Path, dtype: torch.dtype, checkpointed: bool = Fa
     """
     config = read_config(source)
     with refusing(source, "it cannot be loaded", "Copy it again."):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source,
+        loader: Any = AutoModelForCausalLM
+        place: str | Path | None = source
+        given: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
+        if is_gguf(source):
+            given = {"state_dict": gguf.read_tensors(Path(source), config, dtype)}
+            loader, place = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], None
+        model, info = loader.from_pretrained(
+            place,
             config=config,
             dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # raised below
+            **given,
         )
     if hasattr(model, "peft_config"):  # from the hub; in a folder it is found earlier
         raise ValueError(ADAPTER)

@@ -47,7 +47,8 @@ class BackboneConfig:
     """The model that a study starts from.
 
     Args:
-        path: Folder or hub id of a LLaMA-family model, or the name of a shipped one, "mini" or "micro".
+        path: Folder, GGUF file or hub id of a LLaMA-family model; or the name of a shipped one, "mini" or "micro", or
+            of a fetched one, "smollm2".
         dtype: Data type in which the weights are loaded; None: float32.
         end_token: Token that ends an answer; None: the tokenizer's end token.
         activation_checkpointing: Store only the inputs of transformer blocks in training, and compute the other

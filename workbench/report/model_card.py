@@ -17,7 +17,7 @@ from huggingface_hub import ModelCardData, metadata_load, try_to_load_from_cache
 from workbench.config import Component, StudyConfig, load
 from workbench.errors import ConfigError
 from workbench.formatting import duration, number
-from workbench.model_folder import SHIPPED, locate
+from workbench.model_folder import FETCHED, SHIPPED, is_gguf, locate
 from workbench.report.comparison import MEASURES
 from workbench.report.terminal import protocol_words
 from workbench.report.write import find_runs
@@ -61,15 +61,15 @@ def model_card(run: RunFolder) -> str:
 
 
 def adapters_base(path: str) -> str | None:
-    """Return the base model for peft: the hub id or the absolute folder; None for a shipped model.
+    """Return the base model for peft: the hub id or the absolute folder; None for a named model or a GGUF file.
 
     >>> adapters_base("meta-llama/Llama-3.2-1B"), adapters_base("mini")
     ('meta-llama/Llama-3.2-1B', None)
     """
     source = locate(path)
-    if path in SHIPPED or isinstance(source, str):
-        return None if path in SHIPPED else str(source)
-    return str(source.resolve())
+    if isinstance(source, str):
+        return source
+    return None if path in (*SHIPPED, *FETCHED) or is_gguf(source) else str(source.resolve())
 
 
 def grown_here(folder: Path, backbone: str) -> bool:
@@ -142,15 +142,28 @@ def _loading(run: RunFolder, protocol: Protocol, config: Mapping[str, Any]) -> s
 def _peft(names: Sequence[str], protocol: Protocol) -> str:
     base = adapters_base(protocol.backbone)
     place = f'"{base}"' if base else f'locate("{protocol.backbone}")'
-    lines = ["from peft import PeftModel"] + ([] if base else ["from workbench.model_folder import locate"])
+    needed = "from workbench import Backbone" if is_gguf(Path(protocol.backbone)) else ""
+    needed = needed or ("" if base else "from workbench.model_folder import locate")
+    loaded = f'AutoModelForCausalLM.from_pretrained({place}, dtype="{protocol.dtype}")'
+    if is_gguf(Path(protocol.backbone)):  # plain transformers reads it slowly, and its tokenizer otherwise
+        loaded = f'Backbone.load("{protocol.backbone}", dtype="{protocol.dtype}").model'
+    lines = ["from peft import PeftModel", *filter(None, [needed])]
     lines += [
-        f'base = AutoModelForCausalLM.from_pretrained({place}, dtype="{protocol.dtype}")',
+        f"base = {loaded}",
         f'model = PeftModel.from_pretrained(base, "{FOLDER}/adapters/{names[0]}", adapter_name="{names[0]}")',
     ]
     lines += [f'model.load_adapter("{FOLDER}/adapters/{name}", "{name}")' for name in names[1:]]
     if len(names) > 1:
         lines.append(f"model.base_model.set_adapter({json.dumps(list(names))})  # they add up")
     return _code(lines)
+
+
+def _quantised(protocol: Protocol) -> str:
+    """Say which quantised file the backbone's weights come from."""
+    if not (origin := protocol.dequantised):
+        return ""
+    kinds = ", ".join(f"{count} tensors {kind}" for kind, count in origin["tensors"].items())
+    return f", dequantised from `{origin['file']}` ({kinds})"
 
 
 def _facts(run: RunFolder, study: StudyConfig) -> Iterable[Sequence[str]]:
@@ -161,7 +174,7 @@ def _facts(run: RunFolder, study: StudyConfig) -> Iterable[Sequence[str]]:
     rows = (
         ("strategy", ", then ".join(map(_called, components)) + task_id),
         ("paper", "; ".join(dict.fromkeys(protocol.references))),
-        ("backbone", f"`{protocol.backbone}`, loaded as {protocol.dtype}"),
+        ("backbone", f"`{protocol.backbone}`, loaded as {protocol.dtype}{_quantised(protocol)}"),
         ("benchmark", _called(study.benchmark)),
         ("tasks in order", f"{' → '.join(protocol.order)} (order `{protocol.order_name}`)"),
         ("seed", str(protocol.seed)),

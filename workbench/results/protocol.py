@@ -54,6 +54,8 @@ class Protocol(Layout):
         precision: `trainer.precision`.
         training_rows: Number of training rows by task.
         dtype: Data type in which the weights were loaded.
+        dequantised: Which quantised file the weights come from: its name, the number of tensors of each type, and of a
+            fetched model the file's origin; None: they were not quantised.
         end_token: End-of-sequence token.
         deterministic: `trainer.deterministic`.
         processes: Number of processes that trained together.
@@ -79,6 +81,7 @@ class Protocol(Layout):
     precision: str | int
     training_rows: Mapping[str, int]
     dtype: str | None = None
+    dequantised: Mapping[str, Any] | None = None
     end_token: str | None = None
     deterministic: bool | str | None = None
     processes: int | None = None

@@ -25,6 +25,7 @@ from workbench.config.components import build, import_class
 from workbench.config.orders import chosen_orders
 from workbench.config.validation import STEP_ARGUMENTS
 from workbench.errors import ConfigError
+from workbench.model_folder import dequantised_from
 from workbench.runtime.distributed import world
 from workbench.strategy import Composition, ContinualStrategy, needs_task_id
 from workbench.study.resume import fingerprint_model, fingerprint_tasks
@@ -221,6 +222,7 @@ class Assembly:
             "bibtex": [getattr(member, "bibtex", "") for member in _citing(strategy)],
             "backbone": config.backbone.path,
             "dtype": config.backbone.dtype or "float32",
+            "dequantised": dequantised_from(config.backbone.path),
             "end_token": self.backbone.tokenizer.eos_token,
             "decoding": "greedy",
             "processes": world(),

@@ -16,7 +16,7 @@ from workbench.config.components import import_class
 from workbench.config.loading import resolved
 from workbench.config.schema import KEEPS_NUMBERS, OBSERVES, for_run, leaves
 from workbench.errors import ConfigError
-from workbench.model_folder import SHIPPED, locate
+from workbench.model_folder import FETCHED, SHIPPED, locate
 from workbench.results import RunFolder
 from workbench.runtime.environment import describe_environment
 
@@ -201,13 +201,15 @@ def fingerprint_tasks(tasks: Iterable[Task]) -> str:
 
 
 def fingerprint_model(path: str) -> str:
-    """Return the fingerprint of a model folder; a hub id stands for itself.
+    """Return the fingerprint of a model folder or a GGUF file; a hub id stands for itself.
 
     Each file counts with its name, its size, and its first and last megabyte, which is fast and tells models apart.
     """
     folder = locate(path)
     if isinstance(folder, str):
         return folder
+    if folder.is_file():
+        return _fingerprint_files([folder])
     return _fingerprint_files(sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")))
 
 
@@ -216,7 +218,7 @@ def fingerprint_named(arguments: Iterable[Any]) -> str:
     named = []
     for text in dict.fromkeys(_texts(arguments)):
         path = Path(text).expanduser()
-        if text in SHIPPED or path.is_dir():
+        if text in (*SHIPPED, *FETCHED) or path.is_dir():
             named.append(fingerprint_model(text))
         elif path.is_file():
             named.append(_fingerprint_files([path]))

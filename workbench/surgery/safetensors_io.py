@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from workbench.backbone import loading
-from workbench.model_folder import COMPOSITION, WHOLE, check_folder, locate
+from workbench.model_folder import COMPOSITION, ORIGIN, WHOLE, check_folder, is_gguf, locate
 from workbench.runtime.files import sync_folder, sync_tree
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -28,7 +28,7 @@ SHARD_BYTES = 5_000_000_000
 """Default maximum size of a weights file in bytes."""
 COPIED = (
     *("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
-    *("generation_config.json", "LICENSE*", "NOTICE*"),
+    *("generation_config.json", ORIGIN, "LICENSE*", "NOTICE*"),
 )
 """Files that are copied from the source folder."""
 
@@ -97,7 +97,7 @@ def plain_folder(source: str | Path) -> Path:
     """Return the local folder of a complete model without an adapter.
 
     Args:
-        source: A folder, or the name of a shipped model.
+        source: A folder, or the name of a shipped or fetched model.
 
     Raises:
         ValueError: The folder does not exist or is incomplete, `source` is a hub id, or the folder contains an
@@ -111,6 +111,9 @@ def plain_folder(source: str | Path) -> Path:
         )
     if problems := check_folder(folder):
         raise ValueError("\n".join(problems))
+    if is_gguf(folder):
+        remedy = f'Backbone.load("{folder}").save("FOLDER") in Python, and give that folder'
+        raise ValueError(f"{folder} is a GGUF file; expected a model folder. Run {remedy}.")
     if json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == COMPOSITION:
         raise ValueError(f"{folder} is a composition of several models. Give the folder of a single one.")
     return folder
