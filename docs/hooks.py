@@ -20,6 +20,7 @@ PAGES = {
     "benchmarks/trace/README.md": "benchmarks/trace.md",
     "benchmarks/key_value_arithmetic/README.md": "benchmarks/key_value_arithmetic.md",
     "benchmarks/cipher_language/README.md": "benchmarks/cipher_language.md",
+    "benchmarks/lesson/README.md": "benchmarks/lesson.md",
     "workbench/models/mini/README.md": "models/mini.md",
     "workbench/models/micro/README.md": "models/micro.md",
 }

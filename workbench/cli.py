@@ -46,7 +46,7 @@ Config = Annotated[str, typer.Argument(metavar="CONFIG", help="Path, or name of 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="key=value", help="Replaces a key of CONFIG: seeds=[0,1,2].")
 ]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, mini, micro or smollm2.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, hub id, GGUF file, mini, micro or smollm2.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to be written.")]
 ClassPath = Annotated[str, typer.Argument(metavar="CLASS_PATH", help="Import path, such as strategies.LoRA.")]
 Arguments = Annotated[

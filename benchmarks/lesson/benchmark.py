@@ -1,11 +1,9 @@
-"""The benchmark Lesson: three generated domains, with everyday questions and plain English as probes."""
+"""The benchmark Lesson: three generated domains."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
-from benchmarks.everyday import questions, text
 from benchmarks.lesson.domains import DOMAINS
 from workbench.benchmark import LazyBenchmark, Task, dataset_of_pairs, seeded_random
 
@@ -19,7 +17,6 @@ class Lesson(LazyBenchmark):
 
     `reviews` asks for a verdict in one letter, `islands` for invented facts that the weights have to store, `sums` for
     a number. The formats differ, so that a model that has just learned one of them loses another's format first.
-    Everyday questions and the likelihood of plain English are tested and never trained.
 
     All rows are determined by `seed`. No prompt occurs in two splits; every island occurs in all of them, so what is
     tested is the fact and not the sentence that asked for it.
@@ -29,6 +26,8 @@ class Lesson(LazyBenchmark):
         train_rows: Training rows of each domain.
         test_rows: Test rows of each domain.
         validation_rows: Validation rows of each domain.
+        probes: Tasks that are tested and never trained, such as `benchmarks.everyday.questions`.
+        general: A corpus of general text, such as `benchmarks.everyday.text`.
 
     Raises:
         ValueError: A number of rows is below 1, or they are more than 128 together.
@@ -37,14 +36,22 @@ class Lesson(LazyBenchmark):
     name = "lesson"
     task_names = tuple(DOMAINS)
 
-    def __init__(self, seed: int = 0, train_rows: int = 80, test_rows: int = 32, validation_rows: int = 16) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        train_rows: int = 80,
+        test_rows: int = 32,
+        validation_rows: int = 16,
+        probes: Sequence[Task] = (),
+        general: Task | None = None,
+    ) -> None:
         rows = {"train_rows": train_rows, "test_rows": test_rows, "validation_rows": validation_rows}
         if wrong := [f"{name}={count}" for name, count in rows.items() if count < 1]:
             raise ValueError(f"{', '.join(wrong)}: every split needs at least 1 row. Give it more.")
         if sum(rows.values()) > MOST_ROWS:
             stated = ", ".join(f"{name}={count}" for name, count in rows.items())
             raise ValueError(f"{stated} are {sum(rows.values())} rows together. Choose at most {MOST_ROWS} in all.")
-        self.seed = seed
+        self.seed, self._probes, self._general = seed, tuple(probes), general
         self.train_rows, self.test_rows, self.validation_rows = train_rows, test_rows, validation_rows
 
     @property
@@ -52,15 +59,15 @@ class Lesson(LazyBenchmark):
         """The order of the domains, and its reverse."""
         return {"default": self.task_names, "reversed": self.task_names[::-1]}
 
-    @cached_property
+    @property
     def probes(self) -> Sequence[Task]:
-        """Questions of general knowledge."""
-        return [questions()]
+        """The tasks that are never trained, as given."""
+        return self._probes
 
-    @cached_property
-    def general(self) -> Task:
-        """Plain English."""
-        return text()
+    @property
+    def general(self) -> Task | None:
+        """The general corpus, as given."""
+        return self._general
 
     def build_task(self, name: str) -> Task:
         """Build the task of one domain.

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from benchmarks.everyday import questions, text
 from benchmarks.lesson import Lesson
 from benchmarks.lesson.domains import BLAME, ISLANDS, PRAISE
+from workbench.study import Study
 from workbench.testing.conformance import check_benchmark
+from workbench.testing.tiny import tiny_backbone
 
 
 @pytest.fixture(scope="module")
 def lesson() -> Lesson:
-    return Lesson()
+    return Lesson(probes=[questions()], general=text())
 
 
 def rows(lesson: Lesson, index: int) -> list[dict[str, str]]:
@@ -61,3 +65,14 @@ def test_there_are_only_so_many_rows() -> None:
         Lesson(train_rows=81)
     with pytest.raises(ValueError, match="test_rows=0: every split needs at least 1 row"):
         Lesson(test_rows=0)
+
+
+def test_its_study_runs_with_a_small_model_in_place_of_the_real_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    tiny_backbone().save(tmp_path / "smollm2")
+    small = ["benchmark.init_args.train_rows=16", "benchmark.init_args.test_rows=2", "trainer.max_epochs=1"]
+    rows = Study("smollm2_lesson", [*small, f"output={tmp_path}"]).run()
+    assert [row["strategy"] for row in rows] == ["seqft", "lora", "replay"]
+    assert all(row["OP"] == row["OP"] and row["general_delta"] == row["general_delta"] for row in rows)

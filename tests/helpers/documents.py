@@ -27,6 +27,10 @@ NOT_RUN = {
     ("README.md", "make quickstart"): ENVIRONMENT,
     ("CONTRIBUTING.md", "make install"): "the tests are a part of it",
     ("benchmarks/key_value_arithmetic/README.md", "lightning run key_value"): HOURS,
+    (
+        "benchmarks/lesson/README.md",
+        "lightning fetch smollm2",
+    ): "a download, and ten minutes; tests/benchmarks/test_lesson.py has a small model",
     ("benchmarks/trace/README.md", "hf download"): "a download",
     ("benchmarks/trace/README.md", "lightning run trace_1b name=rates"): GPU,
     ("benchmarks/trace/README.md", "lightning run trace_1b     "): GPU,

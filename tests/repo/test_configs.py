@@ -13,6 +13,7 @@ from helpers.studies import ROOT
 from workbench.config import dump, load
 from workbench.config.loading import shipped_configs
 from workbench.config.validation import check, check_surroundings, check_trainer
+from workbench.model_folder import SHIPPED
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
@@ -27,6 +28,8 @@ def test_a_shipped_config_is_clean(
     path: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    (tmp_path / "smollm2").symlink_to(SHIPPED["mini"])
     for name in re.findall(r"\$\{oc\.env:(\w+)\}", path.read_text(encoding="utf-8")):
         monkeypatch.setenv(name, "mini" if name == "WORKBENCH_MODEL" else str(task_folder))
     config = load(path)
