@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from workbench.display import Display
-from workbench.executors.base import RunnableStudy
+from workbench.executors.base import RunnableStudy, announce
+from workbench.runtime.distributed import is_first
 
 
 class InProcess:
@@ -14,5 +15,7 @@ class InProcess:
     def make(self, study: RunnableStudy, display: Display) -> list[str]:
         """Execute all runs that are not finished; return a sentence for each run that failed."""
         runs = study.runs
+        if is_first():
+            announce(study, study.waiting(Display()), display)
         failures = [study.make(run, display, f"run {place} of {len(runs)}: ") for place, run in enumerate(runs, 1)]
         return [failure for failure in failures if failure]
