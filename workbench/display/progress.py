@@ -18,6 +18,7 @@ class _Run:
     Args:
         weight: Planned seconds, or a number that is the same for all runs.
         began: When its first task began in this process; None: it has not.
+        seen: When it was last heard of.
         found: Part of it that was done before.
         done: Part of it that is done.
         task: Number of its task, and number of all.
@@ -25,6 +26,7 @@ class _Run:
 
     weight: float
     began: float | None = None
+    seen: float = 0.0
     found: float = 0.0
     done: float = 0.0
     task: tuple[int, int] = (1, 1)
@@ -68,14 +70,15 @@ class StudyProgress:
         run = self._runs[title]
         run.task = numbers[0], max(numbers[1], 1)
         run.done = (run.task[0] - 1) / run.task[1]
+        run.seen = time.monotonic()
         if run.began is None:
-            run.began, run.found = time.monotonic(), run.done
+            run.began, run.found = run.seen, run.done
 
     def steps(self, title: str, done: int, total: int) -> None:
         """Note the optimizer steps of a run's task."""
         if title in self._runs:
             run = self._runs[title]
-            run.done = (run.task[0] - 1 + done / max(total, 1)) / run.task[1]
+            run.done, run.seen = (run.task[0] - 1 + done / max(total, 1)) / run.task[1], time.monotonic()
 
     def run_ends(self, title: str) -> None:
         """Note that a run is finished, or has failed."""
@@ -98,7 +101,7 @@ class StudyProgress:
             return math.nan
         left = sum(run.weight * (1 - run.done) for run in self._runs.values())
         alone = [
-            (now - run.began) / (run.done - run.found) * (1 - run.done)
+            (run.seen - run.began) / (run.done - run.found) * (1 - run.done) - (now - run.seen)
             for title, run in self._runs.items()
             if run.began is not None and run.done > run.found and title not in self._ended
         ]
