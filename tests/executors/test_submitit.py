@@ -80,9 +80,9 @@ def test_a_preempted_job_is_queued_again_by_submitit_and_resumes(raw: dict[str, 
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
     process = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, env=environment, stdout=-1)
-    first = trained_by(tmp_path, set())
+    first = trained_by(tmp_path, {process.pid})  # which makes the plan
     os.kill(first, signal.SIGUSR2)
-    second = trained_by(tmp_path, {first})
+    second = trained_by(tmp_path, {process.pid, first})
     told = process.communicate(timeout=300)[0].decode()
     assert told.splitlines()[-1] == "1 []"
     assert second != first
@@ -100,7 +100,7 @@ def test_jobs_on_this_machine_end_with_the_process_that_submitted_them(raw: dict
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
     process = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, env=environment)
-    job = trained_by(tmp_path, set())
+    job = trained_by(tmp_path, {process.pid})  # which makes the plan
     process.kill()
     process.wait()
     deadline = time.monotonic() + 10
