@@ -6,11 +6,12 @@ import sys
 
 from rich.console import Console
 
-from workbench.display.base import Display, Lines, Relay, quiet
-from workbench.display.live import LiveDisplay
-from workbench.display.plain import PlainDisplay
-
-__all__ = ["Display", "Lines", "LiveDisplay", "PlainDisplay", "Relay", "choose_display", "quiet"]
+from workbench.display.base import Display as Display
+from workbench.display.base import Lines as Lines
+from workbench.display.base import Relay as Relay
+from workbench.display.base import quiet as quiet
+from workbench.display.live import LiveDisplay as LiveDisplay
+from workbench.display.plain import PlainDisplay as PlainDisplay
 
 
 def choose_display() -> Display:
