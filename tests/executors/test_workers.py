@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from workbench.config import load, parse
 from workbench.display import Display
 from workbench.executors import Workers
-from workbench.executors.workers import GUARD
+from workbench.executors.guard import GUARD
 from workbench.study import Study
 
 WORKERS = {"class_path": "workbench.executors.Workers"}

@@ -51,6 +51,7 @@ NOT_RUN = {
     ("docs/pages/cluster.md", "lightning report runs/seed-0"): "reads the runs of the commands above",
     ("docs/pages/cluster.md", "lightning run trace_7b"): GPU,
     ("docs/pages/cluster.md", "srun"): "needs SLURM",
+    ("docs/pages/cluster.md", "lightning run trace_1b name=slurm"): "needs SLURM",
     ("docs/pages/commands.md", ". .venv/bin/activate"): ENVIRONMENT,
     ("docs/pages/growing.md", "lightning run block_positions"): "hours",
     (

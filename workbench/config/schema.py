@@ -15,7 +15,8 @@ from workbench.config.orders import Entry
 from workbench.config.type_check import joined
 
 DEFAULT_OPTIMIZER = "torch.optim.AdamW"
-DEFAULT_EXECUTOR = "workbench.executors.InProcess"
+DEFAULT_EXECUTOR = "workbench.executors.ThisMachine"
+EXECUTOR_OF_A_RUN = "workbench.executors.InProcess"
 SEED = "{seed}"
 """Placeholder in a config's texts for the seed of each run; a text that is nothing else becomes the number."""
 
@@ -159,7 +160,8 @@ class StudyConfig:
         first_tasks: Number of tasks of each order that are learnt and scored; None: all.
         bounds: Add the strategies that are bounds (`ContinualStrategy.bound`), unless they are listed already. The
             zero-shot model is row 0 of every run.
-        executor: Where the runs are executed (see `workbench.executors`); it changes no number.
+        executor: Where the runs are executed (see `workbench.executors`): with all that this machine has, unless
+            another is given. It changes no number; see `ThisMachine` for the last bits of sums.
         prepare: Callables that are called before a seed's runs, with the study's progress display, such as one that
             trains the models of a composition. They are called every time, and must return at once if their work is
             done.
@@ -275,7 +277,7 @@ def for_run(
         seed: The run's seed.
     """
     one = replace(config, strategies=strategies, orders=orders, seeds=[seed])
-    return for_seed(replace(one, existing="resume", executor=Component(DEFAULT_EXECUTOR)), seed)
+    return for_seed(replace(one, existing="resume", executor=Component(EXECUTOR_OF_A_RUN)), seed)
 
 
 def _filled(value: Any, seed: int) -> Any:

@@ -1,17 +1,17 @@
-"""What executors share: run specs, protocols, progress as lines of text, and errors sent between processes."""
+"""What executors share: run specs, protocols, the order of runs, and errors sent between processes."""
 
 from __future__ import annotations
 
+import math
 import pickle
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from workbench.config import StudyConfig
 from workbench.display import Display
-from workbench.formatting import duration, number
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,39 @@ class RunnableStudy(Protocol):
     def release(self) -> None:
         """Free the memory of the model."""
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the runs are executed on a CPU."""
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of torch with which the study's runs were begun; None: none has begun."""
+
+    def planned_seconds(self, run: RunSpec) -> float:
+        """Return the seconds that a run is expected to take; NaN: not known."""
+
+    def planned_memory(self, run: RunSpec) -> int:
+        """Return the bytes that a run is expected to need beside the libraries."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How many runs are executed at a time, and with how many threads each.
+
+    Args:
+        workers: Number of runs at a time.
+        threads: Threads of torch in each.
+        divided: Whether the cores were divided among the runs.
+    """
+
+    workers: int
+    threads: int
+    divided: bool = False
+
+
+ZERO_SHOT = "zero-shot model"
+"""Title of row 0 in messages."""
+
 
 class Executor(Protocol):
     """Executes the runs of a study."""
@@ -75,44 +108,39 @@ class Executor(Protocol):
             A sentence for each run that failed.
         """
 
-
-class Lines(Display):
-    """Progress of a run that is executed elsewhere, as lines of text that begin with the run's title.
-
-    Args:
-        title: Title of the run.
-        tell: Receives each line.
-    """
-
-    def __init__(self, title: str, tell: Callable[[str], object]) -> None:
-        self.title, self.tell = title, tell
-
-    def note(self, text: str) -> None:
-        self.tell(f"{self.title}: {text.strip()}")
-
-    def item_begins(self, name: str, place: str, trainable: str) -> None:
-        self.note(f"{place} {name}")
-
-    def run_ends(self, summary: Mapping[str, Any]) -> None:
-        seconds = duration(summary["train_seconds"] + summary["eval_seconds"])
-        self.note(f"finished after {seconds}, OP {number(summary['OP'])}")
+    def shares(self, study: RunnableStudy) -> Shares:
+        """Return how many of the study's unfinished runs are executed at a time, as far as it is known beforehand."""
 
 
-def execute(study: RunnableStudy, job: RunSpec | None, tell: Callable[[str], object]) -> tuple[str, Any]:
-    """Execute a run in a worker, or score row 0.
+def title_of(job: RunSpec | None) -> str:
+    """Return the title of a run, or of row 0 for None."""
+    return ZERO_SHOT if job is None else job.title
+
+
+def announce(study: RunnableStudy, runs: Sequence[RunSpec], display: Display) -> None:
+    """Announce the runs that are executed, with the seconds that they are expected to take."""
+    display.study_begins({run.title: study.planned_seconds(run) for run in runs}, len(study.runs) - len(runs))
+
+
+def longest_first(study: RunnableStudy, runs: Sequence[RunSpec]) -> list[RunSpec]:
+    """Sort runs by their planned seconds, so that none begins late that takes long; unknown ones come last."""
+    seconds = {run: study.planned_seconds(run) for run in runs}
+    return sorted(runs, key=lambda run: -seconds[run] if math.isfinite(seconds[run]) else 0.0)
+
+
+def execute(study: RunnableStudy, job: RunSpec | None, display: Display) -> tuple[str, Any]:
+    """Execute a run in another process than the study's, or score row 0.
 
     Args:
         study: The study.
         job: The run; None: row 0.
-        tell: Receives lines of progress.
+        display: Receives its progress.
 
     Returns:
         "done" and the reason if the run failed, or "error" and the exception that ends the study.
     """
     try:
-        if job is None:
-            return "done", study.score_untouched(Lines("zero-shot model", tell))
-        return "done", study.make(job, Lines(job.title, tell))
+        return "done", study.score_untouched(display) if job is None else study.make(job, display)
     except Exception as error:
         try:
             return "error", pickle.loads(pickle.dumps(error))  # noqa: S301  # some exceptions cannot be pickled
@@ -137,6 +165,6 @@ def refuse(kind: str, content: Any) -> None:
 def fail_all(runs: Sequence[RunSpec], reason: str, display: Display) -> list[str]:
     """Return and show a sentence for each run of a study whose row 0 cannot be scored."""
     failures = [f"{run.title} failed: {reason}" for run in runs]
-    for failure in failures:
-        display.note(failure)
+    for run, failure in zip(runs, failures, strict=True):
+        display.beside(run.title).run_fails(failure)
     return failures

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from workbench.display import Display, quiet
+from workbench.display import Display, Lines, quiet
 from workbench.errors import ConfigError
-from workbench.executors.base import RunnableStudy, RunSpec, execute, fail_all, refuse
+from workbench.executors.base import RunnableStudy, RunSpec, execute, fail_all, refuse, title_of
 
 KEPT_VARIABLES = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
 """Variables of the environment that the tasks inherit."""
@@ -119,7 +119,7 @@ class Ray:
         while self.tasks:
             ready, _ = self.ray.wait(list(self.tasks), num_returns=1)
             job, lost = self.tasks.pop(ready[0])
-            title = "zero-shot model" if job is None else job.title
+            title = title_of(job)
             try:
                 kind, content, lines = self.ray.get(ready[0])
             except self.ray.exceptions.RayError as error:
@@ -146,5 +146,5 @@ def _execute_remotely(
     torch.set_num_threads(threads)
     quiet()
     lines: list[str] = []
-    kind, content = execute(study, job, lines.append)
+    kind, content = execute(study, job, Lines(title_of(job), lines.append))
     return kind, content, lines

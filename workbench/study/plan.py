@@ -118,17 +118,21 @@ class Plan:
         each = [self.estimates[name].seconds for name, count in self.runs.items() for _ in range(count)]
         return self.zero_shot_seconds + makespan(each, workers)
 
-    def closing(self, now: datetime, workers: int = 1) -> str:
+    def closing(self, now: datetime, workers: int = 1, threads: int = 0) -> str:
         """Return the sentence that says how long the study takes, and when it is done.
 
         Args:
             now: The time of day.
             workers: Number of runs at a time.
+            threads: Threads of each; 0: those with which the plan was made. Runs that divide these take longer.
         """
-        seconds = self.seconds_on(workers)
+        threads = threads or self.cores
+        side_by_side = workers * threads // self.cores if self.cores else workers
+        seconds = self.seconds_on(max(1, side_by_side))
         if math.isnan(seconds):
             return "How long it takes in all is not known."
-        place = f" on {self.cores} {'core' if self.cores == 1 else 'cores'}" if self.cores else ""
+        cores = min(workers, sum(self.runs.values())) * threads if self.cores else 0
+        place = f" on {cores} {'core' if cores == 1 else 'cores'}" if cores else ""
         done = now + timedelta(seconds=seconds)
         day = "" if done.date() == now.date() else f"{done:%A} " if done - now < timedelta(days=6) else f"{done:%d %B} "
         return f"In all about {rough(seconds)}{place}; done near {day}{done:%H:%M}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from workbench.results import RunFolder
 from workbench.runtime.distributed import is_first, world
 from workbench.runtime.environment import PeakMemory, describe_environment
 from workbench.runtime.files import write_whole
+from workbench.runtime.machine import THREADS, using_threads
 from workbench.strategy import HookError
 from workbench.study.build import Assembly
 from workbench.study.resume import own_inputs
@@ -53,7 +55,7 @@ def execute_run(
     """
     if not results.journal.records:
         results.clear()
-    display.run_begins(f"{place}{run.title}", *assembly.tested_names(run.order))
+    display.run_begins(run.title, *assembly.tested_names(run.order), place)
     error = error_of_run(lambda: _learn(run, assembly, zero_shot, results, display))
     if error is None:
         display.run_ends(results.summary())
@@ -61,7 +63,7 @@ def execute_run(
     failure = f"{run.title} failed: {failure_reason(error)}"
     if is_first():
         write_whole(results.path / FAILURE, "".join(traceback.format_exception(error)))
-    display.note(failure)
+    display.run_fails(failure)
     return failure
 
 
@@ -77,8 +79,15 @@ def _learn(run: RunSpec, assembly: Assembly, zero_shot: Path, results: RunFolder
     memory = PeakMemory(assembly.device, count_bytes(assembly.backbone))
     config = run.config
     intervals = Intervals(config.score_every_n_steps, config.save_every_n_steps, config.save_every_seconds)
-    learn_in_sequence(module, data, make_trainer, results, display, intervals)
+    with using_threads(None if THREADS in os.environ else recorded_threads(results)):
+        learn_in_sequence(module, data, make_trainer, results, display, intervals)
     results.write_environment(results.environment() | {"peak_memory_bytes": memory.bytes()})
+
+
+def recorded_threads(results: RunFolder) -> int | None:
+    """Return the threads of torch with which a run was begun, and is resumed: sums depend on them."""
+    count = results.environment().get("hardware", {}).get("threads")
+    return count if isinstance(count, int) and count > 0 else None
 
 
 class Parts(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,8 +24,8 @@ from workbench.config.schema import for_run, for_seed
 from workbench.config.validation import check, check_surroundings, check_trainer
 from workbench.display import Display
 from workbench.errors import ConfigError, in_words
-from workbench.executors import Executor, RunSpec
-from workbench.executors.workers import leave_a_second_start
+from workbench.executors import Executor, InProcess, RunSpec
+from workbench.executors.guard import leave_a_second_start
 from workbench.report import Comparison, compare
 from workbench.report.write import report_trouble
 from workbench.results import RunFolder
@@ -35,12 +36,15 @@ from workbench.study.build import Assembly
 from workbench.study.plan import Plan, make_plan
 from workbench.study.preflight import benchmark_refusal, built_problems
 from workbench.study.resume import UNTOUCHED, existing_problems
-from workbench.study.run import error_of_run, execute_run, failure_reason, run_parts
+from workbench.study.run import error_of_run, execute_run, failure_reason, recorded_threads, run_parts
 from workbench.study.zero_shot import zero_shot_folder, zero_shot_row
+from workbench.train.loop import count_bytes
 
 LOG = logging.getLogger(__name__)
 STRATEGIES = "strategies"
 """The package in which bounds are looked for."""
+MODELS_IN_A_RUN = 6
+"""Memory of a run whose steps were not measured, in sizes of its model: weights, gradients, moments, activations."""
 
 
 class Study:
@@ -71,6 +75,7 @@ class Study:
         self.folder = Path(self.config.output) / self.config.name
         self.failures: list[str] = []
         self._assembly: Assembly | None = None
+        self._plan: Plan | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Study, checked=True), (self.config,)
@@ -183,8 +188,9 @@ class Study:
 
     def _show_plan(self, display: Display, log: Callable[[object], None]) -> None:
         """Show the plan before anything is learnt."""
-        plan = self.plan(display)
-        display.note(f"{plan}\n{plan.closing(datetime.now())}")
+        plan = self._plan = self.plan(display)
+        shares = getattr(self._executor, "shares", InProcess().shares)(self)  # a stranger's may not say
+        display.note(f"{plan}\n{plan.closing(datetime.now(), shares.workers, shares.threads)}")
         for reach in plan.reaches:
             log(reach)
 
@@ -288,6 +294,28 @@ class Study:
         self._assembly = None
         gc.collect()
         torch.cuda.empty_cache()  # does nothing if no GPU was used
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the Trainers put the model on a CPU."""
+        return self.assembly.device.type == "cpu"
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of torch with which the first of the runs was begun; None: none has begun."""
+        return next(filter(None, (recorded_threads(self.results(run)) for run in self.runs)), None)
+
+    def planned_seconds(self, run: RunSpec) -> float:
+        """Return the seconds of a run by the plan; NaN: there is none."""
+        estimate = self._plan.estimates.get(run.strategy) if self._plan else None
+        return estimate.seconds if estimate else math.nan
+
+    def planned_memory(self, run: RunSpec) -> int:
+        """Return the bytes of a step of a run by the plan, or a rough bound from the model's size."""
+        estimate = self._plan.estimates.get(run.strategy) if self._plan else None
+        if estimate is None or estimate.memory is None:
+            return MODELS_IN_A_RUN * count_bytes(self.assembly.backbone)
+        return estimate.memory.total
 
     def _zero_shot_folder(self, run: RunSpec) -> Path:
         assembly = self.assembly_of(run.seed)
