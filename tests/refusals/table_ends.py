@@ -24,7 +24,7 @@ from workbench.backbone import Backbone, Batch
 from workbench.benchmark import Task
 from workbench.config import parse
 from workbench.errors import ConfigError
-from workbench.executors.workers import UNGUARDED, refuse_unguarded
+from workbench.executors.guard import UNGUARDED, refuse_unguarded
 from workbench.runtime.files import write_whole
 from workbench.strategy import ContinualStrategy
 from workbench.study import Study, dry_run

@@ -13,7 +13,8 @@ from helpers.studies import trainer
 from workbench.display import Display
 from workbench.errors import ConfigError
 from workbench.executors import Ray
-from workbench.executors.workers import Pool, refuse
+from workbench.executors.base import refuse
+from workbench.executors.pool import Pool
 from workbench.runtime.distributed import join
 
 

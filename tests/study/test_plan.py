@@ -239,7 +239,7 @@ def planned(*strategies: tuple[int, float, float], cores: int = 2) -> Plan:
     ("strategies", "cores", "workers", "sentence"),
     [
         ([(3, 60.0, 30.0)], 2, 1, "In all about 5 min on 2 cores; done near 14:34."),
-        ([(3, 60.0, 30.0)], 1, 2, "In all about 3 min on 1 core; done near 14:33."),
+        ([(3, 60.0, 30.0)], 1, 2, "In all about 3 min on 2 cores; done near 14:33."),
         ([(1, 10.0, 10.0)], 0, 1, "In all about 40 s; done near 14:30."),
         ([(2, 18_000.0, 0.0)], 2, 1, "In all about 10 h 0 min on 2 cores; done near Tuesday 00:30."),
         ([(20, 36_000.0, 0.0)], 2, 1, "In all about 200 h 0 min on 2 cores; done near 08 December 22:30."),

@@ -20,7 +20,7 @@ from workbench.study import Study
 from workbench.study.run import FAILURE
 
 FRAGILE = '''
-"""A method that raises in the sixth batch of a run, as long as a file lies there."""
+"""A method that raises in the sixteenth batch of a run, as long as a file lies there."""
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ class Fragile(ContinualStrategy):
 
     def penalties(self, backbone, batch, output):
         self.batches += 1
-        if self.batches >= 6 and self.file.exists():
+        if self.batches >= 16 and self.file.exists():
             torch.set_grad_enabled(False)
             if self.how == "file":
                 open(self.file / "nowhere")
@@ -47,12 +47,12 @@ WORKERS = {"class_path": "workbench.executors.Workers"}
 
 @pytest.fixture
 def raw(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A study of a method that raises and one that does not, four steps a task."""
+    """A study of a method that raises and one that does not, ten steps a task; a plan takes fewer."""
     (tmp_path / "fragile.py").write_text(FRAGILE, encoding="utf-8")
     (tmp_path / "trap").touch()
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     sys.modules.pop("fragile", None)
-    tasks = write_tasks(tmp_path / "tasks", rows=16)
+    tasks = write_tasks(tmp_path / "tasks", rows=40)
     return study(model_folder, tasks, tmp_path / "runs", strategies=strategies(tmp_path))
 
 

@@ -13,7 +13,7 @@ import torch
 
 from workbench.display import Display, Lines, quiet
 from workbench.errors import ConfigError
-from workbench.executors.base import RunnableStudy, RunSpec, execute, fail_all, refuse, title_of
+from workbench.executors.base import RunnableStudy, RunSpec, Shares, execute, fail_all, refuse, title_of
 
 KEPT_VARIABLES = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
 """Variables of the environment that the tasks inherit."""
@@ -55,6 +55,10 @@ class Ray:
             self.ray = import_module("ray")
         except ImportError as error:
             raise ValueError("Ray is not installed. Get it by: pip install 'continual-workbench[ray]'") from error
+
+    def shares(self, study: RunnableStudy) -> Shares:
+        """Return one run at a time: how many more the cluster executes is not known beforehand."""
+        return Shares(1, torch.get_num_threads())
 
     def make(self, study: RunnableStudy, display: Display) -> list[str]:
         """Execute all runs that are not finished; return a sentence for each run that failed.

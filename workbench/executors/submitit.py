@@ -19,6 +19,7 @@ from workbench.errors import ConfigError
 from workbench.executors.base import (
     RunnableStudy,
     RunSpec,
+    Shares,
     announce,
     execute,
     fail_all,
@@ -75,6 +76,10 @@ class Submitit:
             raise ValueError(
                 "submitit is not installed. Get it by: pip install 'continual-workbench[slurm]'"
             ) from error
+
+    def shares(self, study: RunnableStudy) -> Shares:
+        """Return one run at a time: how many more the cluster executes is not known beforehand."""
+        return Shares(1, torch.get_num_threads())
 
     def make(self, study: RunnableStudy, display: Display) -> list[str]:
         """Execute all runs that are not finished; return a sentence for each run that failed.

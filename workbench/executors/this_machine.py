@@ -54,7 +54,7 @@ class ThisMachine:
             return InProcess().make(study, display)
 
     def shares(self, study: RunnableStudy) -> Shares:
-        """Return how many of the study's runs are executed at a time; one in this process where workers gain nothing."""
+        """Return how many runs are executed at a time; one, in this process, where workers gain nothing."""
         if world() > 1 or not study.on_cpu or not (runs := study.waiting(Display())):
             return InProcess().shares(study)
         shares = _shares(study, runs)

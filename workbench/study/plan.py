@@ -154,7 +154,7 @@ class Plan:
 def rough(seconds: float) -> str:
     """Format seconds of an estimate: whole minutes, or hours and tens of minutes.
 
-    >>> rough(8.2), rough(95), rough(7500)
+    >>> rough(8.2), rough(95), rough(7600)
     ('8 s', '2 min', '2 h 10 min')
     """
     if seconds < 60:
@@ -206,7 +206,8 @@ def make_plan(assembly: Assembly, runs: Sequence[RunSpec], display: Display | No
         for number, name in enumerate(names, 1):
             display.stage(f"checking {name}", number, len(names))
             try:
-                estimates[name] = _estimate(assembly, name, timed, costs)
+                with torch.enable_grad():  # whatever a hook of the strategy before has left behind
+                    estimates[name] = _estimate(assembly, name, timed, costs)
             except ConfigError as error:
                 problems += error.problems
             except torch.OutOfMemoryError as error:

@@ -71,8 +71,8 @@ class Work:
     def batch(self, batch: Batch) -> float:
         """Return the work of a batch."""
         rows, columns = batch.labels.shape
-        columns = columns if self.padded else float(batch.attention_mask.sum()) / rows
-        return self(rows, columns, int((batch.labels != IGNORED).sum()))
+        tokens = rows * columns if self.padded else int(batch.attention_mask.sum())
+        return self(rows, tokens / rows, int((batch.labels != IGNORED).sum()))
 
 
 class Lengths(NamedTuple):
