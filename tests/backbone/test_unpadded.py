@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from strategies import BlockExpansion, DownProjectionMoE, LoRA
 from workbench.backbone import Backbone, Batch, unpadded
@@ -127,8 +129,58 @@ def _with_eager_attention(backbone: Backbone) -> None:
     backbone.model.set_attn_implementation("eager")
 
 
+class Doubled(nn.Module):
+    """A parametrization: a weight twice as large."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def _with_a_parametrized_module_of_its_own(backbone: Backbone) -> None:
+    layer: Any = backbone.decoder.get_submodule("layers.1")
+    layer.mlp = Neighbours(layer.mlp)
+    layer.mlp.scale = nn.Parameter(torch.ones(()))
+    parametrize.register_parametrization(layer.mlp, "scale", Doubled())
+
+
+def _with_a_layer_of_torch_that_attends(backbone: Backbone) -> None:
+    layer: Any = backbone.decoder.get_submodule("layers.1")
+    inner = nn.TransformerEncoderLayer(32, 2, 32, dropout=0.0, batch_first=True)
+    inner.self_attn = CausalAttention()
+    layer.mlp = nn.Sequential(layer.mlp, inner)
+
+
+class CausalAttention(nn.MultiheadAttention):
+    """Attends to what stands before, so that padding behind a row does not count."""
+
+    def __init__(self) -> None:
+        super().__init__(32, 2, batch_first=True)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Any:  # type: ignore[override]
+        mask = nn.Transformer.generate_square_subsequent_mask(query.shape[1])
+        return super().forward(query, key, value, attn_mask=mask, need_weights=False)
+
+
+def _with_a_layer_that_attends_in_its_own_way(backbone: Backbone) -> None:
+    decoder: Any = backbone.decoder
+    config = copy.deepcopy(decoder.config)
+    config._attn_implementation = "eager"
+    layer = decoder.layers[1]
+    layer.self_attn = type(layer.self_attn)(config, 1)
+    layer.self_attn.config._attn_implementation = "sdpa"
+
+
 @pytest.mark.parametrize(
-    "change", [_with_a_module_of_its_own, _with_a_hook, _with_another_forward, _with_eager_attention]
+    "change",
+    [
+        _with_a_module_of_its_own,
+        _with_a_parametrized_module_of_its_own,
+        _with_a_layer_of_torch_that_attends,
+        _with_a_layer_that_attends_in_its_own_way,
+        _with_a_hook,
+        _with_another_forward,
+        _with_eager_attention,
+    ],
 )
 def test_what_may_look_along_a_row_gets_a_padded_batch(change: Any) -> None:
     backbone, batch = tiny_backbone(), batch_of()
@@ -137,6 +189,15 @@ def test_what_may_look_along_a_row_gets_a_padded_batch(change: Any) -> None:
     assert unpadded.lay_end_to_end(batch, backbone.decoder) is None
     alone = torch.cat([backbone(_row(batch, row)).token_nats for row in range(len(LENGTHS))])
     torch.testing.assert_close(backbone(batch).token_nats, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_hooks_on_gradients_and_on_all_modules_see_padded_batches() -> None:
+    backbone, batch = tiny_backbone(), batch_of()
+    with torch.nn.modules.module.register_module_forward_hook(lambda *_: None):
+        assert unpadded.lay_end_to_end(batch, backbone.decoder) is None
+    with backbone.decoder.get_submodule("layers.0.mlp").register_full_backward_hook(lambda *_: None):
+        assert unpadded.lay_end_to_end(batch, backbone.decoder) is None
+    assert unpadded.lay_end_to_end(batch, backbone.decoder) is not None
 
 
 def _row(batch: Batch, row: int) -> Batch:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -26,7 +28,18 @@ LEAST_WIDTH = 256
 """Width of the model from which on the copies cost less than the positions that they save."""
 BY_POSITION = "by_position"
 """Attribute of a function that may replace a module's forward in a pass without padding."""
-KNOWN_PACKAGES = ("torch.", "transformers.", "peft.")
+KNOWN_PACKAGES = (
+    *(f"transformers.models.{family}." for family in ("llama", "mistral", "qwen2", "qwen3")),
+    "transformers.activations.",
+    "peft.tuners.lora.",
+)
+"""Packages whose modules connect the positions of a row by attention alone."""
+KNOWN_CLASSES = (
+    *(nn.Linear, nn.Embedding, nn.Dropout, nn.Identity, nn.LayerNorm, nn.RMSNorm),
+    *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict),
+    *(nn.SiLU, nn.GELU, nn.ReLU, nn.Sigmoid, nn.Tanh),
+)
+"""Classes of torch that treat each position alone."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +111,8 @@ def allow_unpadded(model: PreTrainedModel) -> PreTrainedModel:
 def lay_end_to_end(batch: Batch, decoder: nn.Module) -> Rows | None:
     """Return how a batch is laid end to end; None if it has to stay padded, or would gain nothing.
 
-    It stays padded where something other than attention may look along a row: a module of a class that neither torch,
-    transformers nor peft defines, a hook, a replaced forward; and where a layer attends to a window only.
+    It stays padded where something other than attention may look along a row: a module of an unknown class, a hook, a
+    replaced forward; and where a layer attends to a window only.
 
     Args:
         batch: Rows padded on the right.
@@ -140,7 +153,12 @@ def _is_wide(config: Any) -> bool:
 
 
 def _looks_along_no_row(decoder: nn.Module) -> bool:
-    """Whether nothing but attention connects the positions of a row, so far as the modules' classes tell."""
+    """Whether nothing but attention connects the positions of a row, as far as classes, hooks and forwards tell.
+
+    A method that was replaced on a class of transformers itself is not noticed.
+    """
+    if _has_any_global_hook():
+        return False
     own = {id(module) for name, module in decoder.named_modules() if "parametrizations" in name}
     return all(_is_known(module) for module in decoder.modules() if id(module) not in own)
 
@@ -153,7 +171,11 @@ def _sees_whole_rows(config: Any, longest: int) -> bool:
 
 
 def _is_known(module: nn.Module) -> bool:
-    known = f"{type(module).__module__}.".startswith(KNOWN_PACKAGES)
+    kind = type(module).__mro__[1] if is_parametrized(module) else type(module)
+    known = kind in KNOWN_CLASSES or f"{kind.__module__}.".startswith(KNOWN_PACKAGES)
     replaced = vars(module).get("forward")
     by_position = replaced is None or getattr(getattr(replaced, "func", replaced), BY_POSITION, False)
-    return known and by_position and not (module._forward_hooks or module._forward_pre_hooks)
+    config = getattr(module, "config", None)
+    attends = config is None or config._attn_implementation == IMPLEMENTATION
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return known and by_position and attends and not any(hooks)
