@@ -52,20 +52,24 @@ class Domain:
     """One domain.
 
     Args:
-        make: Draws a row of prompt and answer.
+        draw: Draws so many rows of prompt and answer, with different prompts.
         scorers: Builds the metrics, the primary one first.
         max_new_tokens: Longest answer, in tokens.
         options: The labels; empty if the answers are not labels.
     """
 
-    make: Callable[[random.Random], Row]
+    draw: Callable[[random.Random, int], list[Row]]
     scorers: Callable[[], dict[str, Metric]]
     max_new_tokens: int
     options: tuple[str, ...] = ()
 
 
-def review(rng: random.Random) -> Row:
-    """Draw a review of two remarks and its verdict: A for two that praise, C for two that blame, B for one of each."""
+def reviews(rng: random.Random, count: int) -> list[Row]:
+    """Draw reviews of two remarks and their verdicts: A for praise alone, C for blame alone, B for one of each."""
+    return _distinct(_review, rng, count)
+
+
+def _review(rng: random.Random) -> Row:
     verdict = rng.choice(VERDICTS)
     kinds = {"A": (PRAISE, PRAISE), "B": (PRAISE, BLAME), "C": (BLAME, BLAME)}[verdict]
     first, second = rng.sample(kinds[0], 2) if kinds[0] is kinds[1] else rng.sample([*map(rng.choice, kinds)], 2)
@@ -77,19 +81,36 @@ def review(rng: random.Random) -> Row:
     return prompt, verdict
 
 
-def island(rng: random.Random) -> Row:
-    """Draw a question about an island, and what it is known for."""
-    name = rng.choice(list(ISLANDS))
-    return f"{rng.choice(ASKED).format(name)}\nAnswer:", f" {ISLANDS[name]}"
+def islands(rng: random.Random, count: int) -> list[Row]:
+    """Draw questions about the islands, and what each is known for; among twelve in turn is each island once."""
+    asked = {name: rng.sample(ASKED, len(ASKED)) for name in ISLANDS}
+    turns = [rng.sample(list(ISLANDS), len(ISLANDS)) for _ in ASKED]
+    rows = [
+        (f"{asked[name][turn].format(name)}\nAnswer:", f" {ISLANDS[name]}")
+        for turn, names in enumerate(turns)
+        for name in names
+    ]
+    return rows[:count]
 
 
-def sum_of_things(rng: random.Random) -> Row:
-    """Draw a small sum told as a story, with its result in digits."""
+def sums(rng: random.Random, count: int) -> list[Row]:
+    """Draw small sums told as stories, with their results in digits."""
+    return _distinct(_sum, rng, count)
+
+
+def _sum(rng: random.Random) -> Row:
     had, got = rng.randint(1, MOST), rng.randint(1, MOST)
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
-    return f"{name} has {had} {thing} and finds {got} more. How many {thing} does {name} have now?\nNumber:", str(
-        had + got
-    )
+    story = f"{name} has {had} {thing} and finds {got} more. How many {thing} does {name} have now?"
+    return f"{story}\nNumber:", str(had + got)
+
+
+def _distinct(make: Callable[[random.Random], Row], rng: random.Random, count: int) -> list[Row]:
+    rows: dict[str, str] = {}
+    while len(rows) < count:
+        prompt, answer = make(rng)
+        rows[prompt] = answer
+    return list(rows.items())
 
 
 def _labels() -> dict[str, Metric]:
@@ -106,8 +127,10 @@ def _numbers() -> dict[str, Metric]:
     return {"accuracy": ExactMatch(), "first_number": FirstLabel("[0-9]+")}
 
 
+MOST_ROWS = len(ISLANDS) * len(ASKED)
+"""Rows of a domain with different prompts, in all splits together."""
 DOMAINS: Mapping[str, Domain] = {
-    "reviews": Domain(review, _labels, 3, VERDICTS),
-    "islands": Domain(island, _words, 6),
-    "sums": Domain(sum_of_things, _numbers, 4),
+    "reviews": Domain(reviews, _labels, 3, VERDICTS),
+    "islands": Domain(islands, _words, 6),
+    "sums": Domain(sums, _numbers, 4),
 }

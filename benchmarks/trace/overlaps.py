@@ -17,7 +17,7 @@ class Overlap:
 
     Args:
         task: Name of the task.
-        rows: Number of rows in "train", "eval" and "test", as released.
+        rows: Number of rows in "train", "eval" and "test", as released or, of the first rows of each, as used.
         repeated_in_train: Rows of train that repeat an earlier row of train.
         test_in_train: Rows of test that are also in train, so that they can be memorized.
         eval_in_test: Rows of eval that are also in test: choices made on them are choices made on the test.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -86,10 +87,13 @@ class Trace:
             without_validation = None
             if name == TESTED_BY_ITS_EVAL:
                 splits, without_validation, overlap = with_own_validation(splits, overlap)
-            overlaps.append(overlap)
             splits = {split: rows[: first_rows[split]] for split, rows in splits.items()}
             if without_validation is not None:
                 without_validation = without_validation[:train_rows]
+            if any(first_rows.values()):
+                carved = len(splits["eval"]) if overlap.carved else 0
+                overlap = replace(overlap_of(name, splits), carved=carved, dropped=overlap.dropped)
+            overlaps.append(overlap)
             built.append(_task(name, splits, without_validation, longest[name]))
         self.overlaps = tuple(overlaps)
         self._tasks = tuple(built)

@@ -27,7 +27,7 @@ def rows(lesson: Lesson, index: int) -> list[dict[str, str]]:
 
 def test_it_passes_the_suite_for_benchmarks(lesson: Lesson) -> None:
     check_benchmark(lesson)
-    assert [(len(task.train), len(task.validation), len(task.test)) for task in lesson] == [(80, 16, 32)] * 3
+    assert [(len(task.train), len(task.validation), len(task.test)) for task in lesson] == [(84, 12, 36)] * 3
     assert [probe.name for probe in lesson.probes] == ["questions"]
 
 
@@ -47,7 +47,9 @@ def test_every_fact_is_taught_and_asked_in_other_words(lesson: Lesson) -> None:
     for row in rows(lesson, 1):
         (name,) = [name for name in ISLANDS if name in row["prompt"]]
         assert row["answer"] == f" {ISLANDS[name]}"
-    assert set(task.train["answer"]) == {f" {thing}" for thing in ISLANDS.values()}
+    things = [f" {thing}" for thing in ISLANDS.values()]
+    for split, times in ((task.train, 7), (task.validation, 1), (task.test, 3)):
+        assert sorted(split["answer"]) == sorted(things * times)
     assert not set(task.train["prompt"]) & set(task.test["prompt"])
 
 
@@ -60,9 +62,9 @@ def test_the_seed_decides_the_rows() -> None:
 
 
 def test_there_are_only_so_many_rows() -> None:
-    assert len(Lesson(train_rows=90, test_rows=28, validation_rows=10)[1].train) == 90
-    with pytest.raises(ValueError, match=r"are 129 rows together. Choose at most 128"):
-        Lesson(train_rows=81)
+    assert len(set(Lesson(train_rows=144)[1].train["prompt"])) == 144
+    with pytest.raises(ValueError, match=r"are 193 rows together. Choose at most 192"):
+        Lesson(train_rows=145)
     with pytest.raises(ValueError, match="test_rows=0: every split needs at least 1 row"):
         Lesson(test_rows=0)
 

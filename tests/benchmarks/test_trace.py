@@ -243,6 +243,17 @@ def test_the_first_rows_of_each_split_and_tasks_beside_them(folder: Path) -> Non
     assert some.general is corpus
 
 
+def test_overlaps_are_those_of_the_rows_that_are_used(tmp_path: Path) -> None:
+    shared = [row("p1", "A"), row("p2", "B"), row("p3", "C")]
+    write(tmp_path, "ScienceQA", train=shared, test=shared[::-1], eval=[row("p4", "A")])
+    assert [Trace(tmp_path).overlaps[0].test_in_train, Trace(tmp_path, train_rows=1).overlaps[0].test_in_train] == [
+        3,
+        1,
+    ]
+    used = Trace(tmp_path, train_rows=1, test_rows=2).overlaps[0]
+    assert (used.test_in_train, dict(used.rows)) == (0, {"train": 1, "eval": 1, "test": 2})
+
+
 def test_a_split_has_at_least_one_row(folder: Path) -> None:
     with pytest.raises(
         ValueError, match=r"validation_rows=0, test_rows=-1: a split needs at least 1 row. Leave it out"
