@@ -107,7 +107,8 @@ def test_arguments_that_only_the_trainer_accepts(arguments: dict[str, Any], prob
 def test_the_output_folder_has_to_be_writable(file: Path, tmp_path: Path) -> None:
     assert check_surroundings(load(file, [f"output={tmp_path}/new/runs"])) == []
     assert check_surroundings(load(file, [f"output={file}/runs", "backbone.path=gone"])) == [
-        "backbone.path: gone: there is no such folder. Give a Hugging Face model folder, a hub id, 'mini' or 'micro'.",
+        "backbone.path: gone: there is no such folder. Give a Hugging Face model folder, a GGUF file, a hub id, "
+        "'mini', 'micro' or 'smollm2'.",
         f"output: {file} is a file; results need a folder. Choose another.",
     ]
     prepared = ["prepare={class_path: methods.Plain}", "backbone.path=gone", f"output={tmp_path}"]
