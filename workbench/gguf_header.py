@@ -182,8 +182,8 @@ def check_gguf(file: Path) -> list[str]:
     if (parts := header.values.get("split.count", 1)) != 1:
         problem = f"it is one of the {parts} files of a model that was split; expected one file"
         return [f"{file}: {problem}. Join them (llama-gguf-split --merge), or take the model's Hugging Face folder."]
-    found = [f"{problem} {UNQUANTISED}" for check in CHECKS if (problem := check(header))]
-    return [f"{file}: {problem}" for problem in [*found, *_type_problems(header)]]
+    found = [f"{one} {UNQUANTISED}" for one in (_architecture_problem(header), _tokenizer_problem(header)) if one]
+    return [f"{file}: {one}" for one in [*found, *_type_problems(header)]]
 
 
 def _architecture_problem(header: GgufHeader) -> str | None:
@@ -240,6 +240,3 @@ def _type_problems(header: GgufHeader) -> list[str]:
         except NotImplementedError:
             problems.append(f"{one.name} is stored as {kind.name}, which the package gguf does not read. {UPDATE}")
     return problems
-
-
-CHECKS = (_architecture_problem, _tokenizer_problem)

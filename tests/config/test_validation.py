@@ -68,8 +68,8 @@ def test_the_classes_of_a_config_are_checked_although_its_keys_are_wrong(file: P
         "benchmark.init_args.path: missing; Bench needs it.",
         "optimizer.init_args.lrr: AdamW has no argument 'lrr'. Did you mean 'lr'?",
         "strategies.lora.class_path: 'methods' has no class 'LoRa'. Did you mean 'LoRA'?",
-        "backbone.path: nowhere: there is no such folder. Give a Hugging Face model folder, a hub id, 'mini' or "
-        "'micro'.",
+        "backbone.path: nowhere: there is no such folder. Give a Hugging Face model folder, a GGUF file, a hub id, "
+        "'mini', 'micro' or 'smollm2'.",
     ]
     assert check_trainer(raw, import_class("methods.Trainer")) == [
         "trainer.max_epochs: 0 is out of range. It has to be at least 1; or give max_steps or max_time, "
