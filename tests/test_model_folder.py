@@ -343,7 +343,8 @@ def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         Backbone.load(tmp_path / "nothing")
     assert str(caught.value) == (
-        f"{tmp_path}/nothing: there is no such folder. Give a Hugging Face model folder, a hub id, 'mini' or 'micro'."
+        f"{tmp_path}/nothing: there is no such folder. Give a Hugging Face model folder, a GGUF file, a hub id, "
+        "'mini', 'micro' or 'smollm2'."
     )
 
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-import mmap
 import os
 import re
 import socket
-import struct
-from collections import Counter
-from collections.abc import Mapping
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from huggingface_hub import try_to_load_from_cache
+
+from workbench.gguf_header import MAGIC, SUFFIX, check_gguf, read_gguf_header
 
 SHIPPED = {name: Path(__file__).parent / "models" / name for name in ("mini", "micro")}
 FETCHED = {"smollm2": "a download of 93 MB, which takes 269 MB of disk"}
@@ -35,15 +31,6 @@ ADAPTER = (
 )
 ORIGIN = "dequantised.json"
 """File in a folder that says which quantised file its weights come from."""
-GGUF, GGUF_MAGIC, GGUF_VERSIONS = ".gguf", b"GGUF", (2, 3)
-GGUF_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""Value types of a GGUF header by number, as `struct` writes them; 8 is a text and 9 an array."""
-GGUF_TEXT, GGUF_ARRAY = 8, 9
-GGUF_FAMILIES = ("llama", "qwen2", "qwen3")
-"""Architectures of GGUF files that are read; files of Mistral models say "llama"."""
-GGUF_SPLITS = {"gpt-2", "smollm", "starcoder", "refact", "llama3", "llama-v3", "llama-bpe", "qwen2"}
-"""Values of `tokenizer.ggml.pre` that say exactly how text is split before the merges."""
-UNQUANTISED = "Take the model's Hugging Face folder."
 HUB_SECONDS = 5.0
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -72,7 +59,7 @@ def cache_folder() -> Path:
 
 def is_gguf(source: Path | str) -> bool:
     """Return True if a model is a GGUF file, by its name."""
-    return isinstance(source, Path) and source.suffix.lower() == GGUF and not source.is_dir()
+    return isinstance(source, Path) and source.suffix.lower() == SUFFIX and not source.is_dir()
 
 
 def check_folder(path: str | Path) -> list[str]:
@@ -90,7 +77,7 @@ def check_folder(path: str | Path) -> list[str]:
     if isinstance(folder, str):
         return _check_hub(folder)
     if is_gguf(folder):
-        return _check_gguf(folder)
+        return check_gguf(folder)
     if not folder.is_dir():
         return [_no_folder(path, folder)]
     if (folder / "adapter_config.json").is_file():
@@ -108,10 +95,12 @@ def _no_folder(path: str | Path, folder: Path) -> str:
         return f"{path} is not on this machine yet. Run `lightning fetch {path}` ({FETCHED[str(path)]})."
     if folder.is_file():
         with folder.open("rb") as file:
-            magic = file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
-        remedy = f"Rename it to end with {GGUF}" if magic else "Give a Hugging Face model folder"
-        return f"{folder} is a file whose name does not end with {GGUF}; expected a folder or a GGUF file. {remedy}."
-    return f"{folder}: there is no such folder. Give a Hugging Face model folder, a hub id, 'mini' or 'micro'."
+            magic = file.read(len(MAGIC)) == MAGIC
+        remedy = f"Rename it to end with {SUFFIX}" if magic else "Give a Hugging Face model folder"
+        return f"{folder} is a file whose name does not end with {SUFFIX}; expected a folder or a GGUF file. {remedy}."
+    *names, last = map(repr, (*SHIPPED, *FETCHED))
+    expected = f"a Hugging Face model folder, a GGUF file, a hub id, {', '.join(names)} or {last}"
+    return f"{folder}: there is no such folder. Give {expected}."
 
 
 def dequantised_from(path: str | Path) -> dict[str, Any] | None:
@@ -264,167 +253,4 @@ def _check_tokenizer(folder: Path) -> list[str]:
         return [problem]
     if config.get("eos_token", "") is None:
         return [f"{file}: the tokenizer has no end token (eos_token), so that generation could never stop. Set one."]
-    return []
-
-
-# -- GGUF
-
-
-class GgufTensor(NamedTuple):
-    """A tensor of a GGUF file.
-
-    Attributes:
-        name: Its name in the file, such as "blk.0.attn_q.weight".
-        shape: Its shape as torch has it.
-        type: Number of its type in ggml.
-        start: Offset of its first byte in the file.
-        size: Size in bytes.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    type: int
-    start: int
-    size: int
-
-
-class GgufHeader(NamedTuple):
-    """Header of a GGUF file.
-
-    Attributes:
-        values: The metadata by key; of an array only its length, as a `range`.
-        tensors: The tensors, in the order of the file.
-    """
-
-    values: Mapping[str, Any]
-    tensors: list[GgufTensor]
-
-    @property
-    def family(self) -> str:
-        """The architecture, such as "llama"."""
-        return str(self.values.get("general.architecture"))
-
-    @property
-    def types(self) -> dict[str, int]:
-        """Number of tensors of each type by its name in ggml, the commonest first."""
-        kind = import_module("gguf").GGMLQuantizationType
-        return {kind(number).name: count for number, count in Counter(one.type for one in self.tensors).most_common()}
-
-    def of_model(self, key: str, default: Any = None) -> Any:
-        """Return a value whose key begins with the architecture."""
-        return self.values.get(f"{self.family}.{key}", default)
-
-
-def read_gguf_header(file: Path) -> GgufHeader:
-    """Read the header of a GGUF file; needs the package gguf, whose own reader takes seconds for a large vocabulary.
-
-    Raises:
-        ValueError: It is no GGUF file, or not a whole one.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as content:
-        if content.read(len(GGUF_MAGIC)) != GGUF_MAGIC:
-            raise ValueError(f"it is no GGUF file (it does not begin with {GGUF_MAGIC.decode()}). Give one.")
-        with mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            try:
-                version, header = _parse_gguf(mapped)
-            except (struct.error, ValueError, KeyError, IndexError, OverflowError) as error:
-                raise ValueError(f"its header is broken or cut off ({size} bytes). Copy it again.") from error
-    if header is None:
-        expected = " or ".join(map(str, GGUF_VERSIONS))
-        raise ValueError(f"its GGUF version is {version}; expected {expected}. Convert the model again.")
-    if (end := max((one.start + one.size for one in header.tensors), default=0)) > size:
-        raise ValueError(f"{size} bytes, but its header says {end}: truncated or damaged. Copy it again.")
-    return header
-
-
-def _parse_gguf(content: mmap.mmap) -> tuple[int, GgufHeader | None]:
-    """Return version and header; None for a version that is not supported."""
-    place = len(GGUF_MAGIC)
-
-    def number(code: str) -> Any:
-        nonlocal place
-        place += struct.calcsize(code)
-        return struct.unpack_from(f"<{code}", content, place - struct.calcsize(code))[0]
-
-    def raw() -> bytes:
-        nonlocal place
-        size = number("Q")
-        if size > len(content) - place:
-            raise ValueError("a text goes beyond the file")
-        place += size
-        return content[place - size : place]
-
-    def value(kind: int) -> Any:
-        nonlocal place
-        if kind == GGUF_TEXT:
-            return raw().decode()
-        if kind != GGUF_ARRAY:
-            return number(GGUF_SCALARS[kind])
-        of, count = number("I"), number("Q")
-        if of == GGUF_TEXT:
-            for _ in range(count):
-                raw()
-        else:
-            place += count * struct.calcsize(GGUF_SCALARS[of])
-        return range(count)
-
-    if (version := number("I")) not in GGUF_VERSIONS:
-        return version, None
-    tensors, keys = number("Q"), number("Q")
-    values = {raw().decode(): value(number("I")) for _ in range(keys)}
-    # Name; dimensions, innermost first; type; offset.
-    table = [
-        (raw().decode(), [number("Q") for _ in range(number("I"))], number("I"), number("Q")) for _ in range(tensors)
-    ]
-    first = -(-place // (alignment := values.get("general.alignment", 32))) * alignment
-    return version, GgufHeader(values, [_gguf_tensor(*entry, first) for entry in table])
-
-
-def _gguf_tensor(name: str, sizes: list[int], kind: int, offset: int, first: int) -> GgufTensor:
-    gguf = import_module("gguf")
-    block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
-    return GgufTensor(name, tuple(reversed(sizes)), kind, first + offset, math.prod(sizes) // block * block_bytes)
-
-
-def _check_gguf(file: Path) -> list[str]:
-    """Check a GGUF file by its header: a whole one, of a family and with a tokenizer that can be read exactly."""
-    if not file.is_file():
-        return [f"{file}: there is no such file. Give a GGUF file, or a Hugging Face model folder."]
-    if not _is_installed("gguf"):
-        remedy = "Run: pip install 'continual-workbench[gguf]'. Or give a Hugging Face folder"
-        return [f"{file}: a GGUF file needs the package gguf to be read. {remedy}."]
-    try:
-        header = read_gguf_header(file)
-    except ValueError as error:
-        return [f"{file}: {error}"]
-    found = [_gguf_architecture_problem(header), *_gguf_tokenizer_problems(header)]
-    return [f"{file}: {problem} {UNQUANTISED}" for problem in found if problem]
-
-
-def _gguf_architecture_problem(header: GgufHeader) -> str | None:
-    """Say what in the architecture would be read otherwise than it is meant."""
-    if header.family not in GGUF_FAMILIES:
-        return f"its architecture is {header.family!r}; expected one of {', '.join(GGUF_FAMILIES)}."
-    scaled = header.of_model("rope.scaling.type", "none") != "none" or header.of_model("rope.scale_linear", 1) != 1
-    if scaled or any(one.name.startswith("rope_f") for one in header.tensors):
-        return "its rotary frequencies are scaled for long texts, which is not read from GGUF."
-    rotated = header.of_model("rope.dimension_count")
-    if rotated != header.of_model("attention.key_length", rotated):
-        return f"only {rotated} dimensions of each head are rotated, which this family's models do not do."
-    if header.of_model("expert_count", 0):
-        return "it is a mixture of experts; expected a dense model."
-    return None
-
-
-def _gguf_tokenizer_problems(header: GgufHeader) -> list[str]:
-    """Say what in the tokenizer would be read otherwise than it is meant."""
-    kind, split = (header.values.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
-    if kind != "gpt2":
-        return [f"its tokenizer is of the kind {kind!r}; expected 'gpt2' (byte-level BPE), which is read exactly."]
-    if split not in GGUF_SPLITS:
-        known = ", ".join(sorted(GGUF_SPLITS))
-        return [f"its tokenizer splits text as {split!r} (tokenizer.ggml.pre), which is not known; expected {known}."]
-    if "tokenizer.ggml.eos_token_id" not in header.values:
-        return ["its tokenizer has no end token (tokenizer.ggml.eos_token_id), so that generation could never stop."]
     return []

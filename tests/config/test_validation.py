@@ -68,8 +68,8 @@ def test_the_classes_of_a_config_are_checked_although_its_keys_are_wrong(file: P
         "benchmark.init_args.path: missing; Bench needs it.",
         "optimizer.init_args.lrr: AdamW has no argument 'lrr'. Did you mean 'lr'?",
         "strategies.lora.class_path: 'methods' has no class 'LoRa'. Did you mean 'LoRA'?",
-        "backbone.path: nowhere: there is no such folder. Give a Hugging Face model folder, a hub id, 'mini' or "
-        "'micro'.",
+        "backbone.path: nowhere: there is no such folder. Give a Hugging Face model folder, a GGUF file, a hub id, "
+        "'mini', 'micro' or 'smollm2'.",
     ]
     assert check_trainer(raw, import_class("methods.Trainer")) == [
         "trainer.max_epochs: 0 is out of range. It has to be at least 1; or give max_steps or max_time, "
@@ -107,7 +107,8 @@ def test_arguments_that_only_the_trainer_accepts(arguments: dict[str, Any], prob
 def test_the_output_folder_has_to_be_writable(file: Path, tmp_path: Path) -> None:
     assert check_surroundings(load(file, [f"output={tmp_path}/new/runs"])) == []
     assert check_surroundings(load(file, [f"output={file}/runs", "backbone.path=gone"])) == [
-        "backbone.path: gone: there is no such folder. Give a Hugging Face model folder, a hub id, 'mini' or 'micro'.",
+        "backbone.path: gone: there is no such folder. Give a Hugging Face model folder, a GGUF file, a hub id, "
+        "'mini', 'micro' or 'smollm2'.",
         f"output: {file} is a file; results need a folder. Choose another.",
     ]
     prepared = ["prepare={class_path: methods.Plain}", "backbone.path=gone", f"output={tmp_path}"]

