@@ -189,9 +189,21 @@ def test_a_first_step_without_room_for_gradients_and_moments_is_not_taken(
     if fits:
         assert small.plan().estimates["seqft"].steps
         return
-    told = (
-        r"^strategies\.seqft: a step needs more memory than there is: gradients and the state of AdamW take .* Lower "
-    )
+    told = r"^strategies\.seqft: a step needs more memory than there is: gradients and the state of AdamW alone take .* Lower "
     with pytest.raises(ConfigError, match=told):
         small.plan()
     assert taken == []
+
+
+def test_an_item_is_measured_in_eight_steps(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One to warm up, three of a short batch, three of a batch as long as most, and one of the longest rows."""
+    taken: list[tuple[int, ...]] = []
+    step = DryRun.step
+    monkeypatch.setattr(
+        DryRun, "step", lambda self, batch: (taken.append(tuple(batch.labels.shape)), step(self, batch))[1]
+    )
+    dry_run, (task, *_) = begun(make(data={"batch_size": 4, "max_length": 64}), "seqft")
+    rows = task.train.to_list()
+    task = replace(longer(task, 40), train=type(task.train).from_list(rows * 9 + longer(task, 40).train.to_list()[-1:]))
+    memory_of(dry_run, 0, task, Costs())
+    assert [taken.count(shape) for shape in dict.fromkeys(taken)] == [4, 3, 1]

@@ -115,16 +115,16 @@ def test_lengths_of_answers() -> None:
 
 
 def test_a_limit_of_tokens_decides_how_many_rows_are_answered_together() -> None:
-    """Prompts of two lengths, as many of each: together they take as many steps as with a batch of the mean."""
+    """Short prompts and long ones: each takes its share of a batch of its own size, and they add up."""
     backbone, (task, *_) = tiny_backbone(), tiny_tasks()
     rows = [{**row, "prompt": row["prompt"] + " a" * (20 * (place % 2))} for place, row in enumerate(task.test)]
     task = replace(task, test=type(task.test).from_list(rows))
-    sizes = sorted(set(backbone.encode(task.test, task.max_new_tokens)["prompt_length"]))
+    sizes = sorted(backbone.encode(task.test, task.max_new_tokens)["prompt_length"])
     backbone.eval_batch_tokens = 2 * (sizes[-1] + task.max_new_tokens)
-    expected = [BatchLimit(64, backbone.eval_batch_tokens).batch_size(size + task.max_new_tokens) for size in sizes]
-    assert expected[-1] == 2
-    batch = AnswerLengths.of(backbone, task).batch
-    assert min(expected) <= batch <= max(expected)
+    together = [BatchLimit(64, backbone.eval_batch_tokens).batch_size(size + task.max_new_tokens) for size in sizes]
+    assert together[0] > together[-1] == 2
+    expected = len(sizes) / sum(1 / rows for rows in together)
+    assert AnswerLengths.of(backbone, task).batch == pytest.approx(expected)
     backbone.eval_batch_tokens = 1
     assert AnswerLengths.of(backbone, task).batch == 1
 

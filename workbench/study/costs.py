@@ -305,5 +305,6 @@ def _check_first_step(dry_run: DryRun) -> None:
     freed = size_of(state_tensors(dry_run.stepped)) if dry_run.stepped else 0  # of the item before
     left, needed = free - model_bytes(backbone) + freed, first_step_bytes(optimizer)
     if needed > left:
-        what = f"gradients and the state of {type(optimizer).__name__} take {needed / 1e9:.3g} GB beside the weights"
-        raise torch.OutOfMemoryError(f"{what}, whatever the batch, and {left / 1e9:.3g} GB are free")
+        name = type(optimizer).__name__
+        what = f"gradients and the state of {name} alone take {needed / 1e9:.3g} GB, and {left / 1e9:.3g} GB are free"
+        raise torch.OutOfMemoryError(f"{what}; fewer trainable parameters, or an optimizer without moments, take less")
