@@ -189,7 +189,7 @@ def test_a_first_step_without_room_for_gradients_and_moments_is_not_taken(
     if fits:
         assert small.plan().estimates["seqft"].steps
         return
-    told = r"^strategies\.seqft: a step needs more memory than there is: gradients and the state of AdamW alone take .* Lower "
+    told = r"^strategies\.seqft: a step needs more memory .*: gradients and the state of AdamW alone take .* Lower "
     with pytest.raises(ConfigError, match=told):
         small.plan()
     assert taken == []
