@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from workbench.backbone import unpadded
 from workbench.benchmark import Task
+from workbench.errors import ConfigError
 from workbench.runtime.environment import PeakMemory
-from workbench.study import Study, costs
+from workbench.study import Study, costs, measure
 from workbench.study.costs import Costs, TrainRows
 from workbench.study.dry_run import DryRun
 from workbench.study.measure import Memory, choose_sample
+from workbench.testing.tiny import tiny_backbone, tiny_tasks
 
 Make = Callable[..., Study]
 
@@ -91,7 +95,7 @@ def test_the_measured_batch_is_as_long_as_the_longest_row(make: Make, monkeypatc
     dry_run, _ = begun(make(data={"batch_size": 8, "max_length": 64, "batch_tokens": 2 * longest}), "seqft")
     memory_of(dry_run, 0, task, Costs())
     assert [2, longest] in shapes
-    assert all(rows * columns <= 2 * longest for rows, columns in shapes[-3:])
+    assert shapes[-1] == [2, longest]
 
 
 def test_a_long_step_is_carried_over_from_a_shorter_one(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,3 +141,69 @@ def test_answers_that_are_learnt_are_shorter(make: Make) -> None:
     measured = Costs()
     dry_run.data.tasks = [replace(task, max_new_tokens=30) for task in dry_run.data.tasks]
     assert 0 < measured.score(dry_run, learnt=True) < measured.score(dry_run, learnt=False)
+
+
+@pytest.mark.parametrize(("least", "tokens"), [(1, 6 + 2), (10_000, 2 * 6)])
+def test_padding_counts_where_it_is_computed(monkeypatch: pytest.MonkeyPatch, least: int, tokens: int) -> None:
+    """Rows of 6 and 2 tokens, in a model that is wide enough to skip their padding, or is not."""
+    monkeypatch.setattr(unpadded, "LEAST_WIDTH", least)
+    backbone = tiny_backbone()
+    rows = [{"input_ids": [5] * size, "prompt_length": 1, "row": 0} for size in (6, 2)]
+    assert costs._load(backbone.collate(rows), backbone) == (tokens, 5 + 1)
+
+
+def test_of_measured_batches_that_cover_a_step_the_smallest_counts(make: Make, peaks: list[int]) -> None:
+    dry_run, (task, *_) = begun(make(), "seqft")
+    measured = Costs()
+    memory_of(dry_run, 0, task, measured)
+    structure = next(iter(measured._steps))
+    measured._activations = {
+        (structure, 10**6 + place, 10**6): size for place, size in enumerate([None, 900, 500, 700])
+    }
+    assert memory_of(dry_run, 0, task, measured).activations == 500
+    measured._activations = {(structure, 10**6, 10**6): None}
+    assert memory_of(dry_run, 0, task, measured).activations is None
+
+
+def test_typical_rows_are_of_the_whole_task() -> None:
+    """127 rows, of which 64 are taken: the second half is longer, and half of those taken is of it."""
+    backbone, (task, *_) = tiny_backbone(), tiny_tasks()
+    rows = [{"prompt": "a" + " a" * (9 * (place > 63)), "answer": "b"} for place in range(127)]
+    typical = TrainRows.of(backbone, replace(task, train=type(task.train).from_list(rows))).typical
+    lengths = [len(row["input_ids"]) for row in typical]
+    assert len(lengths) == 64
+    assert 28 <= sum(length > min(lengths) for length in lengths) <= 36
+
+
+@pytest.mark.parametrize(("class_path", "fits"), [("torch.optim.AdamW", False), ("torch.optim.SGD", True)])
+def test_a_first_step_without_room_for_gradients_and_moments_is_not_taken(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, class_path: str, fits: bool
+) -> None:
+    """As many bytes are free as two models have: enough for the gradients, and not for the moments too."""
+    small = make(optimizer={"class_path": class_path, "init_args": {"lr": 0.01}})
+    monkeypatch.setattr(measure, "MEMORY", tmp_path / "meminfo")
+    size = measure.model_bytes(small.assembly.backbone)
+    measure.MEMORY.write_text(f"MemAvailable: {2 * size // 1024} kB\n", encoding="ascii")
+    taken, step = [], DryRun.step
+    monkeypatch.setattr(DryRun, "step", lambda self, batch: (taken.append(batch), step(self, batch))[1])
+    if fits:
+        assert small.plan().estimates["seqft"].steps
+        return
+    told = r"^strategies\.seqft: a step needs more memory .*: gradients and the state of AdamW alone take .* Lower "
+    with pytest.raises(ConfigError, match=told):
+        small.plan()
+    assert taken == []
+
+
+def test_an_item_is_measured_in_eight_steps(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One to warm up, three of a short batch, three of a batch as long as most, and one of the longest rows."""
+    taken: list[tuple[int, ...]] = []
+    step = DryRun.step
+    monkeypatch.setattr(
+        DryRun, "step", lambda self, batch: (taken.append(tuple(batch.labels.shape)), step(self, batch))[1]
+    )
+    dry_run, (task, *_) = begun(make(data={"batch_size": 4, "max_length": 64}), "seqft")
+    rows = task.train.to_list()
+    task = replace(longer(task, 40), train=type(task.train).from_list(rows * 9 + longer(task, 40).train.to_list()[-1:]))
+    memory_of(dry_run, 0, task, Costs())
+    assert [taken.count(shape) for shape in dict.fromkeys(taken)] == [4, 3, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -87,3 +88,21 @@ def test_a_program_is_named_as_it_was_called(monkeypatch: pytest.MonkeyPatch, tm
     ]  # fmt: skip
     (tmp_path / "xdg-open").touch(mode=0o755)
     assert next_steps._opening(tmp_path / "a b.html") == ["xdg-open", str(tmp_path / "a b.html")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "best"),
+    [
+        ([("one", 0.9), ("one", 0.1), ("two", 0.6), ("two", 0.7)], "two"),  # by the mean, not by a single run
+        ([("one", math.nan), ("two", 0.2), ("two", 0.3), ("three", 0.4)], "three"),
+        ([("one", 0.5), ("one", math.nan), ("two", 0.4)], "one"),
+    ],
+)
+def test_the_best_strategy_has_the_highest_mean(rows: list[tuple[str, float]], best: str) -> None:
+    given = [{"strategy": name, "OP": value} for name, value in rows]
+    assert next_steps._further(Path("runs"), ["workbench"], given)[1][-1] == f"baseline={best}"
+
+
+def test_without_a_score_there_is_no_best_strategy() -> None:
+    given = [{"strategy": name, "OP": math.nan} for name in ("one", "two")]
+    assert next_steps._further(Path("runs"), ["workbench"], given)[1][-1] == "relearning=true"

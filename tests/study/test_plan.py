@@ -253,6 +253,18 @@ def test_when_a_study_is_done(
     assert planned(*strategies, cores=cores).closing(now, workers) == sentence
 
 
+def test_row_0_is_scored_by_the_smallest_model() -> None:
+    """A strategy that adds weights estimates more for it, and one that is not timed nothing."""
+    plan = planned((1, 1.0, 2.0), (1, 1.0, 2.0), (1, math.nan, math.nan))
+    estimates = {
+        name: replace(estimate, zero_shot_seconds=seconds)
+        for (name, estimate), seconds in zip(plan.estimates.items(), (30.0, 20.0, 0.0), strict=True)
+    }
+    plan = replace(plan, estimates=estimates)
+    assert plan.zero_shot_seconds == 20.0
+    assert replace(plan, estimates={}).zero_shot_seconds == 0.0
+
+
 def test_the_longest_runs_go_first() -> None:
     plan = planned((1, 3.0, 0.0), (2, 4.0, 3.0))
     assert plan.seconds_on(1) == 20 + 3 + 7 + 7
@@ -286,6 +298,7 @@ def test_few_steps_are_timed(make: Make, monkeypatch: pytest.MonkeyPatch) -> Non
     timed = taken.count("first")
     taken.clear()
     make(strategies={"first": plain, "second": plain, "hooked": {"class_path": "test_plan.Counted"}}).plan()
+    assert timed <= 8  # one to warm up, three short ones, three of a batch, and one of the longest rows
     assert taken.count("first") == timed  # the second task's steps cost as much by their tokens
     assert taken.count("second") == 1  # its hooks are tried
     assert taken.count("hooked") == timed + 1

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+from workbench.backbone.generation import BatchLimit
 from workbench.benchmark import Task
+from workbench.study import timing
 from workbench.study.timing import (
     AFFORDABLE_SECONDS,
     AnswerLengths,
@@ -19,6 +24,7 @@ from workbench.study.timing import (
     affordable_rows,
     expected_longest,
     fit_step,
+    spread,
 )
 from workbench.testing.tiny import tiny_backbone, tiny_tasks
 
@@ -60,7 +66,16 @@ def test_as_many_rows_as_can_be_afforded(each: float, count: int) -> None:
     def seconds(rows: Sequence[int]) -> float:
         return each * len(rows)
 
-    assert affordable_rows(range(9), seconds) == range(count)
+    chosen = list(affordable_rows(range(9), seconds))
+    assert chosen == [place * 9 // count for place in range(count)]  # spread over all
+
+
+@pytest.mark.parametrize(("total", "count"), [(100, 64), (127, 64), (64, 64), (5, 64), (0, 3)])
+def test_spread_indices_are_no_more_than_asked_for_and_reach_the_end(total: int, count: int) -> None:
+    indices = spread(total, count)
+    assert len(indices) == min(total, count)
+    assert len(set(indices)) == len(indices)
+    assert all(index >= total - 2 for index in indices[-1:])
 
 
 def test_seconds_of_scoring_by_hand() -> None:
@@ -97,3 +112,66 @@ def test_lengths_of_answers() -> None:
     assert (lengths.share, lengths.batch) == (1.0, len(task.test))
     corpus = Task("corpus", test=type(task.test).from_list([{"text": "a b c"}]))
     assert AnswerLengths.of(backbone, corpus).limit == 0
+
+
+def test_a_limit_of_tokens_decides_how_many_rows_are_answered_together() -> None:
+    """Short prompts and long ones: each takes its share of a batch of its own size, and they add up."""
+    backbone, (task, *_) = tiny_backbone(), tiny_tasks()
+    rows = [{**row, "prompt": row["prompt"] + " a" * (20 * (place % 2))} for place, row in enumerate(task.test)]
+    task = replace(task, test=type(task.test).from_list(rows))
+    sizes = sorted(backbone.encode(task.test, task.max_new_tokens)["prompt_length"])
+    backbone.eval_batch_tokens = 2 * (sizes[-1] + task.max_new_tokens)
+    together = [BatchLimit(64, backbone.eval_batch_tokens).batch_size(size + task.max_new_tokens) for size in sizes]
+    assert together[0] > together[-1] == 2
+    expected = len(sizes) / sum(1 / rows for rows in together)
+    assert AnswerLengths.of(backbone, task).batch == pytest.approx(expected)
+    backbone.eval_batch_tokens = 1
+    assert AnswerLengths.of(backbone, task).batch == 1
+
+
+class Decoding:
+    """Stands in front of the real decoding: takes 0.5 s at first, and then 4 ms for each row in each step.
+
+    Attributes:
+        given: Prompts and tokens of each call.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.given: list[tuple[list[list[int]], int]] = []
+        self.real = timing.greedy
+        monkeypatch.setattr(timing, "greedy", self)
+
+    def __call__(self, model: Any, prompts: list[list[int]], tokens: int, *rest: Any) -> Any:
+        time.sleep(0.004 * len(prompts) * tokens if self.given else 0.5)
+        self.given.append((prompts, tokens))
+        return self.real(model, prompts, tokens, *rest)
+
+
+def test_decoding_is_warm_when_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    Decoding(monkeypatch)
+    backbone = tiny_backbone()
+    assert ScoreCost.measure(backbone, tiny_tasks()).row * Work.of(backbone).body > 0.002
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_where_few_rows_are_decoded_more_rows_take_longer(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    Decoding(monkeypatch)
+    backbone = tiny_backbone()
+    backbone.eval_batch_size = rows
+    cost = ScoreCost.measure(backbone, tiny_tasks())
+    assert cost.call == 0
+    assert cost.row * Work.of(backbone).body > 0.002
+
+
+def test_decoding_is_timed_within_the_limit_and_on_prompts_of_all_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, backbone, (task, *_) = Decoding(monkeypatch), tiny_backbone(), tiny_tasks()
+    rows = [{**row, "prompt": row["prompt"] + " a" * (3 * place)} for place, row in enumerate(task.test)]
+    task = replace(task, test=type(task.test).from_list(rows))
+    lengths = sorted(backbone.encode(task.test, task.max_new_tokens)["prompt_length"])
+    backbone.eval_batch_tokens = 4 * (lengths[-1] + 9)
+    ScoreCost.measure(backbone, [task])
+    assert all(
+        len(prompts) * (max(map(len, prompts)) + tokens) <= 4 * (lengths[-1] + 9) for prompts, tokens in seen.given
+    )
+    longest = max(len(prompt) for prompts, _ in seen.given for prompt in prompts)
+    assert longest > lengths[len(lengths) // 2]

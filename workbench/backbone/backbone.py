@@ -295,7 +295,7 @@ class Backbone(nn.Module):
         refuse_bare_strings(prompts=prompts)
         encoded, new_tokens = self._encode_prompts(prompts, max_new_tokens)
         with self.evaluating():
-            answers = greedy(self.model, encoded, new_tokens, self._batch_limit, self.tokenizer.eos_token_id)
+            answers = greedy(self.model, encoded, new_tokens, self.batch_limit, self.tokenizer.eos_token_id)
         return [self.encoder.decode(token_ids) for token_ids in answers]
 
     @torch.no_grad()
@@ -322,7 +322,7 @@ class Backbone(nn.Module):
             answers = [token_ids if cut else token_ids[:-1] for token_ids, cut in parts]
             if has_plain_cache(self.model) and min(map(len, encoded), default=0) > 1:
                 with self.evaluating():
-                    nats = option_nats(self.model, encoded, answers, self._batch_limit)
+                    nats = option_nats(self.model, encoded, answers, self.batch_limit)
             else:
                 pairs = [(prompt, answer) for prompt in encoded for answer in answers]
                 rows = [
@@ -384,7 +384,8 @@ class Backbone(nn.Module):
                 module.training = training
 
     @property
-    def _batch_limit(self) -> BatchLimit:
+    def batch_limit(self) -> BatchLimit:
+        """How much is decoded at once."""
         return BatchLimit(self.eval_batch_size, self.eval_batch_tokens)
 
     def _encode_prompts(self, prompts: Sequence[str], max_new_tokens: int) -> tuple[list[list[int]], int]:

@@ -8,19 +8,29 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
+import torch
 from datasets import Dataset
 
 from workbench.backbone import Backbone, Batch
 from workbench.backbone.batch import IGNORED, logits_held
 from workbench.backbone.generation import has_plain_cache
+from workbench.backbone.unpadded import skips_padding
 from workbench.benchmark import Task
 from workbench.runtime.environment import PeakMemory
-from workbench.study.dry_run import SAMPLE_ROWS, DryRun, Structure
-from workbench.study.measure import Memory, Sample, counted_memory, free_memory, model_bytes
+from workbench.study.dry_run import DryRun, Structure, size_of, state_tensors
+from workbench.study.measure import (
+    TIMED_ROWS,
+    Memory,
+    Sample,
+    counted_memory,
+    first_step_bytes,
+    free_memory,
+    model_bytes,
+)
 from workbench.study.timing import (
     AFFORDABLE_SECONDS,
-    FEW_ROWS,
-    SAMPLED_ROWS,
+    LENGTH_ROWS,
+    SMALL_BATCH_ROWS,
     AnswerLengths,
     Lengths,
     ScoreCost,
@@ -54,7 +64,7 @@ class TrainRows(NamedTuple):
 
     Args:
         lengths: Of a sample.
-        typical: Some of the sample.
+        typical: Some of the sample, spread over all of it.
         longest: The longest row.
     """
 
@@ -72,14 +82,14 @@ class TrainRows(NamedTuple):
         def encoded(indices: Sequence[int]) -> Dataset:
             return backbone.encode(task.train.select(indices), task.max_new_tokens, task.packed)
 
-        sample, long = encoded(spread(len(task.train), SAMPLED_ROWS)), encoded(sorted(most)).to_list()
+        sample, long = encoded(spread(len(task.train), LENGTH_ROWS)), encoded(sorted(most)).to_list()
         longest = max(long, key=lambda row: (len(row["input_ids"]), -row["prompt_length"]))
-        typical = sample.select(list(spread(len(sample), SAMPLE_ROWS))[:SAMPLE_ROWS])
+        typical = sample.select(spread(len(sample), TIMED_ROWS))
         return cls(Lengths.of(sample), typical.to_list(), longest)
 
 
 class Costs:
-    """What the dry runs of a plan have measured so far; items and strategies that train alike share it.
+    """Measurements of a plan's dry runs, which items and strategies that train alike share.
 
     Attributes:
         finished: Whether a dry run has been finished, with all that is tested.
@@ -95,7 +105,9 @@ class Costs:
         self._answers: dict[tuple[int, Any], tuple[Dataset, AnswerLengths]] = {}
 
     def train(self, dry_run: DryRun, task: Task, sample: Sample) -> tuple[float, Memory]:
-        """Take a short step in which the hooks are tried, unless one before stands for it; measure what is not known.
+        """Estimate an item's steps: from steps that are timed now, or from those of an item that trains alike.
+
+        One step is taken in any case if the strategy has hooks, or has taken none yet.
 
         Args:
             dry_run: At the item, with its optimizer.
@@ -107,7 +119,8 @@ class Costs:
         """
         structure, rows = dry_run.structure(task), self._train_rows(dry_run.backbone, task)
         if structure not in self._steps:
-            self._measure(dry_run, structure, rows.typical[: sample.rows])
+            typical = [rows.typical[place] for place in spread(len(rows.typical), sample.rows)]
+            self._measure(dry_run, structure, typical)
         elif dry_run.stepped is None or dry_run.hooked:
             dry_run.step(_short_batch(dry_run))
         return self._step_seconds(dry_run, structure, rows.lengths, task, sample), self._memory(
@@ -136,6 +149,7 @@ class Costs:
     def _measure(self, dry_run: DryRun, structure: Structure, typical: Sequence[dict[str, Any]]) -> None:
         """Time two batches: a short one, and a batch of the run or as much of it as is affordable."""
         backbone, short = dry_run.backbone, _short_batch(dry_run)
+        _check_first_step(dry_run)
         dry_run.step(short)  # the first one is slower
         self._counted[structure] = counted_memory(backbone, dry_run.optimizer)
         work = Work.of(backbone)
@@ -153,18 +167,19 @@ class Costs:
         self._steps[structure] = fit_step((less, few), (more, many))
 
     def _measured(self, dry_run: DryRun, structure: Structure, batch: Batch) -> Spent:
-        """Take steps, the first of which is measured: keep what its peak has beyond what is counted.
+        """Take one step if it takes long, and three otherwise; return the median of their seconds."""
+        spent = self._measured_once(dry_run, structure, batch)
+        steps = [spent] if sum(spent) > AFFORDABLE_SECONDS / 4 else [spent, dry_run.step(batch), dry_run.step(batch)]
+        return sorted(steps, key=sum)[len(steps) // 2]
 
-        Returns:
-            The median of their seconds: of one step where that takes long, and of three otherwise.
-        """
+    def _measured_once(self, dry_run: DryRun, structure: Structure, batch: Batch) -> Spent:
+        """Take a step, and keep the bytes by which its peak exceeds those that are counted."""
         counted = self._counted[structure].total
         peak = PeakMemory(dry_run.backbone.device, counted, collect=False)
         spent = dry_run.step(batch)
-        size = peak.bytes()
-        self._activations[(structure, *_load(batch))] = None if size is None else max(0, size - counted)
-        steps = [spent] if sum(spent) > AFFORDABLE_SECONDS / 4 else [spent, dry_run.step(batch), dry_run.step(batch)]
-        return sorted(steps, key=sum)[len(steps) // 2]
+        size, load = peak.bytes(), _load(batch, dry_run.backbone)
+        self._activations[(structure, *load)] = None if size is None else max(0, size - counted)
+        return spent
 
     def _step_seconds(
         self, dry_run: DryRun, structure: Structure, lengths: Lengths, task: Task, sample: Sample
@@ -186,7 +201,7 @@ class Costs:
         does not fit into the memory, it is carried over from a shorter one.
         """
         backbone, batch = dry_run.backbone, _longest_batch(dry_run, rows.longest)
-        tokens, labelled = _load(batch)
+        tokens, labelled = _load(batch, backbone)
         trainer = dry_run.assembly.trainer(dry_run.name)
         sharded = isinstance(trainer.strategy, Sharded)
         counted = self._counted[structure].on_one_of(trainer.world_size, sharded)
@@ -196,13 +211,13 @@ class Costs:
             if what == structure and more >= tokens and labels >= labelled
         ]
         if known:
-            return replace(counted, activations=known[0])
+            return replace(counted, activations=min((size for size in known if size is not None), default=None))
         seconds = self._steps[structure](Work.of(backbone).batch(batch))
         if seconds > AFFORDABLE_SECONDS or not self._fits(backbone, structure, batch):
             return replace(counted, activations=self._carried(backbone, structure, batch))
         if not dry_run.optimizer.state:
             dry_run.step(_short_batch(dry_run))
-        self._measured(dry_run, structure, batch)
+        self._measured_once(dry_run, structure, batch)
         return replace(counted, activations=self._activations[structure, tokens, labelled])
 
     def _carried(self, backbone: Backbone, structure: Structure, batch: Batch) -> int | None:
@@ -222,7 +237,7 @@ class Costs:
         )
         if not points:
             return None
-        tokens, labelled = _load(batch)
+        tokens, labelled = _load(batch, backbone)
         (less, few), (more, many) = points[-2:] if len(points) > 1 else points * 2
         slope = many / more
         if more > APART * less:
@@ -251,7 +266,7 @@ class Costs:
 
 def _short_batch(dry_run: DryRun) -> Batch:
     """Make a batch of the two shortest rows that the dry run has, or of one of them if it is long."""
-    rows = sorted(dry_run.rows, key=lambda row: len(row["input_ids"]))[:FEW_ROWS]
+    rows = sorted(dry_run.rows, key=lambda row: len(row["input_ids"]))[:SMALL_BATCH_ROWS]
     rows = rows if len(rows[-1]["input_ids"]) * len(rows) <= SHORT_TOKENS else rows[:1]
     return dry_run.backbone.collate(rows).to(dry_run.backbone.device)
 
@@ -272,6 +287,24 @@ def _longest_batch(dry_run: DryRun, own: dict[str, Any]) -> Batch:
     return backbone.collate([longest] * share).to(backbone.device)
 
 
-def _load(batch: Batch) -> tuple[int, int]:
-    """Count the tokens of a batch including padding, and the labelled ones."""
-    return batch.labels.numel(), int((batch.labels != IGNORED).sum())
+def _load(batch: Batch, backbone: Backbone) -> tuple[int, int]:
+    """Count the tokens of a batch that are computed, padding among them unless the model skips it, and the labelled."""
+    tokens = int(batch.attention_mask.sum()) if skips_padding(backbone.decoder) else batch.labels.numel()
+    return tokens, int((batch.labels != IGNORED).sum())
+
+
+def _check_first_step(dry_run: DryRun) -> None:
+    """Refuse a first step on a CPU whose gradients and moments alone do not fit: the process would be killed.
+
+    Raises:
+        torch.OutOfMemoryError: They take more than is free.
+    """
+    backbone, optimizer, free = dry_run.backbone, dry_run.optimizer, free_memory(dry_run.backbone)
+    if backbone.device.type != "cpu" or free is None:
+        return
+    freed = size_of(state_tensors(dry_run.stepped)) if dry_run.stepped else 0  # of the item before
+    left, needed = free - model_bytes(backbone) + freed, first_step_bytes(optimizer)
+    if needed > left:
+        name = type(optimizer).__name__
+        what = f"gradients and the state of {name} alone take {needed / 1e9:.3g} GB, and {left / 1e9:.3g} GB are free"
+        raise torch.OutOfMemoryError(f"{what}; fewer trainable parameters, or an optimizer without moments, take less")

@@ -40,12 +40,15 @@ from workbench.train.evaluation import judge
 
 SAVED_WHOLE = 200_000_000
 """Bytes of weights up to which the model is really written and read again."""
-SAMPLE_ROWS = 64
-"""Of these first rows of a task the shortest ones are tried."""
+FIRST_ROWS = 64
+"""Most rows at a task's beginning that are searched for the shortest ones, and that are encoded to count batches."""
 STEP_HOOKS = ("penalties", "edit_gradients")
-SCORED_ROWS = 2
-SCORED_TOKENS = 2
-JUDGED_ROWS = 64
+TRIAL_SCORE_ROWS = 2
+"""Rows of a task on which answering and scoring are tried."""
+TRIAL_SCORE_TOKENS = 2
+"""Most tokens of an answer in that trial."""
+TRIAL_SCORER_ROWS = 64
+"""Most rows of a task whose right answers each scorer is given."""
 SCHEDULER_STEPS = 10_000
 """Steps up to which a scheduler is tried: a fraction of a second."""
 
@@ -159,7 +162,7 @@ class DryRun:
 
     @property
     def hooked(self) -> bool:
-        """Whether one step does not stand for those of other items: the strategy does something with each of them."""
+        """Whether the strategy has hooks around or within a step, which have to be tried with each item."""
         return any(overrides(self.strategy, hook) for hook in (*STEP_HOOKS, "before_task", "after_task"))
 
     def structure(self, task: Task) -> Structure:
@@ -283,8 +286,8 @@ class DryRun:
             raise ConfigError([f"{message}. Fix it: a run would fail there after its training."]) from error
 
     def _score(self, task: Task, folder: Path) -> None:
-        test = task.test.select(shortest(task.test, SCORED_ROWS))
-        few = replace(task, test=test, max_new_tokens=min(task.max_new_tokens, SCORED_TOKENS))
+        test = task.test.select(shortest(task.test, TRIAL_SCORE_ROWS))
+        few = replace(task, test=test, max_new_tokens=min(task.max_new_tokens, TRIAL_SCORE_TOKENS))
         with self.module.scoring_context():
             score = score_task(self.backbone, self.strategy, few, options=self.data.score_options)
         RunFolder(folder, writes=False).add_score(0, score)
@@ -303,7 +306,7 @@ class DryRun:
 def shortest(rows: Dataset, count: int) -> list[int]:
     """Return the indices of the shortest of a task's first rows, in their order: they are tried in no time."""
     columns = [
-        rows[: min(SAMPLE_ROWS, len(rows))][name] for name in ("text", "prompt", "answer") if name in rows.features
+        rows[: min(FIRST_ROWS, len(rows))][name] for name in ("text", "prompt", "answer") if name in rows.features
     ]
     characters = [sum(map(len, texts)) for texts in zip(*columns, strict=True)]
     return sorted(heapq.nsmallest(count, range(len(characters)), key=characters.__getitem__))
@@ -382,7 +385,7 @@ def scorer_problems(tasks: Iterable[Task]) -> list[str]:
     for task in tasks:
         if task.is_corpus:
             continue
-        rows: Dataset = task.test.select(range(min(JUDGED_ROWS, len(task.test))))
+        rows: Dataset = task.test.select(range(min(TRIAL_SCORER_ROWS, len(task.test))))
         prompts, answers = rows["prompt"][:], rows["answer"][:]
         for name, scorer in task.scorers.items():
             try:

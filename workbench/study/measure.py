@@ -15,15 +15,18 @@ from workbench.backbone import Backbone
 from workbench.benchmark import Task
 from workbench.errors import ConfigError
 from workbench.study.build import Assembly
-from workbench.study.dry_run import SAMPLE_ROWS, shortest, size_of, state_tensors
+from workbench.study.dry_run import FIRST_ROWS, shortest, size_of, state_tensors
 from workbench.train import Sharded
 from workbench.train.activation_cache import constant_parts, states_size
 from workbench.train.data import EpochBatches
 from workbench.train.module import accumulated_batches
 
 MEMORY = Path("/proc/meminfo")
-FEW_TEXTS = 6
-"""Rows that the hooks get."""
+"""File in which Linux says how much memory is free."""
+HOOK_ROWS = 6
+"""Rows of an item that the hooks get."""
+TIMED_ROWS = 64
+"""Most rows of a batch whose step is timed."""
 CHARACTERS = 6
 """Of a token, at most, where texts are packed."""
 
@@ -112,7 +115,7 @@ def _batches(assembly: Assembly, task: Task) -> tuple[int, int]:
         return -(-rows // data.batch_size), data.batch_size
     sample = _first_encoded(assembly, task)
     if task.is_corpus:
-        rows = max(1, round(rows * len(sample) / min(SAMPLE_ROWS, rows)))
+        rows = max(1, round(rows * len(sample) / min(FIRST_ROWS, rows)))
     lengths = list(map(len, sample["input_ids"][:])) or [1]
     repeated = [lengths[row % len(lengths)] for row in range(rows)]
     batches = len(EpochBatches(repeated, data.batch_size, 0, data.bucket, data.batch_tokens))
@@ -120,7 +123,7 @@ def _batches(assembly: Assembly, task: Task) -> tuple[int, int]:
 
 
 def _first_encoded(assembly: Assembly, task: Task) -> Dataset:
-    first = task.train.select(range(min(SAMPLE_ROWS, len(task.train))))
+    first = task.train.select(range(min(FIRST_ROWS, len(task.train))))
     return assembly.backbone.encode(first, task.max_new_tokens, task.packed)
 
 
@@ -132,7 +135,7 @@ def frozen_states_bytes(assembly: Assembly, name: str, task: Task) -> int:
     encoded = _first_encoded(assembly, task)
     tokens = torch.cat([torch.tensor(row) for row in encoded["input_ids"]])
     size = states_size(constant_parts(assembly.backbone), tokens.to(assembly.backbone.device))
-    return round(size * len(task.train) / min(SAMPLE_ROWS, len(task.train)))
+    return round(size * len(task.train) / min(FIRST_ROWS, len(task.train)))
 
 
 class Sample(NamedTuple):
@@ -152,13 +155,13 @@ class Sample(NamedTuple):
 def choose_sample(assembly: Assembly, name: str, task: Task) -> Sample:
     """Choose a few short rows of an item, and say how many rows one device's share of a batch has."""
     share = -(-_batches(assembly, task)[1] // assembly.trainer(name).world_size)
-    texts = shortest(task.train, FEW_TEXTS)
+    texts = shortest(task.train, HOOK_ROWS)
     if task.packed:  # several texts make a row
         encoder = assembly.backbone.encoder
-        wanted = FEW_TEXTS * CHARACTERS * (encoder.policy.max_length or encoder.positions)
+        wanted = HOOK_ROWS * CHARACTERS * (encoder.policy.max_length or encoder.positions)
         ends = accumulate(map(len, task.train["text"][:]))
         texts = list(range(1 + sum(1 for _ in takewhile(lambda end: end < wanted, ends))))[: len(task.train)]
-    return Sample(texts, min(share, SAMPLE_ROWS), share)
+    return Sample(texts, min(share, TIMED_ROWS), share)
 
 
 def counted_memory(backbone: Backbone, optimizer: Optimizer) -> Memory:
@@ -170,6 +173,17 @@ def counted_memory(backbone: Backbone, optimizer: Optimizer) -> Memory:
     """
     trained = (parameter for group in optimizer.param_groups for parameter in group["params"])
     return Memory(model_bytes(backbone), size_of(trained), size_of(state_tensors(optimizer)))
+
+
+def first_step_bytes(optimizer: Optimizer) -> int:
+    """Bytes that an optimizer's first step adds to the weights: gradients that do not exist yet, and Adam's moments.
+
+    Args:
+        optimizer: Before a step. The state of one whose class is not named after Adam is not known, and not counted.
+    """
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = 2 * size_of(trained) if "adam" in type(optimizer).__name__.lower() else 0
+    return size_of(parameter for parameter in trained if parameter.grad is None) + moments
 
 
 def model_bytes(backbone: Backbone) -> int:

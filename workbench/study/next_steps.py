@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from workbench.report import Comparison
 from workbench.study.study import Study
@@ -46,9 +48,16 @@ def next_steps(config: str, overrides: Sequence[str], study: Study, comparisons:
 
 
 def _further(folder: Path, program: list[str], rows: Sequence[dict[str, object]]) -> tuple[str, list[str]]:
-    """Compare with the best of several strategies; of one alone, see how soon it learns again what it has forgotten."""
-    best = max(rows, key=lambda row: float(str(row["OP"])))["strategy"] if rows else None
-    if len({row["strategy"] for row in rows}) > 1:
+    """Return a report against the best of several strategies; of a single one, a report on relearning.
+
+    The best one has the highest mean OP over its runs. Runs without one are left out.
+    """
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if not math.isnan(value := float(str(row["OP"]))):
+            values.setdefault(str(row["strategy"]), []).append(value)
+    if values and len({row["strategy"] for row in rows}) > 1:
+        best = max(values, key=lambda name: fmean(values[name]))
         command = [*program, "report", str(folder), f"baseline={best}"]
         return "Compare all with the strategy that has the highest OP", command
     return "See how soon what was forgotten is learnt again", [*program, "report", str(folder), "relearning=true"]

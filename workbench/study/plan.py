@@ -99,8 +99,12 @@ class Plan:
 
     @property
     def zero_shot_seconds(self) -> float:
-        """Seconds of scoring the model as loaded, once."""
-        return max((estimate.zero_shot_seconds for estimate in self.estimates.values()), default=0.0)
+        """Seconds of scoring the model as loaded, once, even if its scores exist from a study before.
+
+        Strategies that add weights estimate it from a larger model, so that the smallest estimate is the closest.
+        """
+        timed = [estimate for estimate in self.estimates.values() if not math.isnan(estimate.score_seconds)]
+        return min((estimate.zero_shot_seconds for estimate in timed), default=0.0)
 
     @property
     def seconds(self) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import harmonic_mean
 from typing import Any, NamedTuple
 
 import torch
@@ -20,18 +21,19 @@ from workbench.backbone.unpadded import skips_padding
 from workbench.benchmark import Task
 
 AFFORDABLE_SECONDS = 2.0
-"""What one measurement may take; a batch that would take longer is timed in part."""
-SAMPLED_ROWS = 256
-"""Rows of a task whose lengths are looked at."""
+"""Most seconds of one measurement; of a batch that would take longer, only some rows are timed."""
+LENGTH_ROWS = 256
+"""Most rows of a task whose lengths are counted."""
 TIMED_TOKENS = 8
 """Tokens of an answer that are timed beyond the first."""
-FEW_ROWS = 2
+SMALL_BATCH_ROWS = 2
+"""Rows of the smaller of two batches that are timed."""
 BEYOND_THE_ANSWER = 1.1
 """Length of an answer as a multiple of the right answer's, of a model that has learnt the task."""
 FILLED = 0.85
-"""Share of a batch that is being answered, on average, while prompts wait."""
+"""Average number of rows that are decoded at once, as a share of the largest number, while prompts wait."""
 SLOPES = 0.7, 1.0
-"""Least and most seconds per unit of work, as a multiple of the larger batch's, to which two measurements may lead."""
+"""Bounds of the slope of a line through two batches, as multiples of the larger batch's seconds per unit of work."""
 
 
 @dataclass(frozen=True)
@@ -95,18 +97,19 @@ class Lengths(NamedTuple):
         return cls(rows or [1], labelled or [0])
 
 
-def sample(backbone: Backbone, task: Task, count: int = SAMPLED_ROWS) -> Dataset:
+def sample(backbone: Backbone, task: Task, count: int = LENGTH_ROWS) -> Dataset:
     """Encode test rows of a task, spread evenly over all of them."""
     return backbone.encode(task.test.select(spread(len(task.test), count)), task.max_new_tokens)
 
 
-def spread(total: int, count: int) -> range:
-    """Return about `count` of the indices 0 … total − 1, evenly spaced.
+def spread(total: int, count: int) -> list[int]:
+    """Return `count` of the indices 0 … total − 1, evenly spaced; all of them if there are no more.
 
-    >>> list(spread(9, 3)), list(spread(2, 3))
-    ([0, 3, 6], [0, 1])
+    >>> spread(9, 3), spread(5, 3), spread(2, 3)
+    ([0, 3, 6], [0, 1, 3], [0, 1])
     """
-    return range(0, total, max(1, total // count))
+    count = min(count, total)
+    return [place * total // count for place in range(count)]
 
 
 def expected_longest(lengths: Sequence[int], count: int) -> float:
@@ -128,27 +131,28 @@ class AnswerLengths(NamedTuple):
         prompts: Of the prompts, without their common beginning, which is read once.
         limit: Of an answer; 0: the task is a corpus, and nothing is answered.
         share: Rows of the task for each one of the sample.
-        batch: Rows that are answered together.
+        batch: Rows that are answered together: an average where tokens limit them.
     """
 
     whole: Lengths
     prompts: list[int]
     limit: int
     share: float
-    batch: int
+    batch: float
 
     @classmethod
     def of(cls, backbone: Backbone, task: Task) -> AnswerLengths:
         """Look at a task's test rows."""
         encoded, count = sample(backbone, task), len(task.test)
-        whole, share = Lengths.of(encoded), count / max(1, len(spread(count, SAMPLED_ROWS)))
+        whole, share = Lengths.of(encoded), count / max(1, len(spread(count, LENGTH_ROWS)))
         if task.is_corpus:
             return cls(whole, [], 0, share, 1)
         prompts = [row[:end] for row, end in zip(encoded["input_ids"][:], encoded["prompt_length"][:], strict=True)]
         common = common_prefix(prompts)
         rests = [len(prompt) - common for prompt in prompts]
         limit = backbone.encoder.limits(task.max_new_tokens)[1]
-        return cls(whole, rests, limit, share, max(1, min(count, backbone.eval_batch_size)))
+        together = harmonic_mean([backbone.batch_limit.batch_size(len(prompt) + limit) for prompt in prompts] or [1])
+        return cls(whole, rests, limit, share, max(1, min(count, together)))
 
 
 class Spent(NamedTuple):
@@ -189,7 +193,8 @@ class StepCost:
 def fit_step(small: tuple[float, Spent], large: tuple[float, Spent]) -> StepCost:
     """Draw a line through the seconds of two batches, each given with its work.
 
-    Where the larger one is not much larger, or both took as long, seconds are in proportion to the work.
+    Its slope is at least 0.7 of the larger batch's seconds per unit of work, and at most all of them (`SLOPES`). Where
+    the larger batch has at most 1.5 times the work, it alone counts: seconds are in proportion to the work.
 
     >>> fit_step((10, Spent(2.0, 0.5)), (30, Spent(5.0, 0.5)))
     StepCost(update=0.5, fixed=0.5, rate=0.15)
@@ -202,16 +207,17 @@ def fit_step(small: tuple[float, Spent], large: tuple[float, Spent]) -> StepCost
 
 
 def affordable_rows(rows: Sequence[Any], seconds: Callable[[Sequence[Any]], float]) -> Sequence[Any]:
-    """Return as many of the first rows as can be timed within `AFFORDABLE_SECONDS`; at least one.
+    """Return as many rows, evenly spaced, as can be timed within `AFFORDABLE_SECONDS`; at least one.
 
     Args:
         rows: Any.
         seconds: Estimates how long some of them take.
     """
-    count = len(rows)
-    while count > 1 and (taken := seconds(rows[:count])) > AFFORDABLE_SECONDS:
-        count = max(1, min(count - 1, int(count * AFFORDABLE_SECONDS / taken)))
-    return rows[:count]
+    some = rows
+    while len(some) > 1 and (taken := seconds(some)) > AFFORDABLE_SECONDS:
+        count = max(1, min(len(some) - 1, int(len(some) * AFFORDABLE_SECONDS / taken)))
+        some = [rows[place] for place in spread(len(rows), count)]
+    return some
 
 
 @dataclass(frozen=True)
@@ -239,7 +245,7 @@ class ScoreCost:
         work, device = Work.of(backbone), backbone.device
         encoded = [sample(backbone, task, backbone.eval_batch_size) for task in tested if not task.is_corpus]
         order = sorted(concatenate_datasets(encoded).to_list(), key=lambda row: len(row["input_ids"]))
-        few, typical = order[:FEW_ROWS], [order[row] for row in spread(len(order), backbone.eval_batch_size)]
+        few, typical = order[:SMALL_BATCH_ROWS], [order[row] for row in spread(len(order), backbone.eval_batch_size)]
 
         def read(rows: Sequence[Any]) -> float:
             """Return the work of rows without padding: likelihoods read them in passes of similar length."""
@@ -252,12 +258,13 @@ class ScoreCost:
             rows = affordable_rows(typical, lambda rows: rate * read(rows))
             if read(rows) > read(few):
                 rate = _seconds(device, lambda: backbone.nats(Dataset.from_list(list(rows)))) / read(rows)
-            prompts = [row["input_ids"][: max(1, row["prompt_length"])] for row in order[: backbone.eval_batch_size]]
-            many = affordable_rows(prompts, lambda rows: rate * work(len(rows), len(rows[-1]), len(rows)))
-            per_step = [_decoding(backbone, some) / work.body for some in (prompts[:FEW_ROWS], many)]
-        extra = len(many) - FEW_ROWS
-        row = max(0.0, (per_step[1] - per_step[0]) / extra) if extra > 0 else 0.0
-        return cls(rate, max(0.0, per_step[1] - row * len(many)), row)
+            prompts = [row["input_ids"][: max(1, row["prompt_length"])] for row in typical]
+            longest = max(map(len, prompts))
+            room = backbone.batch_limit.batch_size(longest + 1 + TIMED_TOKENS)
+            prompts = [prompts[place] for place in spread(len(prompts), room)]
+            many = affordable_rows(prompts, lambda rows: rate * work(len(rows), max(map(len, rows)), len(rows)))
+            call, row = _decoding(backbone, many)
+        return cls(rate, call / work.body, row / work.body)
 
     def seconds(self, work: Work, lengths: AnswerLengths, readings: int, learnt: bool) -> float:
         """Return the seconds of scoring a task once.
@@ -280,15 +287,31 @@ class ScoreCost:
         return likelihoods + readings * reading + decoding
 
 
-def _decoding(backbone: Backbone, prompts: Sequence[list[int]]) -> float:
-    """Return the seconds of a step of decoding, after the prompts have been read; no answer ends early."""
-    limit, never = BatchLimit(len(prompts)), -1
+def _decoding(backbone: Backbone, prompts: Sequence[list[int]]) -> tuple[float, float]:
+    """Time a step of decoding at two sizes, after the prompts have been read; no answer ends early.
 
-    def decode(tokens: int) -> float:
-        return _seconds(backbone.device, lambda: greedy(backbone.model, prompts, tokens, limit, never))
+    Returns:
+        Seconds of a step whatever the number of rows, and of each row in it. Where there are too few prompts for two
+        sizes, all seconds are the rows'.
+    """
+    never = -1
 
+    def decode(some: Sequence[list[int]], tokens: int) -> float:
+        limit = BatchLimit(len(some))
+        return _seconds(backbone.device, lambda: greedy(backbone.model, some, tokens, limit, never))
+
+    def step(some: Sequence[list[int]]) -> float:
+        return max(0.0, decode(some, 1 + TIMED_TOKENS) - decode(some, 1)) / TIMED_TOKENS
+
+    few = [prompts[place] for place in spread(len(prompts), SMALL_BATCH_ROWS)]
     with torch.inference_mode():
-        return max(0.0, decode(1 + TIMED_TOKENS) - decode(1)) / TIMED_TOKENS
+        decode(few, 2)  # the first one is slower
+        small = step(few)
+        if len(prompts) <= SMALL_BATCH_ROWS:
+            return 0.0, small / len(prompts)
+        large = step(prompts)
+    row = max(0.0, (large - small) / (len(prompts) - len(few)))
+    return max(0.0, large - row * len(prompts)), row
 
 
 def _seconds(device: torch.device, call: Callable[[], object]) -> float:
