@@ -31,7 +31,7 @@ from workbench.runtime.seeding import derived_seed, seed_all
 from workbench.strategy import ContinualStrategy
 from workbench.train.data import EpochBatches
 
-MODEL = os.environ.get("SMOL", "smollm2")
+MODEL = "smollm2"
 LONGEST = {
     "FOMC": 4,
     "Py150": 16,
