@@ -157,7 +157,7 @@ def _looks_along_no_row(decoder: nn.Module) -> bool:
 
     A method that was replaced on a class of transformers itself is not noticed.
     """
-    if _has_any_global_hook():
+    if _has_any_global_hook():  # type: ignore[no-untyped-call]
         return False
     own = {id(module) for name, module in decoder.named_modules() if "parametrizations" in name}
     return all(_is_known(module) for module in decoder.modules() if id(module) not in own)
