@@ -1,6 +1,6 @@
 """Forward passes without padding: the rows of a batch lie end to end, and only attention sees them apart.
 
-Rows of a random batch differ in length: padded to the longest, a batch of TRACE's rows is a fifth to a third padding.
+Rows of a random batch differ in length: padded to the longest, batches of TRACE's rows were 10 to 40 % padding.
 All of a transformer but its attention works on single positions, so it is given the real tokens alone, as one long
 row. Attention puts the rows side by side again, as a padded batch would have them.
 """
@@ -25,7 +25,7 @@ IMPLEMENTATION = "sdpa_within_rows"
 LEAST_PADDING = 0.05
 """Share of a batch's positions that have to be padding before it is worth the copies in attention."""
 LEAST_WIDTH = 256
-"""Width of the model from which on the copies cost less than the positions that they save."""
+"""Least width of a model that skips padding. Measured at 576; a narrower model saves less for each copied position."""
 BY_POSITION = "by_position"
 """Attribute of a function that may replace a module's forward in a pass without padding."""
 KNOWN_PACKAGES = (
