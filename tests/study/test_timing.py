@@ -85,11 +85,18 @@ def test_seconds_of_scoring_by_hand() -> None:
     likelihoods, reading = 4 * (60 + 10) * 0.5, 4 * (30 + 5) * 0.5
     learnt = (max(3, 12 / 2 / 0.85) * 0.1 + 12 * 0.01) * 10
     longest = (max(8, 32 / 2 / 0.85) * 0.1 + 32 * 0.01) * 10
-    assert cost.seconds(work, lengths, 1, learnt=True) == pytest.approx(likelihoods + reading + learnt)
-    assert cost.seconds(work, lengths, 1, learnt=False) == pytest.approx(likelihoods + reading + longest)
-    assert cost.seconds(work, lengths, 2, learnt=True) == pytest.approx(likelihoods + 2 * reading + learnt)
+
+    def seconds(learnt: bool, *, once: bool = False, options: bool = False) -> float:
+        return cost.seconds(work, lengths, once=once, options=options, learnt=learnt)
+
+    assert seconds(True) == pytest.approx(likelihoods + reading + learnt)
+    assert seconds(False) == pytest.approx(likelihoods + reading + longest)
+    assert seconds(True, options=True) == pytest.approx(likelihoods + 2 * reading + learnt)
+    with_answers = 4 * (50 + 10) * 0.5  # 3 tokens of the prompt and 2 of the right answer
+    assert seconds(True, once=True) == pytest.approx(with_answers + learnt)
+    assert seconds(True, once=True, options=True) == pytest.approx(with_answers + reading + learnt)
     corpus = AnswerLengths(Lengths([6] * 4, [5] * 4), [], limit=0, share=3.0, batch=1)
-    assert cost.seconds(work, corpus, 1, learnt=True) == pytest.approx(3 * 4 * (60 + 25) * 0.5)
+    assert cost.seconds(work, corpus, once=True, options=False, learnt=True) == pytest.approx(3 * 4 * (60 + 25) * 0.5)
 
 
 def test_a_measured_model_is_unchanged_and_takes_some_time() -> None:

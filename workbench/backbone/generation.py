@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -62,9 +62,43 @@ def greedy(
     Returns:
         Token ids of each answer, including the end token, in the order of the prompts.
     """
+    reader = PlainCacheReader(model, prompts, max_new_tokens) if has_plain_cache(model) else Reader(model, prompts)
+    return _decode(reader, max_new_tokens, limit, end_id)
+
+
+def greedy_with_nats(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    right: Sequence[list[int]],
+    max_new_tokens: int,
+    limit: BatchLimit,
+    end_id: int,
+) -> tuple[list[list[int]], Tensor]:
+    """Decode as `greedy` does, and return the likelihoods of the right answers: each prompt is read once for both.
+
+    A prompt is read together with its right answer. Its own answer is then decoded on top of the cached prompt, where
+    it overwrites the right one.
+
+    Args:
+        model: In evaluation mode, with a plain cache (`has_plain_cache`).
+        prompts: Token ids of each prompt, at least one.
+        right: Token ids of the right answer to each prompt, at most `max_new_tokens`.
+        max_new_tokens: Maximum length of an answer in tokens, at least 1.
+        limit: How much is decoded at once.
+        end_id: The token that ends an answer.
+
+    Returns:
+        Token ids of each answer; and (prompts,), negative log-likelihoods of the right answers, in nats, float64.
+    """
+    reader = PlainCacheReader(model, prompts, max_new_tokens, right)
+    return _decode(reader, max_new_tokens, limit, end_id), reader.right_nats
+
+
+def _decode(reader: Reader, max_new_tokens: int, limit: BatchLimit, end_id: int) -> list[list[int]]:
+    """Decode the reader's prompts; see `greedy`."""
+    prompts = reader.prompts
     waiting = _longest_first(prompts)
     answers: list[list[int]] = [[] for _ in prompts]
-    reader = _reader(model, prompts, max_new_tokens)
     active: ActiveRows | None = None
     while waiting or active:
         if waiting and (
@@ -133,11 +167,6 @@ def _free_rows(active: ActiveRows | None, longest: int, max_new_tokens: int, lim
     size = limit.batch_size(max(longest, active.columns) + max_new_tokens)
     free = size - len(active.places)
     return free if can_join and free > 0 and 4 * free >= size else 0
-
-
-def _reader(model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens: int) -> Reader:
-    """Return the reader for the model's kind of cache."""
-    return PlainCacheReader(model, prompts, max_new_tokens) if has_plain_cache(model) else Reader(model, prompts)
 
 
 @dataclass
@@ -238,12 +267,24 @@ class PlainCacheReader(Reader):
         model: In evaluation mode.
         prompts: Token ids of each prompt.
         max_new_tokens: Maximum number of tokens read after each prompt.
+        right: Token ids of the right answer to each prompt, whose likelihoods are wanted too; None: they are not.
+
+    Attributes:
+        right_nats: (prompts,), negative log-likelihoods of the right answers to the prompts that have entered.
     """
 
     rows_can_join = True
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        right: Sequence[list[int]] | None = None,
+    ) -> None:
         super().__init__(model, prompts)
+        self.right = right or [[] for _ in prompts]
+        self.right_nats = torch.zeros(len(prompts), dtype=torch.float64)
         self.max_columns = max(map(len, prompts), default=0) + max_new_tokens
         self.cache = PreallocatedCache(model)
         self.shared_length, self.shared_cache = 0, None  # of the common prefix: its tokens, and a cache of one row
@@ -256,17 +297,19 @@ class PlainCacheReader(Reader):
         newest = [active.newest] if active else []
         start, columns = (len(active.places), active.columns) if active else (0, 0)
         columns = max(columns, len(self.prompts[places[0]]))
-        self.cache.reserve(start + len(places), self._with_spare(columns), kept=start)
+        sizes = [len(self.prompts[place]) + len(self.right[place]) for place in places]
+        self.cache.reserve(start + len(places), max(self._with_spare(columns), *sizes), kept=start)
         self.cache.start_rows(slice(start, start + len(places)), self.shared_cache)
-        rest = [self.prompts[place][self.shared_length :] for place in places]
-        for indices in passes([len(token_ids) for token_ids in rest], len(places)):
+        entered: list[int] = []
+        for indices in passes([size - self.shared_length for size in sizes], len(places)):
             self.cache.select(slice(start, start := start + len(indices)), self.shared_length)
-            newest.append(self._read_prompts([rest[index] for index in indices]))
-        lengths = self._lengths([self.prompts[place] for place in places])
+            entered += (together := [places[index] for index in indices])
+            newest.append(self._read_prompts(together))
+        lengths = self._lengths([self.prompts[place] for place in entered])
         if active:
-            places, lengths = active.places + places, torch.cat([active.lengths, lengths])
+            entered, lengths = active.places + entered, torch.cat([active.lengths, lengths])
         self.cache.select(slice(start), columns, lengths)
-        return ActiveRows(places, lengths, columns, torch.cat(newest), self.cache)
+        return ActiveRows(entered, lengths, columns, torch.cat(newest), self.cache)
 
     def step(self, rows: ActiveRows) -> ActiveRows:
         if rows.columns == self.cache.size[1]:
@@ -318,29 +361,60 @@ class PlainCacheReader(Reader):
     def _mask(self, lengths: Tensor, columns: int) -> Tensor:
         return (torch.arange(columns, device=lengths.device) < lengths[:, None]).long()
 
-    def _read_prompts(self, rows: list[list[int]]) -> Tensor:
-        """Return the most likely token after each prompt, (rows,); the prompts stand longest first."""
-        padded = torch.tensor([token_ids + [0] * (len(rows[0]) - len(token_ids)) for token_ids in rows])
-        ends = [len(token_ids) - 1 for token_ids in rows]
-        with self._last_feed_forward_at(ends):
-            return self._read(padded, ends, self.cache)[0]
+    def _read_prompts(self, places: list[int]) -> Tensor:
+        """Read prompts, longest first, each with its right answer if that is wanted, and note its likelihood.
+
+        Returns:
+            (rows,), the most likely token after each prompt.
+        """
+        prompts = [self.prompts[place][self.shared_length :] for place in places]
+        rows = [prompt + self.right[place][:-1] for prompt, place in zip(prompts, places, strict=True)]
+        padded = torch.tensor([token_ids + [0] * (max(map(len, rows)) - len(token_ids)) for token_ids in rows])
+        targets = [token for place in places for token in self.right[place]]
+        counts = torch.tensor([max(1, len(self.right[place])) for place in places])
+        sample = torch.arange(len(places)).repeat_interleave(counts)
+        first = counts.cumsum(0) - counts  # of each row's states
+        ends = torch.tensor([len(prompt) - 1 for prompt in prompts])
+        column = ends[sample] + torch.arange(len(sample)) - first[sample]
+        with self._last_feed_forward_at(sample, column):
+            states = self._states(padded, self.cache)[0][sample, column]
+        head = self.model.get_output_embeddings()
+        if targets:
+            vocabulary = self.model.get_input_embeddings().num_embeddings
+            nats = token_nats(head, states, torch.tensor(targets, device=states.device), vocabulary)
+            self.right_nats.index_add_(0, torch.tensor(places)[sample], nats.double().cpu())
+        return cast(Tensor, head(states[first]).float().argmax(-1))
 
     @contextmanager
-    def _last_feed_forward_at(self, ends: list[int]) -> Iterator[None]:
-        """Compute the last block's feed-forward layer in column `ends` of each row only: no other output is used.
+    def _last_feed_forward_at(self, sample: Tensor, column: Tensor) -> Iterator[None]:
+        """Compute the last block's feed-forward layer at some positions only: no other output is used.
 
-        Its output, (rows, 1, width), is added to every column of the residual stream, and is correct in that one.
+        Args:
+            sample: (positions,), row of each position.
+            column: (positions,), column of each position.
         """
         layers: Any = getattr(self.model.base_model, "layers", None) or [None]
         feed_forward = getattr(layers[-1], "mlp", None)
         if feed_forward is None or layers[-1]._forward_hooks:  # a hook on a block expects its whole output
             yield
             return
-        hook = feed_forward.register_forward_pre_hook(lambda _, inputs: (inputs[0][range(len(ends)), ends][:, None],))
+        shape: list[torch.Size] = []
+
+        def choose(_: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            shape.append(inputs[0].shape)
+            return (inputs[0][sample, column][:, None],)
+
+        def spread(_: Any, inputs: Any, output: Tensor) -> Tensor:
+            whole = output.new_zeros(shape.pop())
+            whole[sample, column] = output[:, 0]
+            return whole
+
+        hooks = feed_forward.register_forward_pre_hook(choose), feed_forward.register_forward_hook(spread)
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
 
 def common_prefix(prompts: Sequence[list[int]]) -> int:

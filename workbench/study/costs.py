@@ -17,6 +17,7 @@ from workbench.backbone.generation import has_plain_cache
 from workbench.backbone.unpadded import skips_padding
 from workbench.benchmark import Task
 from workbench.runtime.environment import PeakMemory
+from workbench.strategy import answers_itself
 from workbench.study.dry_run import DryRun, Structure, size_of, state_tensors
 from workbench.study.measure import (
     TIMED_ROWS,
@@ -140,9 +141,16 @@ class Costs:
         plain = has_plain_cache(backbone.model)
         if plain not in self._scores:
             self._scores[plain] = ScoreCost.measure(backbone, tested)
-        cost, options, work = self._scores[plain], dry_run.data.score_options, Work.of(backbone)
+        cost, work = self._scores[plain], Work.of(backbone)
+        once = plain and not answers_itself(dry_run.strategy)
         return sum(
-            cost.seconds(work, self._answer_lengths(backbone, task), 2 if options and task.options else 1, learnt)
+            cost.seconds(
+                work,
+                self._answer_lengths(backbone, task),
+                once=once,
+                options=dry_run.data.score_options and bool(task.options),
+                learnt=learnt,
+            )
             for task in tested
         )
 

@@ -266,19 +266,24 @@ class ScoreCost:
             call, row = _decoding(backbone, many)
         return cls(rate, call / work.body, row / work.body)
 
-    def seconds(self, work: Work, lengths: AnswerLengths, readings: int, learnt: bool) -> float:
+    def seconds(self, work: Work, lengths: AnswerLengths, *, once: bool, options: bool, learnt: bool) -> float:
         """Return the seconds of scoring a task once.
 
         Args:
             work: Of the model.
             lengths: Of the task's test rows.
-            readings: How often each prompt is read: 1, or 2 where the task's options are scored too.
+            once: Whether a prompt is read once for its likelihood and its answer (`Backbone.reads_once`).
+            options: Whether the task's options are scored too, for which each prompt is read once more.
             learnt: Whether answers are about as long as the right ones; otherwise they have their maximum length.
         """
         likelihoods = lengths.share * sum(work(1, *pair) for pair in zip(*lengths.whole, strict=True)) * self.rate
         if not lengths.limit:
             return likelihoods
         reading = lengths.share * sum(work(1, prompt, 1) for prompt in lengths.prompts) * self.rate
+        if once:
+            pairs = zip(lengths.prompts, lengths.whole.labelled, strict=True)
+            likelihoods = lengths.share * sum(work(1, prompt + size, size) for prompt, size in pairs) * self.rate
+        readings = (not once) + options
         right = [min(lengths.limit, math.ceil(BEYOND_THE_ANSWER * tokens)) for tokens in lengths.whole.labelled]
         answers = right if learnt else [lengths.limit] * len(right)
         tokens = lengths.share * sum(answers)

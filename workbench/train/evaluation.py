@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from torchmetrics import Metric
 
 from workbench.backbone import Backbone
@@ -19,7 +20,7 @@ from workbench.benchmark import LIKELIEST_OPTION, NATS_PER_BYTE, Task
 from workbench.results.score import TaskScore
 from workbench.runtime.distributed import gathered, share
 from workbench.scorers import RowMean
-from workbench.strategy import ContinualStrategy, checked_answers
+from workbench.strategy import ContinualStrategy, answers_itself, checked_answers
 
 
 def score_task(backbone: Backbone, strategy: ContinualStrategy, task: Task, *, options: bool = False) -> TaskScore:
@@ -38,17 +39,15 @@ def score_task(backbone: Backbone, strategy: ContinualStrategy, task: Task, *, o
     """
     with merged_to_score(backbone.model):
         encoded = backbone.encode(task.test, task.max_new_tokens)
-        local = backbone.nats(encoded.select(share(len(encoded))))
-        row_nats, row_tokens = (torch.tensor(gathered(values.tolist()), dtype=values.dtype) for values in local)
-        nats, tokens = float(row_nats.sum()), int(row_tokens.sum())
         if task.is_corpus:
+            nats, tokens = _total(backbone.nats(encoded.select(share(len(encoded)))))
             size = sum(len(text.encode()) for text in task.test["text"])
             metrics = {NATS_PER_BYTE: nats / size}
             return TaskScore(task.name, task.primary, metrics, len(task.test), nats / tokens, tokens)
         prompts, answers = task.test["prompt"][:], task.test["answer"][:]
         encoded_prompts = backbone.encode(task.test.select_columns(["prompt"]), task.max_new_tokens)
         cut = {"prompts": sum(encoded_prompts["prompt_cut"][:]), "answers": sum(encoded["answer_cut"][:])}
-        predictions, seconds = _predict(backbone, strategy, task, prompts)
+        predictions, (nats, tokens), seconds = _answer(backbone, strategy, task, encoded)
         likeliest = _likeliest_options(backbone, task, prompts) if options else []
     producible = backbone.encoder.producible(encoded)
     right = references(answers, producible, predictions)
@@ -216,16 +215,39 @@ def _updated(metric: Metric, prompts: Sequence[str], predictions: Sequence[str],
     return metric
 
 
-def _predict(
-    backbone: Backbone, strategy: ContinualStrategy, task: Task, prompts: Sequence[str]
-) -> tuple[list[str], float]:
-    """Return a strategy's answers, and the seconds that this process's share of them took."""
-    local = [prompts[row] for row in share(len(prompts))]
+def _answer(
+    backbone: Backbone, strategy: ContinualStrategy, task: Task, encoded: Dataset
+) -> tuple[list[str], tuple[float, int], float]:
+    """Return a strategy's answers, the likelihood of the right ones, and the seconds that this process's share took.
+
+    A prompt is read once for both, unless the strategy answers in its own way or the model has no plain cache. The
+    seconds are then those of both.
+
+    Args:
+        backbone: The model.
+        strategy: Its `answer` hook gives the answers.
+        task: Its test rows are scored.
+        encoded: These rows as token ids.
+    """
+    rows = share(len(encoded))
+    prompts, local = task.test.select(rows)["prompt"][:], encoded.select(rows)
+    once = not answers_itself(strategy) and backbone.reads_once(local, prompts, task.max_new_tokens)
+    if not once:
+        right = backbone.nats(local)
     with backbone.evaluating():
         started = time.perf_counter()
-        predictions = strategy.answer(backbone, task, local) if local else []
+        if once:
+            predictions, right = backbone.generate_with_nats(local, task.max_new_tokens)
+        else:
+            predictions = strategy.answer(backbone, task, prompts) if prompts else []
         seconds = time.perf_counter() - started
-    return gathered(checked_answers(strategy, task, predictions, len(local))), seconds
+    return gathered(checked_answers(strategy, task, predictions, len(prompts))), _total(right), seconds
+
+
+def _total(local: tuple[Tensor, Tensor]) -> tuple[float, int]:
+    """Return the sums over all processes of the nats and the tokens of this process's rows."""
+    nats, tokens = (torch.tensor(gathered(values.tolist()), dtype=values.dtype) for values in local)
+    return float(nats.sum()), int(tokens.sum())
 
 
 def _likeliest_options(backbone: Backbone, task: Task, prompts: Sequence[str]) -> list[str]:
