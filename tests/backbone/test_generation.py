@@ -18,6 +18,7 @@ from workbench.backbone.generation import (
     PreallocatedCache,
     PreallocatedLayer,
     greedy,
+    greedy_with_nats,
     has_plain_cache,
     option_nats,
 )
@@ -323,6 +324,30 @@ def test_option_likelihoods_equal_those_of_separate_passes(name: str, shared: li
         nats = option_nats(decoder, given, OPTIONS, BatchLimit(rows))
         assert nats.shape == (len(given), len(OPTIONS))
         torch.testing.assert_close(nats, expected.double(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [[], INSTRUCTION], ids=["nothing shared", "an instruction shared"])
+@pytest.mark.parametrize("rows", [64, 5])
+@pytest.mark.parametrize("name", [name for name, changes in MODELS.items() if has_plain_cache(model(**changes))])
+@torch.no_grad()
+def test_answers_and_the_likelihood_of_right_ones_in_one_reading(name: str, rows: int, shared: list[int]) -> None:
+    """Right answers of 1 to 12 tokens lie where the decoded ones are written; rows leave, and others join."""
+    decoder, given = model(**MODELS[name]), prompts(shared=shared)
+    right = [[(13 * row + 5 * step) % 900 + 3 for step in range(1 + 5 * row % 12)] for row in range(len(given))]
+    end = ending(greedy(decoder, given, 12, BatchLimit(rows), NEVER))
+    answers, nats = greedy_with_nats(decoder, given, right, 12, BatchLimit(rows), end)
+    assert answers == greedy(decoder, given, 12, BatchLimit(rows), end)
+    expected = [whole(decoder, *pair) for pair in zip(given, right, strict=True)]
+    torch.testing.assert_close(nats, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_prompt_is_read_once_with_its_right_answer_except_the_last_token() -> None:
+    own, right = [[*range(3, 33)], [*range(40, 50)], [*range(60, 65)]], [[5], [7, 9], [*range(200, 229)]]
+    decoder = model()
+    with passes(decoder) as seen:
+        greedy_with_nats(decoder, [INSTRUCTION + row for row in own], right, 30, BatchLimit(64), NEVER)
+    assert seen == [(1, 11), (3, 5 + 28), *[(3, 1)] * 29]
 
 
 @torch.no_grad()

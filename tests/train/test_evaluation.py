@@ -12,6 +12,7 @@ from tokenizers import normalizers
 from torchmetrics import Metric
 
 from workbench.backbone import Backbone
+from workbench.backbone.encoding import TextPolicy
 from workbench.benchmark import Task
 from workbench.scorers import ExactMatch, FirstCharacter, RougeL, ValidLabel
 from workbench.strategy import ContinualStrategy
@@ -206,6 +207,42 @@ def test_decoded_tokens_and_seconds_are_measured(
     assert score.decode_seconds == 1.5
     corpus = score_task(backbone, Answers([], clock), tiny_corpus())
     assert (corpus.decoded_tokens, corpus.decode_seconds) == (0, 0.0)
+
+
+class AnswersAlike(ContinualStrategy):
+    """Overrides `answer` with what the base class does."""
+
+    def answer(self, backbone: Backbone, task: Task, prompts: Sequence[str]) -> list[str]:
+        return super().answer(backbone, task, prompts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [({}, 1), ({"family": "mistral", "sliding_window": 5}, 2), ({"text": TextPolicy(tokenization="joint")}, 1)],
+)
+def test_a_prompt_is_read_once_for_its_answer_and_its_likelihood(changes: dict[str, Any], passes: int) -> None:
+    """Unless the strategy answers itself or the model has no plain cache; the scores are the same."""
+    backbone, task, read = tiny_backbone(**changes), tiny_tasks()[0], []
+    embeddings = backbone.model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda _, given, __: read.append(min(given[0].shape)))
+    scores = []
+    for strategy, expected in ((ContinualStrategy(), passes), (AnswersAlike(), 2)):
+        read.clear()
+        scores.append(score_task(backbone, strategy, task))
+        assert sum(least > 1 for least in read) == expected
+    once, twice = scores
+    assert once.nats_per_token == pytest.approx(twice.nats_per_token, rel=1e-6)
+    assert once.tokens == twice.tokens == sum(backbone.nats(backbone.encode(task.test, task.max_new_tokens))[1])
+    assert (once.predictions, once.metrics, once.cut) == (twice.predictions, twice.metrics, twice.cut)
+
+
+def test_prompts_that_generation_reads_differently_are_read_twice() -> None:
+    """Of a joint text of prompt and answer, the tokens at the border may differ from those of the prompt alone."""
+    backbone = tiny_backbone(text=TextPolicy(tokenization="joint", max_length=8))
+    rows = Dataset.from_dict({"prompt": ["a long prompt", "b"], "answer": ["x", "y"]})
+    encoded = backbone.encode(rows, 3)
+    assert not backbone.reads_once(encoded, rows["prompt"][:], 3)
+    assert not backbone.reads_once(encoded.select([]), [], 3)
 
 
 def test_the_likeliest_option_is_a_separate_metric() -> None:
