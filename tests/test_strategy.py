@@ -48,6 +48,9 @@ class Spy(ContinualStrategy):
     def edit_gradients(self, backbone: Backbone) -> None:
         self.calls.append(f"{self.name} gradients")
 
+    def after_step(self, backbone: Backbone) -> None:
+        self.calls.append(f"{self.name} step")
+
     def after_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
         self.calls.append(f"{self.name} after {task.name} {list(batches)}")
 
@@ -74,6 +77,7 @@ def test_hooks_run_in_the_members_order() -> None:
     pair.setup(NOTHING)
     pair.before_task(NOTHING, TASKS[0], [None])  # type: ignore[list-item]
     pair.edit_gradients(NOTHING)
+    pair.after_step(NOTHING)
     pair.after_task(NOTHING, TASKS[1], [])
     assert calls == [
         "first setup",
@@ -82,6 +86,8 @@ def test_hooks_run_in_the_members_order() -> None:
         "second before task_0 [None]",
         "first gradients",
         "second gradients",
+        "first step",
+        "second step",
         "first after task_1 []",
         "second after task_1 []",
     ]

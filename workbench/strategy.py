@@ -103,6 +103,13 @@ class ContinualStrategy(nn.Module):
             backbone: The model, whose parameters have gradients.
         """
 
+    def after_step(self, backbone: Backbone) -> None:
+        """Change the weights after each optimizer step: project the step that was taken, average the weights.
+
+        Args:
+            backbone: The model, whose parameters have taken the step and still have its gradients.
+        """
+
     def after_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
         """Finish each task, on the device it was trained on: Fisher information, snapshot, memory, merge.
 
@@ -196,6 +203,10 @@ class Composition(ContinualStrategy):
     def edit_gradients(self, backbone: Backbone) -> None:
         for member in self.members:
             member.edit_gradients(backbone)
+
+    def after_step(self, backbone: Backbone) -> None:
+        for member in self.members:
+            member.after_step(backbone)
 
     def after_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
         for member in self.members:

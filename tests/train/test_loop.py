@@ -177,6 +177,32 @@ def test_gradients_are_edited_when_whole_and_before_they_are_clipped(tmp_path: P
             assert torch.allclose(following[name], clipped, rtol=1e-4, atol=1e-7)
 
 
+class Stepped(Edited):
+    """Records the weights right after each optimizer step, and halves the head's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.after: list[dict[str, Tensor]] = []
+
+    @torch.no_grad()
+    def after_step(self, backbone: Any) -> None:
+        self.after.append(weights(backbone))
+        backbone.model.lm_head.weight.mul_(0.5)
+
+
+def test_after_step_sees_each_step_and_its_change_stays(tmp_path: Path) -> None:
+    """SGD at 0.1; two batches are accumulated for a step, so that four batches make two steps."""
+    strategy = Stepped()
+    after = weights(learn(strategy, tmp_path, tasks=[tiny_tasks(1, rows=16)[0]], accumulate_grad_batches=2))
+    assert len(strategy.after) == len(strategy.before) == 2
+    for before, gradients, stepped in zip(strategy.before, strategy.seen, strategy.after, strict=True):
+        expected = {name: before[name] - 0.1 * seen for name, seen in gradients.items()}
+        assert all(torch.allclose(stepped[name], value, rtol=1e-6, atol=1e-8) for name, value in expected.items())
+    for stepped, following in zip(strategy.after, [strategy.before[1], after], strict=True):
+        changed = {name: value * (0.5 if name == "lm_head.weight" else 1) for name, value in stepped.items()}
+        assert same(following, changed)
+
+
 class Penalised(ContinualStrategy):
     """Adds a known number to the loss, and records the language-model loss."""
 

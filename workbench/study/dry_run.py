@@ -42,7 +42,7 @@ SAVED_WHOLE = 200_000_000
 """Bytes of weights up to which the model is really written and read again."""
 FIRST_ROWS = 64
 """Most rows at a task's beginning that are searched for the shortest ones, and that are encoded to count batches."""
-STEP_HOOKS = ("penalties", "edit_gradients")
+STEP_HOOKS = ("penalties", "edit_gradients", "after_step")
 TRIAL_SCORE_ROWS = 2
 """Rows of a task on which answering and scoring are tried."""
 TRIAL_SCORE_TOKENS = 2
@@ -210,6 +210,7 @@ class DryRun:
         except Exception as error:
             class_path = self.assembly.config.settings(self.name, self.task.name).optimizer.class_path
             raise ConfigError(in_words(error, "optimizer", class_path)) from error
+        self.strategy.after_step(self.backbone)
         wait(self.backbone.device)
         return Spent(passed - started, time.monotonic() - passed)
 

@@ -164,6 +164,10 @@ class Recorder(ContinualStrategy):
         with self._undisturbed("edit_gradients", backbone):
             self.strategy.edit_gradients(backbone)
 
+    def after_step(self, backbone: Backbone) -> None:
+        with self._undisturbed("after_step", backbone):
+            self.strategy.after_step(backbone)
+
     def after_task(self, backbone: Backbone, task: Task, batches: Iterable[Batch]) -> None:
         self.idle += sorted(set(backbone.trainable()) - self._with_gradient)[:1] if self._with_gradient else []
         self._with_gradient = set()

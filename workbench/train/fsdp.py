@@ -37,7 +37,7 @@ class Sharded(DDPStrategy):
     reshape it see an ordinary model, and processes need not execute the same number of forward passes when they score.
     Lightning's own `FSDPStrategy` wraps the module permanently, needs a GPU, and cannot clip gradients by norm.
 
-    In `penalties` and `edit_gradients`, weights and gradients are the device's own shards (`DTensor`).
+    In `penalties`, `edit_gradients` and `after_step`, weights and gradients are the device's own shards (`DTensor`).
 
     Raises:
         ValueError: The Trainer's precision is none of `POLICIES`.

@@ -205,6 +205,11 @@ class ContinualModule(LightningModule):
         each_step = {"scheduler": scheduler, "interval": "step", "reduce_on_plateau": False}
         return {"optimizer": optimizer, "lr_scheduler": each_step}
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take an optimizer step as Lightning does, and call the strategy's `after_step`."""
+        super().optimizer_step(*args, **kwargs)
+        self.continual_strategy.after_step(self.backbone)
+
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Advance a scheduler, except `ReduceLROnPlateau`, which `TrainingCurve` advances with each step's loss.
 
