@@ -386,8 +386,9 @@ def test_adapters_score_in_half_precision_as_they_trained(mixed: bool) -> None:
         backbone.model.to(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         scored = score_task(backbone, ContinualStrategy(), task)
-        nats, tokens = backbone.nats(backbone.encode(task.test, task.max_new_tokens))
+        encoded = backbone.encode(task.test, task.max_new_tokens)
+        nats, tokens = backbone.generate_with_nats(encoded, task.max_new_tokens)[1]
         with backbone.merged():
-            folded, _ = backbone.nats(backbone.encode(task.test, task.max_new_tokens))
+            folded, _ = backbone.generate_with_nats(encoded, task.max_new_tokens)[1]
     assert scored.nats_per_token == float(nats.sum()) / int(tokens.sum())
     assert float(folded.sum()) != float(nats.sum())
