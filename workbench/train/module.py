@@ -186,6 +186,8 @@ class ContinualModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the task's optimizer over the trainable parameters, and a scheduler that advances each step.
 
+        The strategy's `after_step` follows each of its steps.
+
         Raises:
             ValueError: Nothing is trainable.
         """
@@ -200,15 +202,11 @@ class ContinualModule(LightningModule):
         )
         if self.carried is not None:
             self.carried.give(optimizer, dict(self.named_parameters()))
+        optimizer.register_step_post_hook(lambda *_: self.continual_strategy.after_step(self.backbone))
         if scheduler is None:
             return optimizer
         each_step = {"scheduler": scheduler, "interval": "step", "reduce_on_plateau": False}
         return {"optimizer": optimizer, "lr_scheduler": each_step}
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take an optimizer step as Lightning does, and call the strategy's `after_step`."""
-        super().optimizer_step(*args, **kwargs)
-        self.continual_strategy.after_step(self.backbone)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Advance a scheduler, except `ReduceLROnPlateau`, which `TrainingCurve` advances with each step's loss.
