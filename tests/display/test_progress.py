@@ -48,6 +48,21 @@ def test_a_study_takes_as_long_as_its_slowest_run(clock: list[float]) -> None:
     assert study.seconds_left == 60.0
 
 
+def test_the_plan_counts_until_a_tenth_of_the_work_is_done(clock: list[float]) -> None:
+    """One twentieth of 100 planned seconds took 20 s: half of the measured 380 s left, half of the planned 95."""
+    study, unplanned = StudyProgress({"one": 100.0}), StudyProgress({"one": math.nan})
+    for progress_of in (study, unplanned):
+        progress_of.item_begins("one", "task 1 of 2")
+    clock[0] = 20.0
+    for progress_of in (study, unplanned):
+        progress_of.steps("one", 1, 10)
+    assert study.seconds_left == pytest.approx((380 + 95) / 2)
+    assert unplanned.seconds_left == pytest.approx(380)
+    clock[0] = 30.0
+    study.steps("one", 2, 10)
+    assert study.seconds_left == pytest.approx(270)
+
+
 def test_tasks_that_were_finished_before_say_nothing_of_the_speed(clock: list[float]) -> None:
     """A run resumes with the last of four tasks, half of which takes 10 s."""
     study = StudyProgress({"one": 5.0, "two": 5.0})

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from workbench.formatting import duration
 
+TRUSTED = 0.1
+"""Part of the work from which on the speed is the measured one; before, the plan counts too."""
+
 
 @dataclass
 class _Run:
@@ -49,6 +52,7 @@ class StudyProgress:
         self._runs = {
             title: _Run(value if math.isfinite(value) and value > 0 else usual) for title, value in planned.items()
         }
+        self._is_planned = len(known) == len(planned)
         self._kept, self._ended = kept, set[str]()
         self._started = time.monotonic()
 
@@ -94,18 +98,30 @@ class StudyProgress:
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until the study's end at the speed so far, and until the end of the slowest run; NaN: not known."""
+        """Seconds until the study's end at the speed so far, or until the end of the slowest run if that is later.
+
+        At first the plan counts too, as the first steps of a task are not yet followed by its scoring. NaN: not known.
+        """
         now = time.monotonic()
         gained = sum(run.weight * (run.done - run.found) for run in self._runs.values())
         if gained <= 0:
             return math.nan
+        open_runs = [run for title, run in self._runs.items() if run.began is not None and title not in self._ended]
         left = sum(run.weight * (1 - run.done) for run in self._runs.values())
-        alone = [
-            (run.seen - run.began) / (run.done - run.found) * (1 - run.done) - (now - run.seen)
-            for title, run in self._runs.items()
-            if run.began is not None and run.done > run.found and title not in self._ended
-        ]
-        return max([(now - self._started) / gained * left, *alone])
+        measured, planned = (now - self._started) / gained * left, left / max(1, len(open_runs))
+        alone = [self._seconds_alone(run, now) for run in open_runs if run.done > run.found]
+        return max([self._between(planned, measured, gained / (gained + left)), *alone])
+
+    def _seconds_alone(self, run: _Run, now: float) -> float:
+        """Return the seconds until a run's end, at its own speed."""
+        gained, left = run.done - run.found, 1 - run.done
+        measured = (run.seen - (run.began or 0.0)) / gained * left
+        return self._between(run.weight * left, measured, gained / (gained + left)) - (now - run.seen)
+
+    def _between(self, planned: float, measured: float, part: float) -> float:
+        """Return the planned seconds at the beginning, and the measured ones once enough of the work is done."""
+        trust = min(1.0, part / TRUSTED) if self._is_planned else 1.0
+        return (1 - trust) * planned + trust * measured
 
     def __str__(self) -> str:
         left = self.seconds_left
