@@ -381,8 +381,8 @@ def _costs(results: RunFolder, progress: Progress, row: int | None) -> dict[str,
 
 def describe_trainable(backbone: Backbone, strategy: ContinualStrategy) -> str:
     """Return a phrase on what trains: how many parameters of how many, and in which layers."""
-    trainable = trainable_parameters(backbone, strategy)
-    own = sum(value.numel() for name, value in trainable.items() if name not in backbone.trainable())
+    trainable, of_backbone = trainable_parameters(backbone, strategy), backbone.trainable()
+    own = sum(value.numel() for name, value in trainable.items() if name not in of_backbone)
     text = f"{count_trainable(backbone, strategy):,} of {count_parameters(backbone) + own:,} parameters"
     matches = [re.search(r"layers\.(\d+)\.", name) for name in trainable]
     layers = sorted({int(match.group(1)) for match in matches if match})
