@@ -50,7 +50,11 @@ def test_two_real_domains(tmp_path: Path) -> None:
     only = "strategies={seqft: {class_path: strategies.SeqFT}}"
     tasks = ["FOMC", "NumGLUE-ds"]
     overrides = [only, f"benchmark.init_args.tasks=[{','.join(tasks)}]", "trainer.max_epochs=2", f"output={tmp_path}"]
-    overrides += ["benchmark.init_args.train_rows=250", "benchmark.init_args.test_rows=30", "data.max_prompt_length=128"]
+    overrides += [
+        "benchmark.init_args.train_rows=250",
+        "benchmark.init_args.test_rows=30",
+        "data.max_prompt_length=128",
+    ]
     Study("trace_small", overrides).run()
     check_run(tmp_path / "trace_small" / "seqft" / "1" / "seed-0", tasks)
 

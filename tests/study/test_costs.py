@@ -98,29 +98,38 @@ def test_the_measured_batch_is_as_long_as_the_longest_row(make: Make, monkeypatc
     assert shapes[-1] == [2, longest]
 
 
-def test_a_long_step_is_carried_over_from_a_shorter_one(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a step of the longest rows would take long it is not taken: activations grow with the tokens."""
+@pytest.mark.parametrize(
+    ("of_a_token", "as_gradients", "lengths"), [(10**6, False, 2), (10**4, True, 2), (10**4, True, 1)]
+)
+def test_a_long_step_is_carried_over_from_a_shorter_one(
+    make: Make, monkeypatch: pytest.MonkeyPatch, of_a_token: int, as_gradients: bool, lengths: int
+) -> None:
+    """Activations grow with the tokens, and an optimizer's temporary tensors as large as the gradients do not."""
     sizes: list[int] = []
+    temporary = 0
 
     class Peak(PeakMemory):
-        """100 bytes for each token, the logits of the labelled ones among them."""
+        """Bytes for each token, the logits of the labelled ones among them, and temporary ones."""
 
         def __init__(self, device: torch.device, model_bytes: int = 0, *, collect: bool = True) -> None:
             self.counted = model_bytes
 
         def bytes(self) -> int | None:
-            return self.counted + 10**6 * sizes[-1]
+            return self.counted + temporary + of_a_token * sizes[-1]
 
     step = DryRun.step
     monkeypatch.setattr(costs, "PeakMemory", Peak)
     monkeypatch.setattr(costs, "AFFORDABLE_SECONDS", 0.0)
+    if lengths == 1:  # of the typical batch no row more than the short one's is affordable
+        monkeypatch.setattr(costs, "affordable_rows", lambda rows, seconds: rows[:1])
     monkeypatch.setattr(DryRun, "step", lambda self, batch: (sizes.append(batch.labels.numel()), step(self, batch))[1])
     dry_run, (task, *_) = begun(make(data={"batch_size": 4, "max_length": 64}), "seqft")
     task = longer(task, 20)
+    temporary = as_gradients * sum(value.nbytes for value in dry_run.backbone.parameters())
     memory = memory_of(dry_run, 0, task, Costs())
     longest = len(TrainRows.of(dry_run.backbone, task).longest["input_ids"])
     assert max(sizes) < 4 * longest
-    assert memory.activations == pytest.approx(10**6 * 4 * longest, rel=0.1)
+    assert memory.activations == pytest.approx(temporary + of_a_token * 4 * longest, rel=0.1)
 
 
 def test_seconds_grow_with_the_rows_of_a_batch(make: Make) -> None:

@@ -231,7 +231,8 @@ class Costs:
     def _carried(self, backbone: Backbone, structure: Structure, batch: Batch) -> int | None:
         """Estimate the activations of a batch: logits apart, along a line through the two largest measured ones.
 
-        A short batch's peak holds temporary tensors as large as the gradients, which do not grow with the tokens.
+        A short batch's peak holds temporary tensors as large as the gradients, which do not grow with the tokens: they
+        are left out of the slope where there is one length alone.
         """
         vocabulary = backbone.model.get_output_embeddings().weight.shape[0]
 
@@ -247,9 +248,10 @@ class Costs:
             return None
         tokens, labelled = _load(batch, backbone)
         (less, few), (more, many) = points[-2:] if len(points) > 1 else points * 2
-        slope = many / more
+        slope = (many - self._counted[structure].gradients) / more
         if more > APART * less:
-            slope = min(max((many - few) / (more - less), LEAST_SLOPE * slope), slope)
+            slope = (many - few) / (more - less)
+        slope = min(max(slope, LEAST_SLOPE * many / more), many / more)
         return round(many + slope * max(0, tokens - more)) + logits(labelled)
 
     def _fits(self, backbone: Backbone, structure: Structure, batch: Batch) -> bool:
