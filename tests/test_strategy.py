@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from strategies import BlockExpansion, DepthUpScaling, DownProjectionMoE, LoRA
 from workbench.backbone import Backbone, Batch, Output
 from workbench.benchmark import Task
-from workbench.strategy import Composition, ContinualStrategy, HookError, needs_task_id
+from workbench.strategy import (
+    Composition,
+    ContinualStrategy,
+    HookError,
+    answers_itself,
+    needs_task_id,
+    overrides,
+)
 from workbench.testing.tiny import tiny_backbone, tiny_tasks
 
 TASKS = tiny_tasks()
@@ -91,6 +98,15 @@ def test_hooks_run_in_the_members_order() -> None:
         "first after task_1 []",
         "second after task_1 []",
     ]
+
+
+def test_a_hook_is_overridden_by_a_class_an_object_or_a_member() -> None:
+    replaced = ContinualStrategy()
+    replaced.answer = lambda backbone, task, prompts: []  # type: ignore[method-assign]
+    for strategy in (Answers(), replaced, Composition([ContinualStrategy(), replaced])):
+        assert answers_itself(strategy)
+        assert not overrides(strategy, "after_step")
+    assert not answers_itself(Composition([ContinualStrategy()]))
 
 
 def test_curricula_are_chained() -> None:

@@ -256,7 +256,7 @@ def overrides(strategy: ContinualStrategy, hook: str) -> bool:
     """
     if isinstance(strategy, Composition):
         return any(overrides(member, hook) for member in strategy.members)
-    return getattr(type(strategy), hook) is not getattr(ContinualStrategy, hook)
+    return hook in vars(strategy) or getattr(type(strategy), hook) is not getattr(ContinualStrategy, hook)
 
 
 def checked_items(strategy: ContinualStrategy, items: Any) -> Sequence[Task]:
