@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LAB := $(VENV)/.lab
 
-.PHONY: install quickstart smollm2 lab notebooks test bench docs lint clean
+.PHONY: install quickstart smollm2 lab notebooks test audit bench docs lint clean
 
 install: $(STAMP)
 
@@ -50,6 +50,9 @@ $(VENV)/.docs: $(STAMP)
 # Measure ratios against HF Trainer, transformers' generate and a bare loop; on a machine that does nothing else.
 bench: $(STAMP)
 	$(BIN)/python tests/performance $(PARTS)
+
+audit: $(STAMP)
+	$(BIN)/python tests/audit
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

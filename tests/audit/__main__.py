@@ -1,0 +1,27 @@
+"""Print each audited claim with what the right and the faulty method give; `make audit`."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from audit_cases import CASES
+from rich.console import Console
+from rich.table import Table
+
+
+def main() -> int:
+    """Measure all cases; return 1 if a right method fails or a faulty one passes."""
+    started, failed = time.monotonic(), 0
+    table = Table("method", "has to hold", "fault in public code", "limit", "right", "with the fault", show_lines=True)
+    for case in CASES:
+        right, wrong = case.distance(case.right), case.distance(case.wrong)
+        failed += not right <= case.limit < wrong
+        table.add_row(case.method, case.claim, case.fault, f"{case.limit:.0e}", f"{right:.1e}", f"{wrong:.2g}")
+    Console().print(table)
+    Console().print(f"{len(CASES)} claims, {failed} failed; {time.monotonic() - started:.0f} s")
+    return min(failed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
