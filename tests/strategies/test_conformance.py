@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 
 import strategies
-from strategies import CALM, BlockExpansion, Joint, LoRA, Replay, SeqFT
+from strategies import (
+    CALM,
+    EMA,
+    BlockExpansion,
+    Joint,
+    LoRA,
+    Merge,
+    PullBack,
+    Replay,
+    Rewind,
+    SeqFT,
+)
 from workbench.strategy import Composition, ContinualStrategy
 from workbench.testing import VARIANTS, check_strategy, conformance, strategy_warnings, tiny_backbone
 
@@ -18,6 +29,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # for a model of 4 layers
     "ContinuedPretraining": {"steps": 2},
     "CALM": {"augmenting": "micro", "connections": 2},
     "DepthUpScaling": {"dropped": 1},
+    "EMA": {"beta": 0.5},
+    "Rewind": {"alpha": 0.5},
 }
 
 SENTENCES = [check.__doc__ for check in conformance.STRATEGY_CHECKS]
@@ -47,6 +60,11 @@ def test_a_shipped_strategy_conforms_on_every_tiny_model(
         lambda: BlockExpansion(groups=2, each_task=True),
         lambda: CALM("micro", 2, policy="each_task"),
         lambda: CALM("micro", 2, encoder=True),
+        lambda: EMA(beta=0.5, scope="sequence"),
+        lambda: Merge("ties", scope="independent"),
+        lambda: Merge("average", carry="scored"),
+        lambda: Rewind(0.5, towards="task", carry="scored"),
+        lambda: PullBack(1.0, search="bisection"),
     ],
 )
 def test_what_changes_with_the_tasks_or_reads_only_the_prompt_conforms(make: Callable[[], ContinualStrategy]) -> None:
@@ -59,6 +77,11 @@ def test_what_changes_with_the_tasks_or_reads_only_the_prompt_conforms(make: Cal
         lambda: [SeqFT(), BlockExpansion(groups=2)],
         lambda: [LoRA(), Replay()],
         lambda: [BlockExpansion(groups=2), Joint()],
+        lambda: [LoRA(policy="merge"), Merge()],
+        lambda: [LoRA(policy="merge"), EMA(beta=0.5)],
+        lambda: [LoRA(policy="stack"), Rewind(0.5, towards="task")],
+        lambda: [LoRA(), PullBack(1.0)],
+        lambda: [BlockExpansion(groups=2), Merge("dare", drop=0.5)],
     ],
 )
 def test_a_composition_conforms(members: Callable[[], list[ContinualStrategy]]) -> None:

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from workbench.backbone.weights import slerp_shares
 from workbench.surgery import merge
-from workbench.surgery.merging import slerp_shares
 from workbench.surgery.safetensors_io import CHUNK
 from workbench.testing.tiny import tiny_backbone
 

@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
+from workbench.backbone.adapters import update_factors
 from workbench.backbone.backbone import Backbone
 from workbench.backbone.batch import Batch, Output
+from workbench.backbone.weights import (
+    SetAside,
+    named,
+    plain_parameters,
+    plain_weights,
+    slerp_shares,
+    wide,
+    write_weights,
+)
 
-__all__ = ["Backbone", "Batch", "Output"]
+__all__ = [
+    "Backbone",
+    "Batch",
+    "Output",
+    "SetAside",
+    "named",
+    "plain_parameters",
+    "plain_weights",
+    "slerp_shares",
+    "update_factors",
+    "wide",
+    "write_weights",
+]

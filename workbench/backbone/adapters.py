@@ -143,6 +143,28 @@ def _refuse_unused_patterns(model: PreTrainedModel, name: str, settings: Mapping
                 raise ValueError(f"peft: {key}: {pattern!r} fits no module that has an adapter. Leave it out.")
 
 
+def carriers_and_factors(model: nn.Module) -> tuple[set[nn.Parameter], set[nn.Parameter]]:
+    """Return the weights into which adapters are folded, and the adapters' own parameters."""
+    carriers, factors = set(), set()
+    for layer in adapter_layers(model):
+        carriers.add(layer.base_layer.weight)
+        factors |= {value for name, value in layer.named_parameters() if not name.startswith("base_layer.")}
+    return carriers, factors
+
+
+def update_factors(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Return the factor B of each adapter by name; the update ΔW = scale · B A is linear in it.
+
+    Raises:
+        ValueError: An adapter's update is not scale · B A alone.
+    """
+    for name, config in getattr(model, "peft_config", {}).items():
+        if getattr(config, "use_dora", True) or config.init_lora_weights in INITS_FROM_WEIGHT:
+            problem = f"the adapter {name!r} is no LoRA, or is DoRA, PiSSA or OLoRA, and cannot be scaled."
+            raise ValueError(f"{problem} Fold it into the weights after each task, as LoRA(policy='merge') does.")
+    return {name: parameter for name, parameter in model.named_parameters() if ".lora_B." in name}
+
+
 @contextmanager
 def merged(model: nn.Module) -> Iterator[None]:
     """Fold the adapters into the weights within the context; afterwards the weights are bitwise the same.

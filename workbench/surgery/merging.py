@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from workbench.backbone.loading import load_tokenizer
+from workbench.backbone.weights import slerp_shares
 from workbench.surgery.safetensors_io import (
     SHARD_BYTES,
     PlannedTensor,
@@ -24,8 +25,6 @@ from workbench.surgery.safetensors_io import (
 
 METHODS = ("average", "slerp")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-NEARLY_PARALLEL = 1e-6
-"""Sine of the angle below which two tensors are averaged."""
 CHANGE_NO_WEIGHT = (
     *("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "merged"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "attention_dropout", "initializer_range"),
@@ -44,7 +43,8 @@ def merge(
     """Merge two models with the same architecture and origin   (Kim et al., 2023, SOLAR, arXiv 2312.15166).
 
     "average": (1 - weight) · A + weight · B. "slerp": spherical interpolation of each flattened tensor, see
-    `slerp_shares`. Computed in float32 (float64 for a float64 model) and stored in the models' dtype.
+    `workbench.backbone.slerp_shares`. Computed in float32 (float64 for a float64 model) and stored in the models'
+    dtype.
 
     Args:
         first: Folder of A, from which tokenizer, generation config and config are taken.
@@ -73,32 +73,6 @@ def merge(
     record = {"first": str(first), "second": str(second), "method": method, "weight": weight}
     write_model(Path(out), tensors, read_config(folders[0])[0] | {"merged": record}, folders[0], shard_bytes)
     return len(tensors)
-
-
-def slerp_shares(dot: float, first: float, second: float, weight: float) -> tuple[float, float]:
-    """Return the coefficients of A and B in their spherical linear interpolation.
-
-        sin((1 - weight) ω) / sin ω · A + sin(weight ω) / sin ω · B
-
-    with ω the angle between the flattened tensors (Shoemake, 1985, "Animating rotation with quaternion curves"). The
-    tensors are not normalized: if both have the same norm, so has the result, unlike their average. If sin ω is below
-    1e-6 or a tensor is zero, there is no arc, and the coefficients are those of the average.
-
-    Args:
-        dot: Inner product of the flattened tensors.
-        first: Norm of A.
-        second: Norm of B.
-        weight: Share of B, in [0, 1].
-
-    >>> round(slerp_shares(0.0, 1.0, 2.0, 1 / 3)[1], 9)  # sin 30° / sin 90°
-    0.5
-    """
-    if first == 0 or second == 0:
-        return 1 - weight, weight
-    angle = math.acos(max(-1.0, min(1.0, dot / first / second)))
-    if math.sin(angle) < NEARLY_PARALLEL:
-        return 1 - weight, weight
-    return math.sin((1 - weight) * angle) / math.sin(angle), math.sin(weight * angle) / math.sin(angle)
 
 
 def _merged(one: StoredTensor, other: StoredTensor, method: str, weight: float) -> PlannedTensor:
