@@ -73,12 +73,12 @@ class EMA(ContinualStrategy):
         Raises:
             ValueError: The task trains other parameters than the tasks before, which one average cannot follow.
         """
-        self.aside.bring_back(backbone)
         if self.scope == "task" or not self.average:
             self.average = {name: wide(value) for name, value in plain_weights(backbone).items()}
         elif list(self.average) != list(plain_parameters(backbone)):
             problem = f"{task.name} trains other parameters than the tasks before"
             raise ValueError(f"EMA: {problem}. Choose scope='task', which begins a new average with each task.")
+        self.aside.bring_back(backbone)
 
     @torch.no_grad()
     def after_step(self, backbone: Backbone) -> None:

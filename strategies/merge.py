@@ -121,7 +121,6 @@ class Merge(ContinualStrategy):
         """
         if task.name == PRETRAINING:
             return
-        self.aside.bring_back(backbone)
         names = list(plain_parameters(backbone))
         if self.names and names != self.names:
             problem = f"{task.name} trains other parameters than the tasks before, so their vectors cannot be merged"
@@ -129,6 +128,7 @@ class Merge(ContinualStrategy):
         if not names:
             raise ValueError("Merge: no weight of the model trains, so there is nothing to merge. Leave it out.")
         self.names = names
+        self.aside.bring_back(backbone)
         needs_start = self.method not in ("average", "slerp") or self.scope == "independent"
         if not self.start and needs_start:
             self.start = plain_weights(backbone)

@@ -100,12 +100,12 @@ class Rewind(ContinualStrategy):
         """
         if task.name == PRETRAINING:
             return
+        if self.start and self.towards == "pretrained" and list(self.start) != list(plain_parameters(backbone)):
+            problem = f"{task.name} trains other parameters than the first task, which have no pretrained weights"
+            raise ValueError(f"Rewind: {problem}. Choose towards='task'.")
         self.aside.bring_back(backbone)
         if self.towards == "task" or not self.start:
             self.start = plain_weights(backbone)
-        elif list(self.start) != list(plain_parameters(backbone)):
-            problem = f"{task.name} trains other parameters than the first task, which have no pretrained weights"
-            raise ValueError(f"Rewind: {problem}. Choose towards='task'.")
         factors = update_factors(backbone.model) if self.towards == "task" else {}
         if any(factor.requires_grad and bool(factor.any()) for factor in factors.values()):
             problem = "Rewind: the adapter of earlier tasks goes on, and half of its way has twice its rank"

@@ -85,8 +85,8 @@ def write_weights(backbone: Backbone, values: Mapping[str, Tensor]) -> None:
     with backbone.merged():
         changed = [name for name, parameter in carrying.items() if not torch.equal(parameter, before[name])]
     if changed:
-        problem = f"the adapter of {changed[0]} does not begin at zero (PiSSA, OLoRA and DoRA do not)"
-        raise ValueError(f"{problem}, so it would change the weights that are put back. Choose another start.")
+        problem = f"the adapter of {changed[0]} does not begin at zero (DoRA does not)"
+        raise ValueError(f"{problem}, so it would change the weights that are put back. Choose another adapter.")
 
 
 class SetAside:
@@ -124,8 +124,9 @@ class SetAside:
         if not self.waiting:
             return
         if _checksum(backbone, self.waiting) != self.scored:
-            problem = "another strategy changed the weights after they were merged or averaged, and would be undone."
-            raise ValueError(f"{problem} List it first, or let the scored weights go on to the next task.")
+            problem = "the weights changed after they were merged or averaged: another strategy did it, or an adapter"
+            remedy = "List that strategy first, or let the scored weights go on to the next task."
+            raise ValueError(f"{problem} took a part of them (PiSSA, OLoRA). It would be undone. {remedy}")
         write_weights(backbone, self.waiting)
         self.waiting = {}
 
