@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workbench.backbone import (
     SetAside,
-    named,
+    parameters_by_name,
     plain_parameters,
     plain_weights,
     update_factors,
@@ -286,7 +286,7 @@ class PullBack(ContinualStrategy):
 
     def _moving(self, backbone: Backbone) -> Weights:
         """Return copies of the weights that the task has changed: the adapter's, or the plain ones."""
-        apart, by_name = bool(backbone.adapter_names), named(backbone)
+        apart, by_name = bool(backbone.adapter_names), parameters_by_name(backbone)
         trainable = list(backbone.trainable()) if apart else []
         names = trainable or [name for name in self.start if name in by_name]
         return {name: by_name[name].detach().to("cpu", copy=True) for name in names}

@@ -149,7 +149,7 @@ def test_of_an_adapter_the_weights_are_averaged_and_not_the_factors(tmp_path: Pa
 
 @pytest.mark.parametrize("policy", ["continue", "stack"])
 def test_an_adapter_that_stays_apart_is_refused(policy: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="factors A and B cannot be averaged apart. Put LoRA.policy='merge'. before"):
+    with pytest.raises(ValueError, match=r"factors A and B cannot be averaged apart\. Put LoRA.policy='merge'. before"):
         learn(Composition([LoRA(policy=policy), EMA()]), tmp_path)
 
 

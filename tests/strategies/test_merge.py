@@ -297,7 +297,7 @@ def test_of_adapters_the_updates_are_merged_and_not_the_factors() -> None:
     ],
 )
 def test_adapters_that_stay_apart_are_refused(members: Any) -> None:
-    with pytest.raises(ValueError, match="factors A and B cannot be merged apart. Put LoRA.policy='merge'. before"):
+    with pytest.raises(ValueError, match=r"factors A and B cannot be merged apart\. Put LoRA.policy='merge'. before"):
         adapter_tasks(tiny_backbone(num_hidden_layers=2), Composition(members()))
 
 

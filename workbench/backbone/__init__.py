@@ -7,7 +7,7 @@ from workbench.backbone.backbone import Backbone
 from workbench.backbone.batch import Batch, Output
 from workbench.backbone.weights import (
     SetAside,
-    named,
+    parameters_by_name,
     plain_parameters,
     plain_weights,
     slerp_shares,
@@ -20,7 +20,7 @@ __all__ = [
     "Batch",
     "Output",
     "SetAside",
-    "named",
+    "parameters_by_name",
     "plain_parameters",
     "plain_weights",
     "slerp_shares",

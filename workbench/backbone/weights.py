@@ -52,12 +52,12 @@ def plain_weights(backbone: Backbone, names: Iterable[str] | None = None) -> dic
         names: Names in the plain model; None: those of `plain_parameters`.
     """
     names = list(plain_parameters(backbone) if names is None else names)
-    by_name = named(backbone)
+    by_name = parameters_by_name(backbone)
     with torch.no_grad(), backbone.merged():
         return {name: by_name[name].detach().to("cpu", copy=True) for name in names}
 
 
-def named(backbone: Backbone) -> dict[str, nn.Parameter]:
+def parameters_by_name(backbone: Backbone) -> dict[str, nn.Parameter]:
     """Return all parameters by their names in the plain model, and adapters' factors by their own.
 
     Args:
@@ -72,12 +72,12 @@ def write_weights(backbone: Backbone, values: Mapping[str, Tensor]) -> None:
 
     Args:
         backbone: The model; an adapter on one of the weights has to begin at zero.
-        values: The weights by name (`named`), of any shapes (...,).
+        values: The weights by name (`parameters_by_name`), of any shapes (...,).
 
     Raises:
         ValueError: An adapter adds to one of the weights.
     """
-    by_name, carriers = named(backbone), adapters.carriers_and_factors(backbone.model)[0]
+    by_name, carriers = parameters_by_name(backbone), adapters.carriers_and_factors(backbone.model)[0]
     for name, value in values.items():
         by_name[name].copy_(value)
     carrying = {name: by_name[name] for name in values if by_name[name] in carriers}
@@ -176,6 +176,6 @@ def _plain(name: str) -> str:
 
 def _checksum(backbone: Backbone, names: Iterable[str]) -> int:
     """Return the sum of the weights' bits, which is the same on every device."""
-    by_name = named(backbone)
+    by_name = parameters_by_name(backbone)
     bits = (by_name[name].detach().view(INTEGERS[by_name[name].itemsize]) for name in names)
     return sum(int(value.sum(dtype=torch.int64)) for value in bits)
