@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
-from audit_cases import CASES
 from rich.console import Console
 from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the cases use the tests' helpers
+from audit_cases import CASES
 
 
 def main() -> int:
