@@ -1,4 +1,7 @@
-"""Print each audited claim with what the right and the faulty method give; `make audit`."""
+"""Print each audited claim with what the right and the faulty method give; `make audit`.
+
+`python tests/audit --page` prints the rows of the table in docs/pages/audit.md instead.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,13 @@ def main() -> int:
     for case in CASES:
         right, wrong = case.distance(case.right), case.distance(case.wrong)
         failed += not right <= case.limit < wrong
-        table.add_row(case.method, case.claim, case.fault, f"{case.limit:.0e}", f"{right:.1e}", f"{wrong:.2g}")
-    Console().print(table)
-    Console().print(f"{len(CASES)} claims, {failed} failed; {time.monotonic() - started:.0f} s")
+        numbers = f"{case.limit:.0e}", f"{right:.1e}", f"{wrong:.2g}"
+        table.add_row(case.method, case.claim, case.fault, *numbers)
+        if "--page" in sys.argv:
+            sys.stdout.write(f"| `{case.method}` | {case.claim} | {case.fault} | {' | '.join(numbers)} |\n")
+    if "--page" not in sys.argv:
+        Console().print(table)
+        Console().print(f"{len(CASES)} claims, {failed} failed; {time.monotonic() - started:.0f} s")
     return min(failed, 1)
 
 
