@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 _HOMES = {
+    "Adapter": "adapter",
     "BlockExpansion": "block_expansion",
     "CALM": "calm",
     "ContinuedPretraining": "continued_pretraining",
@@ -12,10 +13,13 @@ _HOMES = {
     "DownProjectionMoE": "down_projection_moe",
     "EMA": "ema",
     "Joint": "joint",
+    "L2P": "l2p",
     "LoRA": "lora",
     "Merge": "merge",
+    "OLoRA": "olora",
     "PerTaskFT": "per_task_ft",
     "PullBack": "rewind",
+    "ProgressivePrompts": "progressive_prompts",
     "Replay": "replay",
     "Rewind": "rewind",
     "SeqFT": "seqft",
@@ -23,6 +27,8 @@ _HOMES = {
 __all__ = [
     "CALM",
     "EMA",
+    "L2P",
+    "Adapter",
     "BlockExpansion",
     "ContinuedPretraining",
     "DepthUpScaling",
@@ -30,7 +36,9 @@ __all__ = [
     "Joint",
     "LoRA",
     "Merge",
+    "OLoRA",
     "PerTaskFT",
+    "ProgressivePrompts",
     "PullBack",
     "Replay",
     "Rewind",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -36,8 +36,8 @@ class ContinualStrategy(nn.Module):
     Attributes:
         reference: The paper, as cited in a table.
         bibtex: The paper's BibTeX entry, for a report's bibliography; empty: `reference` is used.
-        task_id_at_test: Whether `answer` uses which task a prompt comes from. Then the scores are not comparable with
-            those of methods that do not, and every table says so.
+        task_id_at_test: Whether `answer` or `scoring` uses which task a prompt comes from. Then the scores are not
+            comparable with those of methods that do not, and every table says so.
         composable: Whether it may be combined with other strategies in a list.
         bound: The measure that it bounds, such as "OP", if it is a reference and not a continual-learning method;
             None: it is a method. `bounds: true` adds the bounds to a study, and tables mark them.
@@ -129,6 +129,15 @@ class ContinualStrategy(nn.Module):
         """
         return backbone.generate(prompts, task.max_new_tokens)
 
+    def scoring(self, backbone: Backbone, task: Task) -> AbstractContextManager[None]:
+        """Return a context in which a task is scored: its answers, and the likelihoods of the right ones.
+
+        Args:
+            backbone: The model, with its adapters folded in; at the end of the context it has to be as before.
+            task: The task; a method that uses it has to set `task_id_at_test`.
+        """
+        return nullcontext()
+
 
 class Composition(ContinualStrategy):
     """Several strategies as one: hooks run in order, `training_data` is chained, penalties add up.
@@ -217,6 +226,13 @@ class Composition(ContinualStrategy):
             if overrides(member, "answer"):
                 return checked_answers(member, task, member.answer(backbone, task, prompts), len(prompts))
         return super().answer(backbone, task, prompts)
+
+    @contextmanager
+    def scoring(self, backbone: Backbone, task: Task) -> Iterator[None]:
+        with ExitStack() as stack:
+            for member in self.members:
+                stack.enter_context(member.scoring(backbone, task))
+            yield
 
 
 def trainable_parameters(backbone: Backbone, strategy: ContinualStrategy) -> dict[str, nn.Parameter]:

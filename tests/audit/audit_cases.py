@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import adapters
 import merging
+import prompts
 from audit_case import Case
 
-CASES: tuple[Case, ...] = merging.CASES
-"""Each audited claim holds for the method, and does not for the method with the fault of public code."""
+CASES: tuple[Case, ...] = (*adapters.CASES, *prompts.CASES, *merging.CASES)

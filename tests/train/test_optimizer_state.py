@@ -193,5 +193,6 @@ def test_moments_of_another_structure_are_refused(tmp_path: Path) -> None:
         learnt(SeqFT(), tmp_path)
 
 
+@pytest.mark.slow  # half a minute; test_killing.py kills a study in each run of the tests
 def test_a_killed_study_with_carried_state_ends_as_one_that_is_not() -> None:
     assert output_of("killing.py", "carried").count(", equal\n") == 3

@@ -63,6 +63,8 @@ class FinishedRun:
             return "its folder `model` is not there any more. Execute the run again."
         if answers_itself(self._assembly.strategy(self.protocol.strategy)):
             return "its strategy overrides `answer`, so that the saved model alone gives other answers."
+        if (self.folder.path / "model" / "prompts").is_dir():
+            return "its answers need the soft prompts in `model/prompts`, which the saved model alone does not read."
         return ""
 
     @property

@@ -1,10 +1,11 @@
-"""The model: load, encode, compute the loss, generate, adapters."""
+"""The model: load, encode, compute the loss, generate, adapters, soft prompts."""
 
 from __future__ import annotations
 
 from workbench.backbone.adapters import update_factors
 from workbench.backbone.backbone import Backbone
 from workbench.backbone.batch import Batch, Output
+from workbench.backbone.prompts import Selector, SoftPrompt, soft_embedding
 from workbench.backbone.weights import (
     SetAside,
     parameters_by_name,
@@ -19,11 +20,14 @@ __all__ = [
     "Backbone",
     "Batch",
     "Output",
+    "Selector",
     "SetAside",
+    "SoftPrompt",
     "parameters_by_name",
     "plain_parameters",
     "plain_weights",
     "slerp_shares",
+    "soft_embedding",
     "update_factors",
     "wide",
     "write_weights",

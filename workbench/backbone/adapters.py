@@ -1,22 +1,32 @@
-"""Low-rank adapters inside a model: the only file that imports peft."""
+"""Adapters inside a model: the only file that imports peft."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PromptTuningConfig,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
+
+from workbench.backbone.prompts import SoftEmbedding
 
 PREFIX = "base_model.model."
 """peft's prefix of a module's name in a saved adapter."""
@@ -31,6 +41,45 @@ INITS = (True, False, "gaussian", "orthogonal", "pissa", "olora")
 """Values of `init_lora_weights` that need neither data nor another model, and load again on top of the base model."""
 INITS_FROM_WEIGHT = ("pissa", "olora")
 """Initialisations that move a part of the weight into the adapter, so that the adapter alone is not what was learnt."""
+
+KINDS = (
+    *("C3A", "DEFT", "DELORA", "FOURIERFT", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR"),
+    *("LORA", "MISS", "OFT", "PEANUT", "PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING", "VERA", "WAVEFT"),
+)
+"""Kinds of adapters, as peft names them: what is trained is what is scored, merged, saved and loaded."""
+PROMPT = "it puts trained vectors before the prompt or into the cache, and changes no weight"
+SHARED = "it shares trained tensors among layers, which peft can save only within its own wrapper"
+REFUSED = {
+    "ADALORA": "it distributes ranks by calls within each step, which are not made here. Use LORA",
+    "ADAMSS": "it clusters weights with scikit-learn, which is not installed with this project",
+    "ADAPTION_PROMPT": PROMPT,
+    "BEFT": "it trains biases, and projections of this family have none to merge them into",
+    "BOFT": "it compiles a CUDA extension at its first use. Use OFT",
+    "CARTRIDGE": PROMPT,
+    "CPT": PROMPT,
+    "FROD": "its saved files cannot be loaded again without peft's own wrapper",
+    "LILY": "its update depends on the input, so that it cannot be merged",
+    "MULTITASK_PROMPT_TUNING": PROMPT,
+    "OSF": "it projects gradients, which protects nothing under Adam, whose step is another direction",
+    "POLY": "it needs the number of the task with each prompt, and cannot be merged",
+    "PREFIX_TUNING": PROMPT,
+    "PROMPT_TUNING": PROMPT,
+    "PSOFT": "a stopped run cannot rebuild the fixed part that it takes out of the weights",
+    "P_TUNING": PROMPT,
+    "SHADOW": "it runs a second network beside the model, and cannot be merged",
+    "TINYLORA": "loaded again by peft, it is another model than the one that was saved",
+    "TRAINABLE_TOKENS": "it trains rows of the embeddings, which a tied head shares. Use Backbone.add_tokens",
+    "UNILORA": SHARED,
+    "VBLORA": SHARED,
+    "XLORA": "it mixes adapters by the input, so that it cannot be merged",
+}
+"""Why the other kinds that peft has are refused."""
+NEEDS_FLOAT32 = ("DELORA", "LN_TUNING", "PVERA", "RANDLORA", "VERA")
+"""Kinds whose layers compute with their own float32 tensors and cannot read half-precision states."""
+NOT_GIVEN = ("peft_type", "peft_version", "auto_mapping")
+"""Fields of a config that its user does not set."""
+DRAWN_AGAIN = "save_projection"
+"""Argument of kinds with random projections; they are not saved but drawn again from the seed in the config."""
 
 
 def adapter_layers(model: nn.Module) -> list[BaseTunerLayer]:
@@ -72,6 +121,74 @@ def inject(model: PreTrainedModel, name: str, settings: Mapping[str, Any]) -> No
         message = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"peft: {message}. Give arguments of its LoraConfig that fit the model.") from error
     _refuse_unused_patterns(model, name, settings)
+    _refuse_embeddings(model)
+    for layer in adapter_layers(model):
+        layer.set_adapter(adapter_names(model))
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(f".{name}." in key and "lora_" in key)
+    _train_in_float32(model)
+
+
+def inject_kind(model: PreTrainedModel, name: str, kind: Any, settings: Mapping[str, Any]) -> None:
+    """Add an adapter of any of `KINDS` in place, which is the only thing that trains.
+
+    Only adapters of kind "LORA" add up, so any other has to be alone.
+
+    Args:
+        model: The model; its class stays the same.
+        name: Name of the new adapter.
+        kind: One of `KINDS`, in any case; or a config of peft, whose own arguments come before `settings`.
+        settings: Keyword arguments of the kind's config in peft.
+
+    Raises:
+        ValueError: The kind is not supported, with the reason; or peft or this module rejects the settings.
+    """
+    if isinstance(kind, PeftConfig):
+        given = {field.name: getattr(kind, field.name) for field in fields(kind) if field.name not in NOT_GIVEN}
+        changed = {key: value for key, value in given.items() if value != _neutral(kind, key)}
+        kind, settings = kind.peft_type, {**changed, **settings}
+    kind = str(getattr(kind, "value", kind)).upper()
+    if kind == "LORA":
+        inject(model, name, settings)
+        return
+    settings = _checked_settings(model, kind, settings)
+    freeze(model)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings")  # raised below
+            warnings.filterwarnings("ignore", message="Specified to not save")  # as intended
+            warnings.filterwarnings("ignore", message="Unsupported layer type")  # LN_TUNING copies any norm
+            config = PEFT_TYPE_TO_CONFIG_MAPPING[kind](**settings)
+            PEFT_TYPE_TO_TUNER_MAPPING[kind](model, config, adapter_name=name)
+    except (TypeError, ValueError) as error:
+        message = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"peft: {kind}: {message}. Give arguments of its config that fit the model.") from error
+    _refuse_embeddings(model)
+    _train_in_float32(model)
+
+
+def _checked_settings(model: PreTrainedModel, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a kind other than "LORA" for peft, after checking kind, settings and targets."""
+    if kind not in KINDS:
+        why = REFUSED.get(kind, "it has not been tested here" if kind in PEFT_TYPE_TO_CONFIG_MAPPING else "unknown")
+        raise ValueError(f"peft: an adapter of kind {kind} is not supported: {why}. Choose from {', '.join(KINDS)}.")
+    if kind in NEEDS_FLOAT32 and model.dtype.itemsize < 4:
+        message = f"peft: {kind} computes in float32, and the model's weights are {model.dtype}."
+        raise ValueError(f"{message} Give backbone.dtype=float32, with trainer.precision=bf16-mixed for speed.")
+    if names := adapter_names(model):
+        raise ValueError(f"peft: the model has the adapter {names[0]!r}, to which {kind} cannot be added. Fold it in.")
+    for key in (*TRAINS_MORE, DRAWN_AGAIN, "inference_mode"):
+        if (given := settings.get(key)) and (key, given) != ("bias", "none"):
+            why = "only the adapter trains and is saved, and random projections are drawn again from their seed"
+            raise ValueError(f"peft: {kind}: {key}={given!r} is not supported: {why}. Leave it out.")
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    drawn = {DRAWN_AGAIN: False} if any(field.name == DRAWN_AGAIN for field in fields(config)) else {}
+    targets = {"target_modules": _named_targets(model, settings.get("target_modules"))}
+    return {"task_type": "CAUSAL_LM", **settings, **drawn, **targets}
+
+
+def _refuse_embeddings(model: PreTrainedModel) -> None:
+    """Raise if an adapter is on the embeddings, or on a head that is tied to them."""
     shared = model.get_input_embeddings().weight
     for layer in adapter_layers(model):
         if isinstance(layer.base_layer, nn.Embedding):
@@ -80,11 +197,21 @@ def inject(model: PreTrainedModel, name: str, settings: Mapping[str, Any]) -> No
         if layer.base_layer.weight is shared and model.config.tie_word_embeddings:
             message = "an adapter on the tied head would change the embeddings as well when it is folded in."
             raise ValueError(f"{message} Leave lm_head out of its targets.")
-        layer.set_adapter(adapter_names(model))
-    for key, parameter in model.named_parameters():
-        parameter.requires_grad_(f".{name}." in key and "lora_" in key)
+
+
+def _train_in_float32(model: PreTrainedModel) -> None:
+    """Convert what trains to float32: small optimizer steps are lost in half precision."""
+    for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # small optimizer steps are lost in half precision
+            parameter.data = parameter.data.float()
+
+
+def _neutral(config: Any, name: str) -> Any:
+    """Return the default of an argument of a config."""
+    field: Field[Any] = next(field for field in fields(config) if field.name == name)
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return None if field.default is MISSING else field.default
 
 
 def refuse_unsupported(settings: Mapping[str, Any]) -> None:
@@ -101,7 +228,7 @@ def refuse_unsupported(settings: Mapping[str, Any]) -> None:
     for field in fields(LoraConfig):
         if field.name not in settings or field.name in SUPPORTED:
             continue
-        neutral: Any = field.default if field.default_factory is MISSING else field.default_factory()
+        neutral = _neutral(LoraConfig, field.name)
         if (given := settings[field.name]) != neutral and (field.name, given) != ("peft_type", "LORA"):
             trains_more = "only the low-rank factors train and are saved"
             formula = "what is trained, scored and saved is W + scale · B A"
@@ -173,14 +300,17 @@ def merged(model: nn.Module) -> Iterator[None]:
     Parametrized weights (`torch.nn.utils.parametrize`) are computed once within the context.
     """
     layers = [layer for layer in adapter_layers(model) if not layer.merged]  # an outer context may have merged them
-    originals = [{key: value.clone() for key, value in layer.base_layer.state_dict().items()} for layer in layers]
+    modules = [layer.base_layer for layer in layers]
+    originals = [{key: value.clone() for key, value in module.state_dict().items()} for module in modules]
     try:
         for layer in layers:
             layer.merge()
         with parametrize.cached():
             yield
     finally:
-        for layer, state in zip(layers, originals, strict=True):
+        for layer, module, state in zip(layers, modules, originals, strict=True):
+            if layer.merged and layer.base_layer is not module:  # LN_TUNING swaps whole modules
+                layer.unmerge()
             layer.merged_adapters.clear()
             layer.base_layer.load_state_dict(state)
 
@@ -206,7 +336,7 @@ def fold_in(model: PreTrainedModel) -> None:
 
 
 def plain_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return the weights under the plain model's names: without adapters, and with parametrizations applied.
+    """Return the weights under the plain model's names: without adapters and soft prompts, parametrizations applied.
 
     Within `merged`, these are the folded weights.
     """
@@ -216,6 +346,8 @@ def plain_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
         if isinstance(module, BaseTunerLayer):
             base = {key.replace(".base_layer.", "."): state[key] for key in inside if ".base_layer." in key}
             state = {key: value for key, value in state.items() if key not in inside} | base
+        elif isinstance(module, SoftEmbedding):
+            state = {key: value for key, value in state.items() if key not in inside or key == f"{path}.weight"}
         elif parametrize.is_parametrized(module):
             others = {key: value for key, value in state.items() if not key.startswith(f"{path}.parametrizations.")}
             state = others | {f"{path}.{name}": getattr(module, name).detach() for name in module.parametrizations}
@@ -233,6 +365,33 @@ def save_adapters(model: PreTrainedModel, folder: Path) -> None:
         model.peft_config[name].save_pretrained(target)
 
 
+def save_prompts(embedding: SoftEmbedding, prefix: Sequence[int], folder: Path) -> None:
+    """Write soft prompts, and the prefix as a prompt that plain peft puts before every text.
+
+    Prompts that are chosen for each row are beyond peft; they are in the file `soft_prompts.safetensors` alone.
+
+    Args:
+        embedding: The embeddings with the prompts.
+        prefix: Token ids before each row; without any, or with slots, no prompt for peft is written.
+        folder: Where to write.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {name: value for name, value in embedding.state_dict().items() if name != "weight"}
+    state = {name: value.detach().cpu().contiguous() for name, value in parts.items()}
+    save_file(state, folder / "soft_prompts.safetensors", metadata={"format": "pt"})
+    if not prefix or embedding.selector is not None:
+        return
+    with torch.no_grad():
+        vectors = embedding(torch.tensor(prefix, device=embedding.weight.device))
+    target = folder / "prefix"
+    target.mkdir(exist_ok=True)
+    tensors = {"prompt_embeddings": vectors.cpu().contiguous()}
+    save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(vectors), token_dim=vectors.shape[1])
+    config.inference_mode = True
+    config.save_pretrained(target)
+
+
 def saved_deltas(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
     """Return the weight updates ΔW of a saved adapter, computed by peft; the model is unchanged afterwards.
 
@@ -241,11 +400,11 @@ def saved_deltas(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
         folder: A folder written by `save_adapters`.
 
     Returns:
-        ΔW by the weight's name in the plain model. Empty for DoRA, which is not additive, and for PiSSA and OLoRA,
-        whose adapter contains a part of the original weights.
+        ΔW by the weight's name in the plain model. Empty for DoRA and other kinds than "LORA", which are not additive,
+        and for PiSSA and OLoRA, whose adapter contains a part of the original weights.
     """
-    config = LoraConfig.from_pretrained(folder)
-    if config.use_dora or config.init_lora_weights in INITS_FROM_WEIGHT:
+    config = PeftConfig.from_pretrained(folder)
+    if not isinstance(config, LoraConfig) or config.use_dora or config.init_lora_weights in INITS_FROM_WEIGHT:
         return {}
     state = load_file(folder / "adapter_model.safetensors")
     inject_adapter_in_model(config, model, adapter_name=folder.name)

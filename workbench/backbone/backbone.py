@@ -21,6 +21,7 @@ from workbench.backbone.batch import IGNORED, Batch, Output, collate, passes, to
 from workbench.backbone.encoding import Encoder, TextPolicy, set_end_token
 from workbench.backbone.generation import BatchLimit, greedy, greedy_with_nats, has_plain_cache, option_nats
 from workbench.backbone.loading import agree_on_ends, extend_rows, load_tokenizer, load_weights
+from workbench.backbone.prompts import Selector, add_prompt, filled, install_selector, soft_embedding
 from workbench.backbone.unpadded import allow_unpadded, lay_end_to_end, unpadded_states
 from workbench.errors import refuse_bare_strings
 from workbench.model_folder import check_folder, locate
@@ -128,8 +129,8 @@ class Backbone(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write a folder that plain transformers loads: the weights with all adapters folded in.
 
-        Each adapter is also written to `folder/adapters/<name>`, for plain peft. An existing folder is replaced only
-        once the new one is complete.
+        Each adapter is also written to `folder/adapters/<name>`, for plain peft; soft prompts, which the plain model
+        lacks, to `folder/prompts`. An existing folder is replaced only once the new one is complete.
 
         Args:
             folder: Where to write.
@@ -142,6 +143,8 @@ class Backbone(nn.Module):
             self.model.save_pretrained(partial, state_dict=adapters.plain_state_dict(self.model))
         self.tokenizer.save_pretrained(partial)
         adapters.save_adapters(self.model, partial / "adapters")
+        if (embedding := soft_embedding(self.model)) is not None:
+            adapters.save_prompts(embedding, self.encoder.prefix, partial / "prompts")
         sync_tree(partial)
         if folder.is_dir():
             shutil.rmtree(folder)
@@ -194,14 +197,43 @@ class Backbone(nn.Module):
             extend_rows(self.model, known, len(self.tokenizer))
         return cast(list[int], self.tokenizer.convert_tokens_to_ids(tokens))
 
-    def add_adapter(self, name: str, **settings: Any) -> None:
-        """Add a low-rank adapter and freeze all other parameters.
+    def add_prompt(self, name: str, vectors: Tensor, bottleneck: int = 0) -> list[int]:
+        """Add trained vectors that are read like tokens (`put_before`), and that the head cannot produce.
+
+        Args:
+            name: A new name.
+            vectors: Initial values, (length, width).
+            bottleneck: Width of a residual network in front of the vectors; 0: none.
+
+        Returns:
+            The token id of each vector.
+
+        Raises:
+            ValueError: The model is a composition, its embeddings carry an adapter, or the name exists.
+        """
+        return add_prompt(self.model, name, vectors, bottleneck)
+
+    def choose_prompts(self, selector: Selector) -> None:
+        """Let each row begin with soft tokens that a selector, a part of the model from now on, chooses for it."""
+        self.put_before(install_selector(self.model, selector))
+
+    def put_before(self, token_ids: Sequence[int]) -> None:
+        """Put tokens before every row that is encoded from now on; they do not count towards `data.max_length`."""
+        self.encoder.prefix = list(token_ids)
+
+    def add_adapter(self, name: str, kind: Any = "LORA", **settings: Any) -> None:
+        """Add an adapter and freeze all other parameters.
 
         Args:
             name: Name of the new adapter.
-            settings: Keyword arguments of `peft.LoraConfig`.
+            kind: Kind of adapter as peft names it (`workbench.backbone.adapters.KINDS`), or a config of peft. Several
+                of "LORA" add up; any other has to be alone.
+            settings: Keyword arguments of the kind's config in peft.
+
+        Raises:
+            ValueError: The kind or the settings are not supported; the message says why.
         """
-        adapters.inject(self.model, name, settings)
+        adapters.inject_kind(self.model, name, kind, settings)
 
     def fold_adapters(self) -> None:
         """Fold all adapters into the weights permanently."""
@@ -259,6 +291,7 @@ class Backbone(nn.Module):
         Returns:
             An Output; its `loss_sum` and `count` add up over batches and processes.
         """
+        batch = self._with_chosen_prompts(batch)
         sample, position = (batch.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         states = self._states(batch, sample, position)
         targets = batch.labels[sample, position + 1]
@@ -275,6 +308,23 @@ class Backbone(nn.Module):
         inputs = {"prompt_mask": batch.attention_mask * (batch.labels == IGNORED)} if prompts_only else {}
         states: Tensor = self.decoder(input_ids=batch.input_ids, use_cache=False, **inputs).last_hidden_state
         return states[sample, position]
+
+    def _with_chosen_prompts(self, batch: Batch) -> Batch:
+        """Fill the slots for soft tokens if there are any (`choose_prompts`)."""
+        embedding = soft_embedding(self.model)
+        if embedding is None or not embedding.has_slots(batch):
+            return batch
+        with torch.no_grad(), self.evaluating():
+            bare, sample, position = embedding.without_slots(batch)
+            return embedding.choose(batch, self._states(bare, sample, position), sample)
+
+    def _with_prompts(self, rows: list[list[int]]) -> list[list[int]]:
+        """Fill the slots in the token ids of prompts."""
+
+        def fill(encoded: list[dict[str, Any]]) -> Tensor:
+            return self._with_chosen_prompts(self.collate(encoded).to(self.device)).input_ids
+
+        return filled(self.model, rows, fill, self.eval_batch_size)
 
     @torch.inference_mode()  # less overhead per kernel than no_grad
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
@@ -295,7 +345,9 @@ class Backbone(nn.Module):
         refuse_bare_strings(prompts=prompts)
         encoded, new_tokens = self._encode_prompts(prompts, max_new_tokens)
         with self.evaluating():
-            answers = greedy(self.model, encoded, new_tokens, self.batch_limit, self.tokenizer.eos_token_id)
+            answers = greedy(
+                self.model, self._with_prompts(encoded), new_tokens, self.batch_limit, self.tokenizer.eos_token_id
+            )
         return [self.encoder.decode(token_ids) for token_ids in answers]
 
     def reads_once(self, encoded: Dataset, prompts: Sequence[str], max_new_tokens: int) -> bool:
@@ -326,7 +378,12 @@ class Backbone(nn.Module):
         new_tokens = self.encoder.limits(max_new_tokens)[1]
         with self.evaluating():
             answers, nats = greedy_with_nats(
-                self.model, prompts, right, new_tokens, self.batch_limit, self.tokenizer.eos_token_id
+                self.model,
+                self._with_prompts(prompts),
+                right,
+                new_tokens,
+                self.batch_limit,
+                self.tokenizer.eos_token_id,
             )
         return [self.encoder.decode(token_ids) for token_ids in answers], (nats, torch.tensor(list(map(len, right))))
 
@@ -354,7 +411,7 @@ class Backbone(nn.Module):
             answers = [token_ids if cut else token_ids[:-1] for token_ids, cut in parts]
             if has_plain_cache(self.model) and min(map(len, encoded), default=0) > 1:
                 with self.evaluating():
-                    nats = option_nats(self.model, encoded, answers, self.batch_limit)
+                    nats = option_nats(self.model, self._with_prompts(encoded), answers, self.batch_limit)
             else:
                 pairs = [(prompt, answer) for prompt in encoded for answer in answers]
                 rows = [

@@ -95,6 +95,10 @@ class Encoder:
         positions: Maximum number of tokens that the model can read.
         policy: Length limits, truncation and template.
 
+    Attributes:
+        prefix: Token ids before each row, such as those of a soft prompt. They carry no label, do not count towards
+            `policy.max_length`, and take their share of the model's positions.
+
     Raises:
         ValueError: The tokenizer has no end token, so that no answer would ever stop; or the template is "chat" and
             the tokenizer has no chat template.
@@ -118,6 +122,7 @@ class Encoder:
         """
         self.tokenizer = tokenizer
         self.positions, self.policy = self._initial
+        self.prefix: list[int] = []
 
     @property
     def state(self) -> str:
@@ -126,7 +131,12 @@ class Encoder:
         added = {index: repr(token) for index, token in sorted(tokenizer.added_tokens_decoder.items())}
         parts = [str(getattr(backend, part, None)) for part in ("normalizer", "pre_tokenizer", "post_processor")]
         ends = tokenizer.all_special_tokens, tokenizer.eos_token, tokenizer.chat_template
-        return repr((len(tokenizer), added, parts, ends, self.policy, self.positions))
+        return repr((len(tokenizer), added, parts, ends, self.policy, self.positions, self.prefix))
+
+    @property
+    def room(self) -> int:
+        """Positions of the model that are left for a row's text."""
+        return self.positions - len(self.prefix)
 
     def limits(self, max_new_tokens: int) -> tuple[int, int]:
         """Return the maximum length of a prompt and of an answer in tokens.
@@ -139,26 +149,32 @@ class Encoder:
         """
         policy = self.policy
         answer = min(max_new_tokens, policy.max_answer_length or max_new_tokens)
-        prompt = (policy.max_length or self.positions) - answer
+        prompt = (policy.max_length or self.room) - answer
         if policy.max_prompt_length:
             room = prompt if policy.max_length else policy.max_prompt_length
             prompt = min(policy.max_prompt_length, room)
         if prompt < 1:
             raise ValueError(
                 f"an answer may have {answer} tokens, which leaves none for the prompt out of "
-                f"{policy.max_length or self.positions}. Set data.max_length higher, or data.max_answer_length lower."
+                f"{policy.max_length or self.room}. Set data.max_length higher, or data.max_answer_length lower."
             )
-        if prompt + answer > self.positions:
+        if prompt + answer > self.room:
             raise ValueError(
-                f"{prompt} prompt and {answer} answer tokens do not fit: the model has {self.positions} positions. "
+                f"{prompt} prompt and {answer} answer tokens do not fit: the model has {self._positions}. "
                 "Set data.max_length, or data.max_prompt_length and data.max_answer_length."
             )
-        if policy.joint and (policy.max_length or 0) > self.positions:
+        if policy.joint and (policy.max_length or 0) > self.room:
             raise ValueError(
-                f"{policy.max_length} tokens of prompt and answer together do not fit: the model has {self.positions} "
-                "positions. Set data.max_length lower."
+                f"{policy.max_length} tokens of prompt and answer together do not fit: the model has "
+                f"{self._positions}. Set data.max_length lower."
             )
         return prompt, answer
+
+    @property
+    def _positions(self) -> str:
+        """The model's number of positions in words."""
+        taken = f", of which soft prompts take {len(self.prefix)}" if self.prefix else ""
+        return f"{self.positions} positions{taken}"
 
     def prompt(self, text: str, limit: int) -> tuple[list[int], bool]:
         """Return a prompt's tokens within its template, at most `limit`, and whether the prompt was cut.
@@ -262,11 +278,18 @@ class Encoder:
             rows = self._joint(texts, max_new_tokens or 1)
         else:
             rows = self._pairs(texts, max_new_tokens)
+        if self.prefix:
+            rows = [self._with_prefix(row) for row in rows]
         ends = np.cumsum([0, *(len(row["input_ids"]) for row in rows)])
         flat = np.fromiter(chain.from_iterable(row["input_ids"] for row in rows), np.int32, int(ends[-1]))
         columns: dict[str, Any] = {"input_ids": LargeListArray.from_arrays(ends, flat)}
         columns |= {name: array([row[name] for row in rows], kind) for name, kind in COLUMNS.items()}
         return Dataset(InMemoryTable(table(columns)))
+
+    def _with_prefix(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Put the prefix before a row; the row's first token, which nothing predicted before, gets no label either."""
+        prompt_length = len(self.prefix) + max(row["prompt_length"], 1)
+        return {**row, "input_ids": self.prefix + row["input_ids"], "prompt_length": prompt_length}
 
     def _pairs(self, texts: Mapping[str, Sequence[Any]], max_new_tokens: int | None) -> list[dict[str, Any]]:
         answers = self._tokens(texts["answer"], special=False)
@@ -286,7 +309,7 @@ class Encoder:
         token: then the first label is on the prompt's last token.
         """
         self.limits(max_new_tokens)
-        limit = self.policy.max_length or self.positions
+        limit = self.policy.max_length or self.room
         pairs = zip(texts["prompt"], texts["answer"], strict=True)
         wholes = self._tokens([self._render(prompt) + answer for prompt, answer in pairs], special=False)
         answers = self._tokens(texts["answer"], special=False)
@@ -383,7 +406,7 @@ class Encoder:
 
     def _windows(self, token_ids: list[int]) -> list[tuple[int, list[int]]]:
         """Cut tokens into rows, each with its start; neighbours share a token, so that only the first has no label."""
-        size = min(self.policy.max_length or self.positions, self.positions)
+        size = min(self.policy.max_length or self.room, self.room)
         return [(start, token_ids[start : start + size]) for start in range(0, len(token_ids) - 1, size - 1)]
 
     def _render(self, text: str) -> str:

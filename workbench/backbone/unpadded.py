@@ -32,6 +32,7 @@ KNOWN_PACKAGES = (
     *(f"transformers.models.{family}." for family in ("llama", "mistral", "qwen2", "qwen3")),
     "transformers.activations.",
     "peft.tuners.lora.",
+    "workbench.backbone.prompts.",
 )
 """Packages whose modules connect the positions of a row by attention alone."""
 KNOWN_CLASSES = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,9 @@ class Recorder(ContinualStrategy):
         with self._undisturbed("answer", backbone):
             answers = self.strategy.answer(backbone, task, prompts)
         return checked_answers(self.strategy, task, answers, len(prompts))
+
+    def scoring(self, backbone: Backbone, task: Task) -> AbstractContextManager[None]:
+        return self.strategy.scoring(backbone, task)
 
     @contextmanager
     def _undisturbed(self, hook: str, backbone: Backbone) -> Iterator[None]:

@@ -37,7 +37,7 @@ def score_task(backbone: Backbone, strategy: ContinualStrategy, task: Task, *, o
         options: Whether the most likely of the task's options is scored as well, with the primary scorer, as
             "likeliest_option"; ignored for a task without options.
     """
-    with merged_to_score(backbone.model):
+    with merged_to_score(backbone.model), strategy.scoring(backbone, task):
         encoded = backbone.encode(task.test, task.max_new_tokens)
         if task.is_corpus:
             nats, tokens = _total(backbone.nats(encoded.select(share(len(encoded)))))
