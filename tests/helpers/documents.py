@@ -59,6 +59,7 @@ NOT_RUN = {
         "lightning grow path/to/llama",
     ): "models of the reader's; tests/test_cli_folders.py has small ones",
     ("docs/pages/speed.md", "make bench"): "needs an idle machine",
+    ("docs/pages/audit.md", "make audit"): "tests/audit measures the same cases",
     (
         "docs/pages/speed.md",
         "python tests/performance/gpu.py",
