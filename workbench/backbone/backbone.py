@@ -198,15 +198,12 @@ class Backbone(nn.Module):
         return cast(list[int], self.tokenizer.convert_tokens_to_ids(tokens))
 
     def add_prompt(self, name: str, vectors: Tensor, bottleneck: int = 0) -> list[int]:
-        """Add trained vectors that are read like tokens (`put_before`), and that the head cannot produce.
+        """Add trained vectors that are read like tokens, and return their token ids (`put_before`).
 
         Args:
             name: A new name.
             vectors: Initial values, (length, width).
             bottleneck: Width of a residual network in front of the vectors; 0: none.
-
-        Returns:
-            The token id of each vector.
 
         Raises:
             ValueError: The model is a composition, its embeddings carry an adapter, or the name exists.

@@ -95,7 +95,12 @@ class SoftEmbedding(nn.Embedding):
     @property
     def size(self) -> int:
         """Number of soft tokens."""
-        return sum(prompt.vectors.shape[0] for prompt in self.prompts.values())  # type: ignore[union-attr, misc, index]
+        return sum(self._lengths.values())
+
+    @property
+    def _lengths(self) -> dict[str, int]:
+        prompts: dict[str, Any] = dict(self.prompts.items())
+        return {name: len(prompt.vectors) for name, prompt in prompts.items()}
 
     @property
     def slot_ids(self) -> list[int]:
@@ -146,8 +151,7 @@ class SoftEmbedding(nn.Embedding):
     def token_ids(self, name: str) -> list[int]:
         """Return the token ids of a prompt."""
         start = self.num_embeddings
-        for other, prompt in self.prompts.items():
-            length = prompt.vectors.shape[0]
+        for other, length in self._lengths.items():
             if other == name:
                 return list(range(start, start + length))
             start += length
