@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from workbench.backbone import Backbone, batch, generation
+from workbench.backbone.cache import PreallocatedCache, PreallocatedLayer
 from workbench.backbone.generation import (
     BatchLimit,
-    PreallocatedCache,
-    PreallocatedLayer,
     greedy,
     greedy_with_nats,
     has_plain_cache,
