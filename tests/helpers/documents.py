@@ -58,6 +58,7 @@ NOT_RUN = {
         "docs/pages/growing.md",
         "lightning grow path/to/llama",
     ): "models of the reader's; tests/test_cli_folders.py has small ones",
+    ("docs/pages/real-model.md", "lightning fetch smollm2"): "a download, TRACE, and two hours",
     ("docs/pages/speed.md", "make bench"): "needs an idle machine",
     ("docs/pages/audit.md", "make audit"): "tests/audit measures the same cases",
     (

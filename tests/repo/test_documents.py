@@ -235,7 +235,7 @@ def resolve(path: str) -> object:
 @pytest.mark.parametrize(
     ("page", "sources", "fewest"),
     [
-        ("README.md", ["docs/pages/compare.md"], 30),
+        ("README.md", ["docs/pages/real-model.md"], 25),
         ("docs/pages/strategies/index.md", [*MEASURED, "docs/pages/compare.md"], 20),
         ("docs/pages/published.md", [*MEASURED, "docs/pages/compare.md"], 20),
     ],
