@@ -67,8 +67,9 @@ class Rewind(ContinualStrategy):
             task trains other parameters than the first.
     """
 
-    reference = "Rewinding (arXiv 2605.28819)"
+    reference = "Rewinding, 2026 (arXiv 2605.28819)"
     bibtex = """@misc{rewinding2026,
+  author = {{The authors of arXiv 2605.28819}},
   title = {Rewinding},
   year = {2026},
   eprint = {2605.28819},
@@ -187,9 +188,11 @@ class PullBack(ContinualStrategy):
         ValueError: A value is out of range.
     """
 
-    reference = "avr-cl (PyPI)"
-    bibtex = """@misc{avrcl,
+    reference = "avr-cl, as of 2026 (PyPI)"
+    bibtex = """@misc{avrcl2026,
+  author = {{The authors of avr-cl}},
   title = {avr-cl},
+  year = {2026},
   howpublished = {Python Package Index},
   note = {https://pypi.org/project/avr-cl}
 }"""
