@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from workbench.backbone import lora_settings
 from workbench.strategy import ContinualStrategy
 
 if TYPE_CHECKING:
@@ -54,22 +55,13 @@ class LoRA(ContinualStrategy):
         peft: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if rank < 1:
-            raise ValueError(f"rank={rank} is out of range; it has to be at least 1.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout} is out of range; it has to be at least 0 and less than 1.")
-        if alpha <= 0:
-            raise ValueError(f"alpha={alpha} is out of range; it has to be more than 0.")
-        if not targets:
-            raise ValueError("targets is empty: no projection would get an adapter. Name one or more.")
         if policy not in ("continue", "merge", "stack"):
             raise ValueError(f"policy={policy!r}: choose 'continue', 'merge' or 'stack'.")
         self.policy = policy
-        named = [targets] if isinstance(targets, str) and targets.isidentifier() else targets
-        self.targets = named if isinstance(named, str) else list(named)
         self.tasks_begun = 0
-        own = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": self.targets}
-        self.settings = {"task_type": "CAUSAL_LM", **own, **(peft or {})}
+        own = lora_settings(rank, alpha, dropout, targets)
+        self.targets: list[str] | str = own["target_modules"]
+        self.settings = {**own, **(peft or {})}
 
     def setup(self, backbone: Backbone) -> None:
         """Freeze the model and add the first adapter.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from workbench.backbone import lora_settings, wide
 from workbench.strategy import ContinualStrategy
 
 if TYPE_CHECKING:
@@ -81,23 +82,13 @@ class OLoRA(ContinualStrategy):
         for name, value in {"lambda_1": lambda_1, "lambda_2": lambda_2}.items():
             if not value >= 0:
                 raise ValueError(f"{name}={value} is out of range; it has to be at least 0.")
-        if rank < 1:
-            raise ValueError(f"rank={rank} is out of range; it has to be at least 1.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout} is out of range; it has to be at least 0 and less than 1.")
-        if alpha <= 0:
-            raise ValueError(f"alpha={alpha} is out of range; it has to be more than 0.")
-        if not targets:
-            raise ValueError("targets is empty: no projection would get an adapter. Name one or more.")
         if penalty not in ("absolute", "squared"):
             raise ValueError(f"penalty={penalty!r}: choose 'absolute' or 'squared'.")
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction={reduction!r}: choose 'sum' or 'mean'.")
         self.lambda_1, self.lambda_2 = lambda_1, lambda_2
         self.penalty, self.reduction = penalty, reduction
-        own = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
-        chosen = targets if isinstance(targets, str) else list(targets)
-        self.settings = {"task_type": "CAUSAL_LM", **own, "target_modules": chosen}
+        self.settings = lora_settings(rank, alpha, dropout, targets)
 
     def setup(self, backbone: Backbone) -> None:
         """Freeze the model; the first adapter comes with the first task."""
@@ -146,11 +137,6 @@ class OLoRA(ContinualStrategy):
         entries = [product.abs() if self.penalty == "absolute" else product**2 for product in products]
         total = sum_of([part.sum() for part in entries])
         return total if self.reduction == "sum" else total / sum(part.numel() for part in entries)
-
-
-def wide(weight: Tensor) -> Tensor:
-    """Return a weight in float32, or in its own precision if that is higher; of any shape (...,)."""
-    return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def sum_of(scalars: Sequence[Tensor]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workbench.backbone.adapters import update_factors
+from workbench.backbone.adapters import lora_settings, update_factors
 from workbench.backbone.backbone import Backbone
 from workbench.backbone.batch import Batch, Output
 from workbench.backbone.prompts import Selector, SoftPrompt, soft_embedding
@@ -23,6 +23,7 @@ __all__ = [
     "Selector",
     "SetAside",
     "SoftPrompt",
+    "lora_settings",
     "parameters_by_name",
     "plain_parameters",
     "plain_weights",

@@ -92,6 +92,32 @@ def adapter_names(model: nn.Module) -> list[str]:
     return list(getattr(model, "peft_config", {}))
 
 
+def lora_settings(rank: int, alpha: float, dropout: float, targets: Sequence[str] | str) -> dict[str, Any]:
+    """Return the arguments of `peft.LoraConfig` for W + (alpha / rank) B A.
+
+    Args:
+        rank: Rank of the update.
+        alpha: Its scale, which is divided by the rank.
+        dropout: Dropout probability of the adapter's inputs in training, in [0, 1).
+        targets: Names of projections, a single one, "all-linear", or a regular expression for full names.
+
+    Raises:
+        ValueError: A number is out of range, or there are no targets.
+    """
+    if rank < 1:
+        raise ValueError(f"rank={rank} is out of range; it has to be at least 1.")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout} is out of range; it has to be at least 0 and less than 1.")
+    if alpha <= 0:
+        raise ValueError(f"alpha={alpha} is out of range; it has to be more than 0.")
+    if not targets:
+        raise ValueError("targets is empty: no projection would get an adapter. Name one or more.")
+    named = [targets] if isinstance(targets, str) and targets.isidentifier() else targets
+    chosen = named if isinstance(named, str) else list(named)
+    own = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": chosen}
+    return {"task_type": "CAUSAL_LM", **own}
+
+
 def inject(model: PreTrainedModel, name: str, settings: Mapping[str, Any]) -> None:
     """Add an adapter in place; it and all older ones are active, so that they add up.
 

@@ -203,8 +203,9 @@ def cost_table(comparison: Comparison) -> Table:
     """Return the costs of each strategy: parameters, work, speed, memory, disk; means over seeds and orders."""
     caption = (
         "train tok/s: without scoring; decode tok/s: answers of the last row, with\n"
-        "the pass over their prompts, so that short answers look slow; peak memory\n"
-        "of the run and disk (files of its model) in MB; replay rows: in one pass"
+        "the pass over their prompts and right answers, so that short answers look\n"
+        "slow; peak memory of the run and disk (files of its model) in MB; replay\n"
+        "rows: in one pass"
     )
     table = Table(title="Costs", title_justify="left", caption=caption, caption_justify="left")
     compress(table)
